@@ -1,0 +1,29 @@
+# Every target creates .venv and installs what it needs.
+PROBLEM ?= digits-mlp
+DEMO    ?= demo/$(PROBLEM)
+PYTHON  ?= python3
+BIN     := .venv/bin
+
+.PHONY: demo test lint types clean
+
+demo: .venv/.installed
+	$(BIN)/sngd compare $(PROBLEM) --methods sgd,sngd,s-sngd --seeds 3 --out $(DEMO)
+
+test: .venv/.installed lint types
+	$(BIN)/pytest
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/.installed
+	$(BIN)/mypy
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"sngd needs Python 3.11 or newer, this is {v[0]}.{v[1]}; name one with: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv demo build src/*.egg-info
