@@ -1,0 +1,6 @@
+"""Step rules: ``torch.optim.Optimizer`` classes, one file each, and the scheduler that plays a stage plan."""
+
+from sngd.optim.sngd import SNGD
+from sngd.optim.stagewise import StagewiseLR
+
+__all__ = ["SNGD", "StagewiseLR"]
