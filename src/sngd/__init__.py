@@ -1,0 +1,7 @@
+"""Training with normalized gradients: SNGD, stagewise SNGD, and everything they are compared with."""
+
+from sngd import estimators, stages
+from sngd.iterates import RandomIterate
+from sngd.optim import SNGD, StagewiseLR
+
+__all__ = ["SNGD", "RandomIterate", "StagewiseLR", "estimators", "stages"]

@@ -1,0 +1,151 @@
+"""Random output: one iterate of a run, drawn while it runs, with one copy of the weights."""
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Any constant that makes the private stream differ from the global one; the CPU generator seeds from the low 32 bits.
+_SEED_MIX = 0x9E3779B97F4A7C15
+
+
+class RandomIterate:
+    """Draws w̄ from {w_0, …, w_T} with P(w̄ = w_t) = q_t / Σq by weighted reservoir sampling.
+
+    The bounds of Zhao, Xie, Li (2021) hold for a random iterate, not for the last one. `update(q_t)` is called with w_t
+    in `params`: it adds q_t to the total Q_t and, with probability q_t / Q_t, replaces the stored copy by w_t. By
+    induction w_t survives to the end with probability (q_t / Q_t) Π_{s>t} (1 − q_s / Q_s) = q_t / Q_T, for any number
+    of steps and without knowing it beforehand.
+
+    Args:
+        params: tensors that make up the iterate: `model.parameters()`, or parameters and buffers together. The copies
+            have their shapes, dtypes and devices.
+        generator: a CPU generator for the draws. None makes a private one, seeded from `torch.initial_seed()` mixed
+            with a constant: the draws repeat under `torch.manual_seed`, yet take nothing from the global stream, so a
+            run is the same with and without a random iterate. Two instances made so draw alike (under one seed also
+            on the ranks of a distributed run); give each its own generator if that is not wanted.
+
+    Raises:
+        ValueError: if `params` is empty or `generator` is not on the CPU.
+
+    Example:
+        Algorithm 1, SNGD, returns an iterate drawn uniformly. The iterate is the one at which the gradient is taken, so
+        `update` comes before the optimizer's step:
+
+        >>> iterate = RandomIterate(model.parameters())
+        >>> for x, y in batches:
+        ...     optimizer.zero_grad()
+        ...     loss(model(x), y).backward()
+        ...     iterate.update()
+        ...     optimizer.step()
+        >>> with iterate.swapped():
+        ...     evaluate(model)
+
+        Algorithm 2, S-SNGD, draws one iterate of every stage and then one of these with probability p_i / Σp. The
+        weights `plan.iterate_weight(step)` give the same law in one draw:
+
+        >>> for step, (x, y) in enumerate(batches):
+        ...     optimizer.zero_grad()
+        ...     loss(model(x), y).backward()
+        ...     iterate.update(plan.iterate_weight(step))
+        ...     optimizer.step()
+        ...     scheduler.step()
+    """
+
+    def __init__(self, params: Iterable[Tensor], generator: torch.Generator | None = None) -> None:
+        self._params = list(dict.fromkeys(params))  # a shared tensor once, or swap would exchange it twice
+        if not self._params:
+            raise ValueError("params must hold at least one tensor, got none")
+        if generator is None:
+            generator = torch.Generator().manual_seed(torch.initial_seed() ^ _SEED_MIX)
+        if generator.device.type != "cpu":
+            raise ValueError(f"generator must be on the CPU, got one on {generator.device}")
+        self._generator = generator
+        self._total = 0.0
+        self._stored: list[Tensor] | None = None  # w̄ so far; the live weights while swapped
+        self._swapped = False
+
+    @torch.no_grad()
+    def update(self, weight: float = 1.0) -> None:
+        """Offer the present values of `params` with the given weight; a weight of 0 is never drawn.
+
+        The draw is made on the CPU: a GPU is not waited for.
+
+        Raises:
+            ValueError: if `weight`, or the sum of all weights, is not finite, or `weight` is negative.
+            RuntimeError: while swapped.
+        """
+        if self._swapped:
+            raise RuntimeError("update needs the live weights, but the drawn iterate is in: call swap first")
+        total = self._total + weight
+        if not (weight >= 0 and math.isfinite(total)):
+            raise ValueError(f"weight must be ≥ 0 and finite, and so must the sum of weights, got {weight!r}")
+        if weight == 0:
+            return
+        self._total = total
+        draw = torch.rand((), dtype=torch.float64, generator=self._generator).item()
+        if draw >= weight / total:  # never at the first weight, where the quotient is 1
+            return
+        if self._stored is None:
+            self._stored = [param.detach().clone() for param in self._params]
+        else:
+            torch._foreach_copy_(self._stored, self._params)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange `params` and the drawn iterate in place; the next call exchanges them back.
+
+        Raises:
+            RuntimeError: if nothing has been drawn yet.
+        """
+        if self._stored is None:
+            raise RuntimeError("no iterate has been drawn: call update with a positive weight before swap")
+        for param, stored in zip(self._params, self._stored, strict=True):
+            live = param.clone()  # one tensor at a time: memory for the largest, not for all
+            param.copy_(stored)
+            stored.copy_(live)
+        self._swapped = not self._swapped
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Context in which `params` hold the drawn iterate, for evaluation; the live weights return at its end."""
+        self.swap()
+        try:
+            yield
+        finally:
+            self.swap()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a bitwise equal continuation needs; `torch.load(..., weights_only=True)` reads it back.
+
+        Like torch's own, it refers to the live tensors: save or clone it before going on.
+        """
+        return {
+            "total": self._total,
+            "iterate": self._stored,
+            "swapped": self._swapped,
+            "generator": self._generator.get_state(),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved state; tensors are copied to the parameters' devices and dtypes.
+
+        Raises:
+            ValueError: if the saved iterate's shapes are not those of `params`.
+        """
+        stored = state_dict["iterate"]
+        if stored is not None:
+            saved, own = [list(t.shape) for t in stored], [list(p.shape) for p in self._params]
+            if saved != own:
+                raise ValueError(f"state_dict's iterate must have the shapes of params, {own}, got {saved}")
+            stored = [
+                tensor.detach().to(param.device, param.dtype, copy=True)
+                for tensor, param in zip(stored, self._params, strict=True)
+            ]
+        self._stored = stored
+        self._total = state_dict["total"]
+        self._swapped = state_dict["swapped"]
+        self._generator.set_state(state_dict["generator"].cpu())  # a map_location may have moved it

@@ -1,0 +1,88 @@
+"""A stage plan as a learning-rate scheduler for any torch optimizer."""
+
+import math
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from sngd.stages import StagePlan
+
+
+class StagewiseLR(LRScheduler):
+    """Plays a `StagePlan`: stage t gives M_t steps of learning rate α_t (Zhao, Xie, Li 2021, Algorithm 2).
+
+    The plan's learning rate is that of the first param group, whatever the optimizer was made with. Every other group
+    keeps its ratio to the first one: groups made with 0.1 and 0.2 run at α_t and 2 α_t. A learning rate held in a 0-d
+    tensor is filled in place. After the plan's last step its last learning rate stays.
+
+    Args:
+        optimizer: any `torch.optim.Optimizer`.
+        plan: the stages; lengths count calls of `step`.
+        last_epoch: steps already taken, minus one, as in torch's schedulers; −1 begins the plan.
+
+    Raises:
+        ValueError: if the first group's initial learning rate is not finite and positive.
+
+    Example:
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        >>> scheduler = StagewiseLR(optimizer, stages.multistep(0.5, 160, (80, 120), steps_per_epoch=len(loader)))
+        >>> for x, y in batches:
+        ...     optimizer.zero_grad()
+        ...     loss(model(x), y).backward()
+        ...     optimizer.step()
+        ...     scheduler.step()
+    """
+
+    def __init__(self, optimizer: Optimizer, plan: StagePlan, last_epoch: int = -1) -> None:
+        self._plan = plan
+        self._ratios = _ratios_to_first(optimizer)
+        super().__init__(optimizer, last_epoch)
+
+    @property
+    def plan(self) -> StagePlan:
+        """The plan being played."""
+        return self._plan
+
+    @property
+    def stage(self) -> int:
+        """Index of the stage that the optimizer's next step belongs to."""
+        return self._plan.stage_at(self.last_epoch)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The learning rate of every param group for the optimizer's next step."""
+        lr = self._plan.lr_at(self.last_epoch)
+        return [lr * ratio for ratio in self._ratios]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and plan, as plain values: `torch.load(..., weights_only=True)` reads them back."""
+        state = super().state_dict()
+        state["plan"] = state.pop("_plan").as_list()
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on from a saved position, with the saved plan.
+
+        The optimizer's learning rates are set too, so that it does not matter whether the optimizer's own state is
+        loaded before or after this one, or before the scheduler is made.
+        """
+        state = dict(state_dict)
+        self._plan = StagePlan.from_list(state.pop("plan"))
+        super().load_state_dict(state)
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(lr)
+            else:
+                group["lr"] = lr
+
+
+def _ratios_to_first(optimizer: Optimizer) -> list[float]:
+    # A group has an initial_lr when a scheduler was here before; its lr is then no longer the initial one.
+    initial = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
+    if not 0 < initial[0] < math.inf:
+        raise ValueError(
+            "optimizer's first param group must have an initial lr that is finite and > 0 "
+            f"(the other groups keep their ratio to it), got {initial[0]!r}"
+        )
+    return [lr / initial[0] for lr in initial]

@@ -1,0 +1,144 @@
+import copy
+import io
+import re
+
+import pytest
+import torch
+
+from sngd.optim.stagewise import StagewiseLR
+from sngd.stages import Stage, StagePlan
+
+PLAN = StagePlan([(0.5, 3), (0.05, 4, 2.0), (0.2, 1)])
+NAIVE = [0.5] * 3 + [0.05] * 4 + [0.2] * 3  # two steps past the end
+
+
+def param() -> torch.nn.Parameter:
+    return torch.nn.Parameter(torch.ones(2))
+
+
+def step(optimizer: torch.optim.Optimizer, scheduler: StagewiseLR) -> None:
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    optimizer.step()
+    scheduler.step()
+
+
+def play(optimizer: torch.optim.Optimizer, scheduler: StagewiseLR, steps: int) -> list[list[float]]:
+    """The learning rate of every group at each of the next steps."""
+    lrs = []
+    for _ in range(steps):
+        lrs.append([float(group["lr"]) for group in optimizer.param_groups])
+        step(optimizer, scheduler)
+    return lrs
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_plays_the_plan_on_any_optimizer(make):
+    optimizer = make([param()], lr=0.7)
+    assert play(optimizer, StagewiseLR(optimizer, PLAN), 10) == [[lr] for lr in NAIVE]
+
+
+def test_moves_parameters_by_the_plan():
+    p = param()
+    optimizer = torch.optim.SGD([p], lr=1.0)
+    play(optimizer, StagewiseLR(optimizer, PLAN), 8)
+    assert p.tolist() == pytest.approx([1 - 3 * 0.5 - 4 * 0.05 - 0.2] * 2, abs=1e-6)
+
+
+def test_other_groups_keep_their_ratio_to_the_first():
+    optimizer = torch.optim.SGD(
+        [{"params": [param()], "lr": 0.25}, {"params": [param()], "lr": 0.5}, {"params": [param()], "lr": 0.0}]
+    )
+    assert play(optimizer, StagewiseLR(optimizer, PLAN), 10) == [[lr, 2 * lr, 0.0] for lr in NAIVE]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tensor_lr_is_filled_in_place(dtype):
+    lr = torch.tensor(0.7, dtype=dtype)
+    optimizer = torch.optim.Adam([param()], lr=lr, foreach=False)
+    scheduler = StagewiseLR(optimizer, PLAN)
+    assert optimizer.param_groups[0]["lr"] is lr
+    expected = [[float(torch.tensor(value, dtype=dtype))] for value in NAIVE]
+    assert play(optimizer, scheduler, 10) == expected
+    assert optimizer.param_groups[0]["lr"] is lr
+    scheduler.load_state_dict(copy.deepcopy(scheduler.state_dict()))
+    assert optimizer.param_groups[0]["lr"] is lr
+
+
+def test_plan_and_stage_tell_the_position():
+    optimizer = torch.optim.SGD([param()], lr=1.0)
+    scheduler = StagewiseLR(optimizer, PLAN)
+    stages = []
+    for _ in range(10):
+        stages.append(scheduler.stage)
+        step(optimizer, scheduler)
+    assert stages == [0] * 3 + [1] * 4 + [2] * 3
+    assert scheduler.plan is PLAN
+    assert scheduler.get_last_lr() == [0.2]
+
+
+@pytest.mark.parametrize("tensor_lr", [False, True])
+@pytest.mark.parametrize("order", ["optimizer first", "scheduler first", "optimizer before the scheduler is made"])
+@pytest.mark.parametrize("done", [0, 1, 3, 5, 9])
+def test_resumes_in_mid_stage(done, order, tensor_lr):
+    def make_optimizer() -> torch.optim.Optimizer:
+        lrs = [torch.tensor(0.1), torch.tensor(0.3)] if tensor_lr else [0.1, 0.3]
+        return torch.optim.SGD([{"params": [param()], "lr": lr} for lr in lrs], foreach=False)
+
+    optimizer = make_optimizer()
+    scheduler = StagewiseLR(optimizer, PLAN)
+    play(optimizer, scheduler, done)
+    file = io.BytesIO()
+    torch.save({"optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}, file)
+    expected = play(optimizer, scheduler, 10)
+
+    file.seek(0)
+    saved = torch.load(file, weights_only=True)
+    resumed = make_optimizer()
+    if order == "optimizer before the scheduler is made":
+        resumed.load_state_dict(saved["optimizer"])
+    again = StagewiseLR(resumed, StagePlan([Stage(9.0, 1)]))  # the saved plan replaces this one
+    if order == "optimizer first":
+        resumed.load_state_dict(saved["optimizer"])
+    again.load_state_dict(saved["scheduler"])
+    if order == "scheduler first":
+        resumed.load_state_dict(saved["optimizer"])
+    assert again.plan == PLAN
+    assert [float(lr) for lr in again.get_last_lr()] == expected[0]
+    assert play(resumed, again, 10) == expected
+
+
+def test_loading_leaves_the_saved_state_as_it_was():
+    optimizer = torch.optim.SGD([param()], lr=1.0)
+    scheduler = StagewiseLR(optimizer, PLAN)
+    state = scheduler.state_dict()
+    before = copy.deepcopy(state)
+    scheduler.load_state_dict(state)
+    assert state == before
+
+
+def test_joins_a_run_at_last_epoch():
+    optimizer = torch.optim.SGD([{"params": [param()], "initial_lr": 0.5}], lr=0.5)
+    scheduler = StagewiseLR(optimizer, PLAN, last_epoch=4)
+    assert scheduler.stage == 1
+    assert play(optimizer, scheduler, 5) == [[lr] for lr in NAIVE[5:]]
+
+
+def test_ratios_are_of_the_initial_lrs_whatever_another_scheduler_did_since():
+    groups = [{"params": [param()], "initial_lr": lr} for lr in (0.25, 0.5)]
+    optimizer = torch.optim.SGD(groups, lr=0.01)
+    assert play(optimizer, StagewiseLR(optimizer, PLAN), 10) == [[lr, 2 * lr] for lr in NAIVE]
+
+
+@pytest.mark.parametrize("lr", [0.0, float("inf")])
+def test_rejects_a_first_group_without_a_ratio(lr):
+    optimizer = torch.optim.SGD([{"params": [param()], "lr": lr}, {"params": [param()], "lr": 0.1}])
+    with pytest.raises(
+        ValueError,
+        match=re.escape(
+            "optimizer's first param group must have an initial lr that is finite and > 0 "
+            f"(the other groups keep their ratio to it), got {lr}"
+        ),
+    ):
+        StagewiseLR(optimizer, PLAN)
