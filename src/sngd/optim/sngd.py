@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sngd.optim.norms import global_norm
+from sngd.optim.norms import by_kind, norm_of_lists
 
 Number = float | Tensor
 
@@ -60,7 +60,7 @@ class SNGD(Optimizer):
         maximize: ascend instead of descend.
         foreach, fused: which implementation: ``foreach`` works on lists of tensors, ``fused`` in one kernel where
             torch has one that is right for device and dtype (else foreach); ``foreach=False`` is the readable loop.
-            Default: fused.
+            Default: the quickest.
         capturable: take no decision on the host, so that a step can be captured (accelerator graphs).
 
     Raises:
@@ -114,11 +114,11 @@ class SNGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parts = [part for part in map(self._part, self.param_groups) if part.params]
+        parts = [part for group in self.param_groups for part in self._parts(group)]
         if not parts:
             return loss
 
-        norm = global_norm([vector for part in parts for vector in part.vectors])
+        norm = norm_of_lists(part.vectors for part in parts)
         skip = ~((norm > 0) & (norm < inf))
         self._last_norm = norm
         self._skipped = self._skipped.to(norm.device).add_(skip)
@@ -129,18 +129,23 @@ class SNGD(Optimizer):
             part.update(norm, None if decide_here else skip)
         return loss
 
-    def _part(self, group: dict[str, Any]) -> "_Part":
-        """What one group contributes: its tensors with a gradient and the vectors v that the norm is taken of."""
-        params: list[Tensor] = [p for p in group["params"] if p.grad is not None]
-        grads: list[Tensor] = [cast(Tensor, p.grad) for p in params]
-        buffers = [self._buffer(p) for p in params] if group["momentum"] else []
+    def _parts(self, group: dict[str, Any]) -> "list[_Part]":
+        """The group's parameters that have a gradient, by device and dtype."""
+        kinds = by_kind(p for p in group["params"] if p.grad is not None)
+        return [self._part(group, params) for params in kinds.values()]
+
+    def _part(self, group: dict[str, Any], params: list[Tensor]) -> "_Part":
+        grads = [cast(Tensor, p.grad) for p in params]
         for grad in grads:
-            if grad.is_sparse or grad.layout is not torch.strided:
+            if grad.layout is not torch.strided:
                 raise RuntimeError(
                     f"SNGD does not support sparse gradients, and a parameter of shape {tuple(grad.shape)} has one: "
                     "build its layer with sparse=False"
                 )
-        return _Part(group, *(list(map(_as_real, tensors)) for tensors in (params, grads, buffers)))
+        buffers = [self._buffer(p) for p in params] if group["momentum"] else []
+        if params[0].is_complex():
+            params, grads, buffers = (list(map(torch.view_as_real, tensors)) for tensors in (params, grads, buffers))
+        return _Part(group, params, grads, buffers)
 
     def _buffer(self, param: Tensor) -> Tensor:
         state = self.state[param]
@@ -189,12 +194,8 @@ def _check(options: dict[str, Any]) -> None:
         raise ValueError("foreach and fused cannot both be True: choose one")
 
 
-def _as_real(tensor: Tensor) -> Tensor:
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
 class _Part:
-    """One param group during one step.
+    """Parameters of one group, device and dtype during one step.
 
     ``vectors`` are the v that the global norm is taken of: d = g + λw, or for ``normalize="momentum"`` the new
     momentum m = βm + (1−β)d. ``update`` then applies w ← w − α c v with c = min{1/‖v‖, max_scale/α}.
@@ -214,28 +215,18 @@ class _Part:
         )
 
     def update(self, norm: Tensor, skip: Tensor | None) -> None:
-        group = self.group
-        for places in _alike(self.params):
-            first = self.params[places[0]]
-            _implementation(group, first)(
-                [self.params[i] for i in places],
-                [self.vectors[i] for i in places],
-                [self.buffers[i] for i in places if self.buffers],
-                norm=norm.to(first.device, non_blocking=True),
-                skip=None if skip is None else skip.to(first.device, non_blocking=True),
-                lr=_number(group["lr"]),
-                momentum=group["momentum"],
-                normalize=group["normalize"],
-                max_scale=group["max_scale"],
-            )
-
-
-def _alike(params: list[Tensor]) -> list[list[int]]:
-    """Positions of the parameters, grouped by device and dtype: list kernels want tensors of one kind."""
-    places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for i, param in enumerate(params):
-        places.setdefault((param.device, param.dtype), []).append(i)
-    return list(places.values())
+        group, device = self.group, self.params[0].device
+        _implementation(group, self.params[0])(
+            self.params,
+            self.vectors,
+            self.buffers,
+            norm=norm.to(device, non_blocking=True),
+            skip=None if skip is None else skip.to(device, non_blocking=True),
+            lr=_number(group["lr"]),
+            momentum=group["momentum"],
+            normalize=group["normalize"],
+            max_scale=group["max_scale"],
+        )
 
 
 def _implementation(group: dict[str, Any], param: Tensor) -> Callable[..., None]:
@@ -244,6 +235,8 @@ def _implementation(group: dict[str, Any], param: Tensor) -> Callable[..., None]
         return _single_tensor_sngd
     if foreach or fused is False or not _fused_is_right(param, group):
         return _foreach_sngd
+    if param.device.type == "cpu" and not (fused or group["momentum"]):
+        return _foreach_sngd  # a single list addition there, and quicker than the kernel
     return _fused_sngd
 
 
@@ -351,6 +344,9 @@ def _foreach_sngd(
 ) -> None:
     c = _coefficient(norm, lr, max_scale)
     wide = torch.promote_types(params[0].dtype, torch.float32)
+    if not buffers and skip is None and c.device.type == "cpu" and params[0].dtype == wide:
+        torch._foreach_add_(params, vectors, alpha=-float(lr * c))  # one pass over memory instead of three
+        return
     us = torch._foreach_mul([v.to(wide) for v in vectors], c.to(wide))
     if buffers and normalize == "gradient":
         torch._foreach_add_(us, buffers, alpha=momentum)
