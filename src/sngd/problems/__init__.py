@@ -1,0 +1,6 @@
+"""What is trained: models, losses and data sets, by name or from a user's own file."""
+
+from sngd.problems.problem import DataError, Problem
+from sngd.problems.registry import PROBLEMS, load_problem
+
+__all__ = ["PROBLEMS", "DataError", "Problem", "load_problem"]

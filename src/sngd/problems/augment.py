@@ -1,0 +1,63 @@
+"""What is done to images on their way into a model: random variations, and normalization.
+
+A variation is drawn from a generator and applied in one call. What it returns are the images of this step: a
+method that compares two weights (SPIDER, SVRG, SCSG) evaluates both on this same tensor.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+
+def random_crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Moves each image by up to `padding` pixels in both directions and mirrors every other one, at random.
+
+    An image is padded with zeros on all sides, cut back to its size at a uniformly random place, and with
+    probability 1/2 flipped left to right (He et al., "Deep Residual Learning", 2016, section 4.2).
+
+    Args:
+        images: shape (n, channels, height, width), any dtype, any device.
+        generator: where the 3n draws come from. A CPU generator gives the same ones whatever the images' device.
+        padding: in pixels, ≥ 0.
+
+    Returns:
+        New images of the same shape, dtype and device.
+    """
+    n, channels, height, width = images.shape
+    draws = torch.stack(
+        [
+            torch.randint(2 * padding + 1, (n, 1), generator=generator, device=generator.device),
+            torch.randint(2 * padding + 1, (n, 1), generator=generator, device=generator.device),
+            torch.randint(2, (n, 1), generator=generator, device=generator.device),
+        ]
+    )
+    top, left, flip = draws.to(images.device, non_blocking=True)  # at once, and without waiting for the device
+
+    across = torch.arange(width, device=images.device)
+    rows = top + torch.arange(height, device=images.device)
+    columns = left + torch.where(flip.bool(), across.flip(0), across)
+    pixels = rows.unsqueeze(2) * (width + 2 * padding) + columns.unsqueeze(1)  # (n, height, width)
+    padded = pad(images, (padding,) * 4).flatten(2)
+    return padded.gather(2, pixels.view(n, 1, -1).expand(-1, channels, -1)).view_as(images)
+
+
+def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """Bytes to floats of about mean 0 and variance 1: (images / 255 − mean) / std.
+
+    Args:
+        images: uint8 of shape (n, channels, height, width).
+        mean: of each channel, as a fraction of 255.
+        std: likewise, > 0.
+
+    Returns:
+        float32 of the same shape, on the same device.
+    """
+    shift, scale = _per_channel(mean, images.device), _per_channel(std, images.device)
+    return images.to(torch.float32).sub_(shift).div_(scale)
+
+
+@cache  # because a copy to a GPU waits for all of its work
+def _per_channel(fractions: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor([255 * fraction for fraction in fractions], dtype=torch.float32, device=device).view(-1, 1, 1)

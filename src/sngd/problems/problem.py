@@ -1,0 +1,109 @@
+"""A problem: the model, the loss and the samples that make F(w) = (1/n) Σ_i f(w; a_i)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Samples = tuple[Tensor, Tensor]
+
+
+class DataError(ValueError):
+    """A data file that is absent, cannot be read or holds what it must not."""
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """What is trained, complete in itself: any method can be run on it.
+
+    Args:
+        build_model: builds a *new* model with freshly drawn weights at each call; takes no arguments.
+        loss: maps the model's outputs and the targets of a batch to the scalar *mean* over that batch.
+        train: inputs and targets; the first dimension of both counts the n samples.
+        test: the same for held-out samples, or None.
+        name: what tables and pictures call it.
+        augment: random variation of a batch's inputs, or None: maps inputs and a generator to as many inputs,
+            on the same device. Drawn once a step and for training only; every evaluation of that step, at
+            whatever weights, uses the same result. `sngd.problems.augment` has one for images.
+        prepare: what makes of stored (and augmented) inputs those that the model takes, or None if they are
+            the same: a fixed function of inputs, for instance bytes to normalized floats. Applied at every
+            evaluation, in training and test, on the inputs' device.
+
+    All tensors are on the CPU; the engine moves them to its device once. When the training targets are
+    1-D integers they are taken for class labels, and the model's outputs for one score a class: then
+    accuracy is reported too.
+
+    Raises:
+        TypeError: for a field of the wrong type.
+        ValueError: for samples that are none, or not as many targets as inputs.
+
+    Example, least squares in ten variables::
+
+        x = torch.randn(100, 10)
+        Problem(lambda: nn.Linear(10, 1), nn.functional.mse_loss, train=(x, x.sum(1, keepdim=True)))
+    """
+
+    build_model: Callable[[], nn.Module]
+    loss: Callable[[Tensor, Tensor], Tensor]
+    train: Samples
+    test: Samples | None = None
+    name: str = ""
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    prepare: Callable[[Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        # A built model is callable as well, and so is the class of a loss: both are easy slips.
+        if isinstance(self.build_model, nn.Module) or not callable(self.build_model):
+            raise TypeError(
+                f"build_model must be a function that builds a new nn.Module, got {_kind(self.build_model)}"
+            )
+        if isinstance(self.loss, type) or not callable(self.loss):
+            raise TypeError(f"loss must be a function of (outputs, targets), got {_kind(self.loss)}")
+        _check_samples("train", self.train)
+        if self.test is not None:
+            _check_samples("test", self.test)
+        if not isinstance(self.name, str):
+            raise TypeError(f"name must be a str, got {_kind(self.name)}")
+        if isinstance(self.augment, type) or not (self.augment is None or callable(self.augment)):
+            raise TypeError(f"augment must be a function of (inputs, generator), or None, got {_kind(self.augment)}")
+        if isinstance(self.prepare, type) or not (self.prepare is None or callable(self.prepare)):
+            raise TypeError(f"prepare must be a function of inputs, or None, got {_kind(self.prepare)}")
+
+    @property
+    def n(self) -> int:
+        """Number of training samples."""
+        return len(self.train[0])
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the targets are 1-D integer class labels, so that accuracy is defined."""
+        targets = self.train[1]
+        return targets.dim() == 1 and _is_integer(targets)
+
+
+def _check_samples(field: str, samples: object) -> None:
+    if not isinstance(samples, tuple) or [isinstance(part, Tensor) for part in samples] != [True, True]:
+        raise TypeError(f"{field} must be a tuple of two tensors (inputs, targets), got {_kind(samples)}")
+    inputs, targets = samples
+    if inputs.dim() == 0 or targets.dim() == 0:
+        raise ValueError(f"{field} has a tensor of no dimensions, the first dimension must count samples")
+    if len(inputs) != len(targets):
+        raise ValueError(f"{field} has {len(inputs)} inputs and {len(targets)} targets, must be as many")
+    if len(inputs) == 0:
+        raise ValueError(f"{field} has no samples, must have at least 1")
+
+
+def _is_integer(tensor: Tensor) -> bool:
+    # bool is neither floating nor complex, and no class label either.
+    return not (tensor.is_floating_point() or tensor.is_complex() or str(tensor.dtype) == "torch.bool")
+
+
+def _kind(value: object) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if isinstance(value, tuple):
+        return f"the tuple ({', '.join(type(part).__name__ for part in value)})"
+    return f"a value of type {type(value).__name__}"

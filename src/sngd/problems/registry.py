@@ -1,0 +1,96 @@
+"""The built-in problems, one row each, and the one way to get a problem by name."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import nn
+
+from sngd.problems import cifar10, datasets
+from sngd.problems.augment import random_crop_and_flip
+from sngd.problems.models import mlp
+from sngd.problems.problem import Problem, Samples
+from sngd.problems.resnet import cifar_resnet
+from sngd.problems.user import load_user_problem
+
+
+class Row(NamedTuple):
+    """One line of the table: `load` takes the folder of data sets, or None for the default."""
+
+    name: str
+    summary: str
+    load: Callable[[Path | None], Problem]
+
+
+def _classification(build_model: Callable[[], nn.Module], samples: tuple[Samples, Samples]) -> Problem:
+    train, test = samples
+    return Problem(build_model, nn.functional.cross_entropy, train, test)
+
+
+def _cifar10_resnet(depth: int, data: Path | None) -> Problem:
+    problem = _classification(partial(cifar_resnet, depth), cifar10.cifar10(data))
+    return replace(problem, augment=random_crop_and_flip, prepare=cifar10.prepare)
+
+
+PROBLEMS: dict[str, Row] = {
+    row.name: row
+    for row in (
+        Row(
+            "digits-mlp",
+            "8×8 handwritten digits (embedded, no network), perceptron 64–100–10 with ELU",
+            lambda _: _classification(partial(mlp, 64, 100, 10), datasets.digits()),
+        ),
+        Row(
+            "mnist-mlp",
+            "MNIST handwritten digits, perceptron 784–100–10 with ELU, as in the paper",
+            lambda data: _classification(partial(mlp, 784, 100, 10), datasets.mnist(data)),
+        ),
+        Row(
+            "fashion-mlp",
+            "Fashion-MNIST clothes, perceptron 784–100–10 with ELU",
+            lambda data: _classification(partial(mlp, 784, 100, 10), datasets.fashion_mnist(data)),
+        ),
+        Row(
+            "cifar10-resnet8",
+            "CIFAR-10 photographs with random crops and flips, residual network of 8 layers, 0.08 M parameters",
+            partial(_cifar10_resnet, 8),
+        ),
+        Row(
+            "cifar10-resnet20",
+            "CIFAR-10 likewise, residual network of 20 layers, 0.27 M parameters, as in the paper",
+            partial(_cifar10_resnet, 20),
+        ),
+        Row(
+            "cifar10-resnet56",
+            "CIFAR-10 likewise, residual network of 56 layers, 0.85 M parameters, as in the paper",
+            partial(_cifar10_resnet, 56),
+        ),
+    )
+}
+
+
+def load_problem(spec: str, data: Path | None = None) -> Problem:
+    """Loads a problem with its data, named `spec` unless it has a name of its own.
+
+    Args:
+        spec: a name in `PROBLEMS`, or `path/to/file.py:factory` for the user's own, see `sngd.problems.user`.
+        data: folder of data sets; by default SNGD_DATA, else a cache that is filled by a download.
+
+    Raises:
+        ValueError: unknown name, or a user's file that does not give a problem.
+        DataError: (a ValueError) data that is absent or broken.
+    """
+    if spec in PROBLEMS:
+        problem = PROBLEMS[spec].load(data)
+    elif ":" in spec or spec.endswith(".py"):
+        problem = load_user_problem(spec)
+    else:
+        near = get_close_matches(spec, PROBLEMS, n=1)
+        meant = f", did you mean {near[0]!r}?" if near else ","
+        raise ValueError(
+            f"unknown problem {spec!r}{meant} must be one of {', '.join(PROBLEMS)}, or path/to/file.py:factory"
+        )
+    return problem if problem.name else replace(problem, name=spec)

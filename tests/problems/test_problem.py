@@ -1,0 +1,117 @@
+"""Problem: what it accepts, what it says when it does not, and what it derives."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from sngd.problems import Problem
+
+INPUTS, LABELS = torch.zeros(4, 3), torch.tensor([0, 1, 1, 0])
+GOOD = {
+    "build_model": lambda: nn.Linear(3, 2),
+    "loss": nn.functional.cross_entropy,
+    "train": (INPUTS, LABELS),
+}
+
+
+def test_n_and_defaults() -> None:
+    problem = Problem(**GOOD)
+    assert problem.n == 4
+    assert problem.test is None
+    assert problem.name == ""
+    assert problem.augment is None
+    assert problem.prepare is None
+
+
+def test_a_loss_may_be_a_module() -> None:
+    assert Problem(**{**GOOD, "loss": nn.CrossEntropyLoss()}).n == 4
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        (LABELS, True),
+        (LABELS.to(torch.uint8), True),
+        (LABELS.float(), False),
+        (LABELS.bool(), False),
+        (LABELS.to(torch.complex64), False),
+        (LABELS[:, None], False),
+    ],
+)
+def test_classifies_means_one_dimensional_integer_targets(targets: torch.Tensor, expected: bool) -> None:
+    assert Problem(**{**GOOD, "train": (INPUTS, targets)}).classifies is expected
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (
+            {"build_model": nn.Linear(3, 2)},
+            TypeError,
+            "build_model must be a function that builds a new nn.Module, got a value of type Linear",
+        ),
+        (
+            {"build_model": None},
+            TypeError,
+            "build_model must be a function that builds a new nn.Module, got None",
+        ),
+        (
+            {"loss": nn.CrossEntropyLoss},
+            TypeError,
+            "loss must be a function of (outputs, targets), got the class CrossEntropyLoss",
+        ),
+        (
+            {"loss": "mse"},
+            TypeError,
+            "loss must be a function of (outputs, targets), got a value of type str",
+        ),
+        (
+            {"train": INPUTS},
+            TypeError,
+            "train must be a tuple of two tensors (inputs, targets), got a value of type Tensor",
+        ),
+        (
+            {"train": (INPUTS, [0, 1, 1, 0])},
+            TypeError,
+            "train must be a tuple of two tensors (inputs, targets), got the tuple (Tensor, list)",
+        ),
+        (
+            {"test": (INPUTS, LABELS, LABELS)},
+            TypeError,
+            "test must be a tuple of two tensors (inputs, targets), got the tuple (Tensor, Tensor, Tensor)",
+        ),
+        ({"train": (INPUTS, LABELS[:3])}, ValueError, "train has 4 inputs and 3 targets, must be as many"),
+        ({"test": (INPUTS[:0], LABELS[:0])}, ValueError, "test has no samples, must have at least 1"),
+        (
+            {"train": (INPUTS, torch.tensor(1.0))},
+            ValueError,
+            "train has a tensor of no dimensions, the first dimension must count samples",
+        ),
+        (
+            {"augment": 0.5},
+            TypeError,
+            "augment must be a function of (inputs, generator), or None, got a value of type float",
+        ),
+        (
+            {"augment": nn.Dropout},
+            TypeError,
+            "augment must be a function of (inputs, generator), or None, got the class Dropout",
+        ),
+        (
+            {"prepare": torch.zeros(3)},
+            TypeError,
+            "prepare must be a function of inputs, or None, got a value of type Tensor",
+        ),
+        (
+            {"prepare": nn.Flatten},
+            TypeError,
+            "prepare must be a function of inputs, or None, got the class Flatten",
+        ),
+        ({"name": 3}, TypeError, "name must be a str, got a value of type int"),
+    ],
+)
+def test_wrong_fields(wrong: dict[str, object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"^{re.escape(message)}$"):
+        Problem(**{**GOOD, **wrong})
