@@ -1,0 +1,89 @@
+"""What all gradient estimators share: batches of any shape, the gradient at a point, the count of oracle calls."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+Batch = Any  # a tensor, or tensors in tuples, lists and dicts; the first dimension of each counts samples
+Loss = Callable[[Batch], Tensor]  # mean loss over a batch at the model's present weights, a scalar with a graph
+
+
+class Estimator:
+    """Fills ``p.grad`` of a model's trainable parameters with an estimate of ∇F(w), for any optimizer to use.
+
+    In a loop of your own::
+
+        batch = draw(estimator.next_batch_size)     # None: all samples
+        loss = estimator.estimate(lambda batch: loss_fn(model(batch[0]), batch[1]), batch)
+        optimizer.step()
+
+    Attributes:
+        oracle_calls: ∇f(w; a) evaluated so far, one for one sample at one point.
+        next_batch_size: samples that the next estimate wants; None for all of them.
+        next_cost: oracle calls that the next estimate makes.
+    """
+
+    next_batch_size: int | None
+    next_cost: int
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.oracle_calls = 0
+
+    def estimate(self, loss: Loss, batch: Batch) -> Tensor:
+        """Set ``p.grad`` to the estimate at the present weights.
+
+        Args:
+            loss: maps a batch, or a part of it, to the mean loss over it.
+            batch: ``next_batch_size`` samples: a tensor, or tensors in tuples, lists and dicts, whose first dimension
+                counts samples.
+
+        Returns:
+            The mean loss over the batch at the present weights, detached.
+        """
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a bitwise equal continuation needs beside the weights; it refers to live tensors, as torch's do."""
+        return {"oracle_calls": self.oracle_calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.oracle_calls = state["oracle_calls"]
+
+    def _backward(self, loss: Loss, batch: Batch, chunk_size: int | None = None) -> Tensor:
+        """Set ``p.grad`` to the mean gradient over ``batch``, evaluated in chunks if it is larger than one."""
+        for param in self.params:
+            param.grad = None
+        n = _size(batch)
+        self.oracle_calls += n
+        if chunk_size is None or n <= chunk_size:
+            value = loss(batch)
+            value.backward()
+            return value.detach()
+        total = torch.zeros((), device=self.params[0].device)
+        for chunk, size in _chunks(batch, chunk_size):
+            value = loss(chunk) * (size / n)
+            value.backward()
+            total = total + value.detach()
+        return total
+
+
+def check_size(name: str, value: int) -> int:
+    """``value`` as an int; ValueError if it is not a whole number of at least 1."""
+    if value != int(value) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+    return int(value)
+
+
+def _size(batch: Batch) -> int:
+    return len(tree_leaves(batch)[0])
+
+
+def _chunks(batch: Batch, size: int) -> Iterator[tuple[Batch, int]]:
+    for start in range(0, _size(batch), size):
+        chunk = tree_map(lambda part, start=start: part[start : start + size], batch)
+        yield chunk, _size(chunk)

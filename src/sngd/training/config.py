@@ -1,0 +1,113 @@
+"""What a run is: everything needed to repeat it."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from math import inf, isfinite
+from typing import Any
+
+import torch
+
+from sngd.training.methods import find_method
+from sngd.training.plans import build_plan, inline
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Settings of one run; None stands for a default that ``resolved`` fills in.
+
+    Args:
+        problem: name of a problem, or ``path/to/file.py:factory``.
+        method: name of a row of ``METHODS``.
+        label: what tables call the arm; runs that differ in their seed only share it. Default: the method's name.
+        lr: α > 0, of the first stage. Default: the method's.
+        batch_size: b ≥ 1, at most n.
+        epochs: budget, in oracle calls over n, > 0. No run spends more.
+        seed: ≥ 0; draws the initial weights, the order of the samples and the random output. Methods that share a
+            seed share the first two.
+        weight_decay: λ ≥ 0.
+        plan: stage plan, see ``sngd.training.plans``. Default: the method's.
+        output: "last" iterate, or "random": drawn with the plan's weights (Algorithms 1 and 2).
+        eval_every: epochs between evaluations, > 0.
+        device: "cpu", "cuda", "cuda:1", …
+        threads: CPU threads, ≥ 1; part of the configuration because sums depend on it in their last bits. Default:
+            torch's.
+    """
+
+    problem: str
+    method: str
+    label: str | None = None
+    lr: float | None = None
+    batch_size: int = 128
+    epochs: float = 20.0
+    seed: int = 0
+    weight_decay: float = 0.0
+    plan: str | None = None
+    output: str = "last"
+    eval_every: float = 1.0
+    device: str = "cpu"
+    threads: int | None = None
+
+    def resolved(self) -> "RunConfig":
+        """The same with every default written out, checked.
+
+        Raises:
+            ValueError: a value is out of its range, or a name unknown.
+        """
+        method = find_method(self.method)
+        config = replace(
+            self,
+            label=self.label or self.method,
+            lr=method.lr if self.lr is None else self.lr,
+            plan=inline(self.plan or method.plan),
+            threads=self.threads or torch.get_num_threads(),
+        )
+        config._check()
+        return config
+
+    def _check(self) -> None:
+        for name in ("lr", "epochs", "eval_every"):
+            value = getattr(self, name)
+            if not 0 < value < inf:
+                raise ValueError(f"{name} must be finite and greater than 0, got {value}")
+        for name, least in (("batch_size", 1), ("seed", 0), ("threads", 1)):
+            value = getattr(self, name)
+            if value != int(value) or value < least:
+                raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
+        if not (self.weight_decay >= 0 and isfinite(self.weight_decay)):
+            raise ValueError(f"weight_decay must be finite and at least 0, got {self.weight_decay}")
+        if self.output not in ("last", "random"):
+            raise ValueError(f"output must be 'last' or 'random', got {self.output!r}")
+        _check_device(self.device)
+        build_plan(str(self.plan), self.lr or 0.0, self.epochs, 1e3)  # a misspelt plan is found before data is loaded
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "RunConfig":
+        """The config that ``to_json`` gave ``content``; ValueError names keys that are unknown or lacking."""
+        known = {field.name for field in fields(cls)}
+        if unknown := sorted(content.keys() - known):
+            raise ValueError(f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        if missing := sorted({"problem", "method"} - content.keys()):
+            raise ValueError(f"settings lack {', '.join(missing)}")
+        return cls(**content)
+
+    def command(self) -> str:
+        """The command line that repeats this run."""
+        words = ["sngd", "train", self.problem, "--method", self.method]
+        for field in fields(self)[3:]:
+            value = getattr(self, field.name)
+            if value is not None:
+                words += ["--" + field.name.replace("_", "-"), str(value)]
+        return shlex.join(words)
+
+
+def _check_device(name: str) -> None:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {name!r}") from None
+    if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count()):
+        raise ValueError(f"device {name!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices")

@@ -1,0 +1,297 @@
+"""One run: a method on a problem, counted in oracle calls, evaluated on a schedule, resumable bit for bit."""
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from math import ceil, isfinite
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sngd.iterates import RandomIterate
+from sngd.optim import SNGD, StagewiseLR
+from sngd.problems import Problem, load_problem
+from sngd.problems.problem import Samples
+from sngd.training.config import RunConfig
+from sngd.training.evaluate import evaluate
+from sngd.training.methods import find_method
+from sngd.training.plans import build_plan
+from sngd.training.run_folder import RunFolder
+from sngd.training.sampler import SampleStream
+
+CHECKPOINT_SECONDS = 30.0  # of training between checkpoints, beside the one at each evaluation
+PROGRESS_SECONDS = 0.1
+
+
+class Progress(NamedTuple):
+    """How far a run is: oracle calls spent, budget, and the loss of the last batch (None before the first)."""
+
+    oracle_calls: int
+    budget: int
+    loss: float | None
+
+
+class Interrupted(Exception):
+    """The run was asked to stop and has saved a checkpoint."""
+
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    *,
+    data: Path | None = None,
+    problem: Callable[[], Problem] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Train in ``folder`` until the budget is spent or the training loss is no longer finite.
+
+    Killed at any moment and called again with ``resume``, it ends with the weights and rows (but for ``seconds``) of
+    the uninterrupted run, bit for bit, on the same machine and versions.
+
+    Args:
+        config: the settings; those that are None are filled in, on resuming from the folder's own.
+        folder: where the run's files go; made if need be.
+        data: folder of data sets, see ``sngd.problems.load_problem``.
+        problem: loads the problem, if not ``load_problem(config.problem, data)`` shall; called only if there is work.
+        resume: go on with what is in the folder, from the start if nothing is.
+        overwrite: throw away what is in the folder.
+        on_progress: called about ten times a second.
+        should_stop: asked after each step; once true, a checkpoint is saved and Interrupted raised.
+
+    Returns:
+        The last row of metrics: the method's answer.
+
+    Raises:
+        ValueError: bad settings, a run already in the folder, or one with other settings.
+        Interrupted: ``should_stop`` said so.
+    """
+    files = RunFolder(folder)
+    with files.locked():
+        begun = files.exists() and not overwrite
+        if begun and not resume:
+            raise ValueError(f"{folder}: holds a run already; --resume goes on with it, --overwrite throws it away")
+        config = _agree(config, files) if begun else config.resolved()
+        torch.set_num_threads(config.threads or 1)
+        checkpoint = files.load_checkpoint() if begun else None
+        if checkpoint is None:
+            files.begin(config.to_json())
+        elif checkpoint["finished"]:
+            files.truncate(checkpoint["rows"])
+            return files.last_row()
+        run = Run(config, problem() if problem else load_problem(config.problem, data))
+        if checkpoint is not None:
+            run.load_state_dict(checkpoint)
+        files.truncate(run.rows)
+        return _loop(run, files, on_progress, should_stop)
+
+
+def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
+    """The folder's settings, after a check that ``config`` asks for no others."""
+    stored = files.read_config()
+    try:
+        known = RunConfig.from_json(stored)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{files.path / 'config.json'}: {error}") from None
+    wanted = {key: stored[key] if value is None else value for key, value in config.to_json().items() if key in stored}
+    wanted = replace(known, **wanted).resolved().to_json()
+    differing = [f"{key} is {stored[key]}, not {wanted[key]}" for key in stored if stored[key] != wanted[key]]
+    if differing:
+        raise ValueError(f"{files.path}: cannot resume with other settings: {'; '.join(differing)}")
+    return known
+
+
+def _loop(
+    run: "Run", files: RunFolder, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+) -> dict[str, Any]:
+    saved = shown = time.monotonic()
+    while True:
+        finished = run.finished
+        if finished or run.evaluation_due:
+            for row in run.evaluate(finished):
+                finished = row["final"]
+                files.append(row)
+            files.save_checkpoint(run.state_dict(finished))
+            saved = time.monotonic()
+        if finished:
+            on_progress(run.progress)
+            return row
+        run.step()
+        now = time.monotonic()
+        if now - shown >= PROGRESS_SECONDS:
+            shown = now
+            on_progress(run.progress)
+        stop = should_stop()
+        if stop or now - saved >= CHECKPOINT_SECONDS:
+            files.save_checkpoint(run.state_dict(finished=False))
+            saved = time.monotonic()
+        if stop:
+            raise Interrupted(f"{files.path}: stopped after {run.steps} steps; --resume goes on")
+
+
+class Run:
+    """The moving parts of one run and their state; ``config`` must be resolved.
+
+    Each source of chance has its own generator, drawn from the seed, so that methods with one seed share initial
+    weights and sample order whatever else they draw.
+    """
+
+    def __init__(self, config: RunConfig, problem: Problem) -> None:
+        assert config.lr is not None
+        assert config.plan is not None
+        method = find_method(config.method)
+        self.config, self.device = config, torch.device(config.device)
+        if config.batch_size > problem.n:
+            raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
+        self.problem = _to_device(problem, self.device)
+        torch.manual_seed(_seed(config.seed, "model"))
+        self.model = problem.build_model().to(self.device)
+        params = [p for p in self.model.parameters() if p.requires_grad]
+
+        self.estimator = method.estimator(self.model, config.batch_size, problem.n)
+        self.budget = round(config.epochs * problem.n)
+        if self.finished:
+            least = self.estimator.next_cost
+            raise ValueError(
+                f"epochs must be at least {least / problem.n:.4g} for one step ({least} of n = {problem.n})"
+            )
+        plan = build_plan(config.plan, config.lr, config.epochs, problem.n / self.estimator.next_cost)
+        self.optimizer = method.step_rule(params, config.lr, config.weight_decay)
+        self.scheduler = StagewiseLR(self.optimizer, plan)
+        self.samples = SampleStream(problem.n, _generator(config.seed, "samples"), self.device)
+        self.augmentation = _generator(config.seed, "augmentation")
+        self.iterate = None
+        if config.output == "random":  # with the buffers, because BatchNorm's statistics belong to the iterate
+            self.iterate = RandomIterate([*params, *self.model.buffers()], _generator(config.seed, "output"))
+
+        self.steps = 0
+        self.seen = 0  # samples drawn, those of full batches included
+        self.rows = 0  # of metrics written so far
+        self.evaluations = 0  # next one is due at evaluations · eval_every epochs
+        self.seconds = 0.0  # spent in steps
+        self.loss: Tensor | None = None  # of the last batch
+
+    @property
+    def finished(self) -> bool:
+        """Whether the next step would exceed the budget."""
+        return self.estimator.oracle_calls + self.estimator.next_cost > self.budget
+
+    @property
+    def evaluation_due(self) -> bool:
+        due = ceil(self.evaluations * self.config.eval_every * self.problem.n - 1e-6)
+        return self.estimator.oracle_calls >= due
+
+    @property
+    def progress(self) -> Progress:
+        loss = None if self.loss is None else self.loss.item()
+        return Progress(self.estimator.oracle_calls, self.budget, loss)
+
+    def step(self) -> None:
+        """One step of the method: estimate, offer the iterate, move, advance the plan."""
+        started = time.perf_counter()
+        self.loss = self.estimator.estimate(self._loss_of, self._draw(self.estimator.next_batch_size))
+        if self.iterate is not None:
+            self.iterate.update(self.scheduler.plan.iterate_weight(self.steps))
+        self.optimizer.step()
+        self.scheduler.step()
+        self.steps += 1
+        self.seconds += time.perf_counter() - started
+
+    def _draw(self, size: int | None) -> Samples:
+        """The next samples (None: all), augmented once, so that all evaluations of a step see the same."""
+        inputs, targets = self.problem.train
+        if size is not None:
+            indices = self.samples.draw(size)
+            inputs, targets = inputs.index_select(0, indices), targets.index_select(0, indices)
+        if self.problem.augment is not None:
+            inputs = self.problem.augment(inputs, self.augmentation)
+        self.seen += len(inputs)
+        return inputs, targets
+
+    def _loss_of(self, batch: Samples) -> Tensor:
+        inputs, targets = batch
+        if self.problem.prepare is not None:
+            inputs = self.problem.prepare(inputs)
+        return self.problem.loss(self.model(inputs), targets)
+
+    def evaluate(self, finished: bool) -> list[dict[str, Any]]:
+        """The rows due now: of the current iterate, and at the end of the random one if that is the output."""
+        row = self._row(finished)
+        diverged = not isfinite(row["train_loss"])
+        row |= {"final": finished or diverged, "diverged": diverged}
+        self.evaluations = int(self.estimator.oracle_calls / self.problem.n / self.config.eval_every + 1e-9) + 1
+        rows = [row]
+        if row["final"] and self.iterate is not None and not diverged:
+            row["final"] = False
+            with self.iterate.swapped():
+                rows.append(self._row(finished) | {"iterate": "random", "final": True, "diverged": False})
+        self.rows += len(rows)
+        return rows
+
+    def _row(self, finished: bool) -> dict[str, Any]:
+        calls = self.estimator.oracle_calls
+        return {
+            "step": self.steps,
+            "epoch": self.seen / self.problem.n,
+            "oracle_calls": calls,
+            "grads_over_n": calls / self.problem.n,
+            "lr": self.scheduler.plan.lr_at(self.steps),
+            **evaluate(self.problem, self.model),
+            "skipped_steps": self.optimizer.skipped_steps if isinstance(self.optimizer, SNGD) else 0,
+            "seconds": round(self.seconds, 3),
+            "iterate": "last",
+            "final": finished,
+        }
+
+    def state_dict(self, finished: bool) -> dict[str, Any]:
+        """All that a bitwise equal continuation needs, for ``torch.load(…, weights_only=True)``."""
+        return {
+            "finished": finished,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "estimator": self.estimator.state_dict(),
+            "scheduler": self.scheduler.state_dict(),
+            "samples": self.samples.state_dict(),
+            "augmentation": self.augmentation.get_state(),
+            "iterate": self.iterate.state_dict() if self.iterate is not None else None,
+            "rng": torch.get_rng_state(),  # dropout and the like draw from the global generators
+            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            "steps": self.steps,
+            "seen": self.seen,
+            "rows": self.rows,
+            "evaluations": self.evaluations,
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for part in ("model", "optimizer", "estimator", "scheduler", "samples"):
+            getattr(self, part).load_state_dict(state[part])
+        if self.iterate is not None:
+            self.iterate.load_state_dict(state["iterate"])
+        self.augmentation.set_state(state["augmentation"])
+        torch.set_rng_state(state["rng"])
+        if self.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+        for count in ("steps", "seen", "rows", "evaluations", "seconds"):
+            setattr(self, count, state[count])
+
+
+def _to_device(problem: Problem, device: torch.device) -> Problem:
+    inputs, targets = problem.train
+    train = (inputs.to(device), targets.to(device))
+    test = None if problem.test is None else (problem.test[0].to(device), problem.test[1].to(device))
+    return replace(problem, train=train, test=test)
+
+
+def _seed(seed: int, purpose: str) -> int:
+    """A seed of its own for each purpose, so that no two streams run in step."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:7])
+
+
+def _generator(seed: int, purpose: str) -> torch.Generator:
+    return torch.Generator().manual_seed(_seed(seed, purpose))

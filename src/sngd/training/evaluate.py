@@ -1,0 +1,65 @@
+"""What a row of metrics says about a model: losses, accuracies and the stationarity gap."""
+
+import torch
+from torch import Tensor, nn
+
+from sngd.optim.norms import global_norm
+from sngd.problems import Problem
+
+CHUNK = 2**19  # input numbers evaluated at a time: 4096 samples at most, few of them if they are large
+
+
+def evaluate(problem: Problem, model: nn.Module) -> dict[str, float | None]:
+    """Measure ``model`` in eval mode on all of the problem's data.
+
+    Returns:
+        ``train_loss`` F(w) and ``test_loss`` (means over samples, without weight decay), ``train_accuracy`` and
+        ``test_accuracy`` (fractions in [0, 1]), ``grad_norm`` ‖∇F(w)‖ over the training set. None where the problem
+        has no such thing (no test set, targets that are no classes). Gradients, random state and training mode are
+        left as they were; nothing here counts as an oracle call.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        train_loss, train_accuracy, grad_norm = _measure(problem, model, *problem.train, gradient=True)
+        test_loss, test_accuracy, _ = (
+            (None, None, None) if problem.test is None else _measure(problem, model, *problem.test, gradient=False)
+        )
+    finally:
+        model.train(was_training)
+    return {
+        "train_loss": train_loss,
+        "train_accuracy": train_accuracy,
+        "test_loss": test_loss,
+        "test_accuracy": test_accuracy,
+        "grad_norm": grad_norm,
+    }
+
+
+def _measure(
+    problem: Problem, model: nn.Module, inputs: Tensor, targets: Tensor, *, gradient: bool
+) -> tuple[float | None, float | None, float | None]:
+    """Loss, accuracy and, if asked, the norm of the loss's gradient."""
+    chunk = max(64, min(4096, CHUNK // max(1, inputs[0].numel())))
+    params = [p for p in model.parameters() if p.requires_grad]
+    gradients = [torch.zeros_like(p) for p in params]
+    loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
+    correct = torch.zeros((), dtype=torch.int64, device=inputs.device)
+    with torch.set_grad_enabled(gradient):
+        for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
+            share = len(x) / len(inputs)
+            outputs = model(x if problem.prepare is None else problem.prepare(x))
+            value = problem.loss(outputs, y)
+            loss += value.detach().double() * share
+            if problem.classifies:
+                correct += (outputs.detach().argmax(-1) == y).sum()
+            if gradient:
+                parts = torch.autograd.grad(value * share, params, allow_unused=True)
+                for total, part in zip(gradients, parts, strict=True):
+                    if part is not None:
+                        total += part
+    return (
+        loss.item(),
+        correct.item() / len(inputs) if problem.classifies else None,
+        global_norm(gradients).item() if gradient else None,
+    )

@@ -1,0 +1,177 @@
+"""A run's folder: config.json, environment.json, metrics.jsonl and checkpoint.pt, safe against any interruption."""
+
+import io
+import json
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+
+class RunFolder:
+    """Reads and writes one run's folder.
+
+    A whole file is replaced atomically; a row of metrics is appended and forced to disk. A row counts once a checkpoint
+    that knows it exists: after a kill, ``truncate`` drops what came later, half-written lines included.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def _checkpoint(self) -> Path:
+        return self.path / "checkpoint.pt"
+
+    def exists(self) -> bool:
+        """Whether a run has begun here."""
+        return (self.path / "config.json").exists()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out; the lock falls with its process, however that ends.
+
+        Raises:
+            ValueError: another process is training in this folder.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as file:
+            if not _lock(file.fileno()):
+                raise ValueError(f"{self.path}: another process is training in this folder")
+            yield
+
+    def read_config(self) -> dict[str, Any]:
+        """config.json; ValueError names the file if it does not hold a JSON object."""
+        return read_json(self.path / "config.json")
+
+    def begin(self, config: dict[str, Any]) -> None:
+        """Start anew: drop rows and checkpoint, write config and environment."""
+        self._checkpoint.unlink(missing_ok=True)
+        self.truncate(0)
+        write_json(self.path / "environment.json", environment())
+        write_json(self.path / "config.json", config)
+
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a row of metrics; a number that is not finite becomes null, which JSON can say."""
+        finite = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
+        with open(self._metrics, "ab") as file:
+            file.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def truncate(self, rows: int) -> None:
+        """Keep the first ``rows`` rows of metrics.
+
+        Raises:
+            ValueError: there are fewer.
+        """
+        content = self._metrics.read_bytes() if self._metrics.exists() else b""
+        lines = content.splitlines(keepends=True)[:rows]
+        if len(lines) < rows or (lines and not lines[-1].endswith(b"\n")):
+            raise ValueError(f"{self._metrics}: has {len(lines)} complete rows, the checkpoint knows {rows}")
+        if b"".join(lines) != content:
+            replace_file(self._metrics, b"".join(lines))
+
+    def last_row(self) -> dict[str, Any]:
+        """The last row of metrics; call it when the run has finished."""
+        *_, last = self._metrics.read_text("utf-8").splitlines()
+        return cast(dict[str, Any], json.loads(last))
+
+    def save_checkpoint(self, state: dict[str, Any]) -> None:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        replace_file(self._checkpoint, buffer.getvalue())
+
+    def load_checkpoint(self) -> dict[str, Any] | None:
+        """The checkpoint, on the CPU, or None if there is none yet.
+
+        Raises:
+            ValueError: the file cannot be read; only tensors and plain values are ever loaded from it.
+        """
+        if not self._checkpoint.exists():
+            return None
+        try:
+            return cast(dict[str, Any], torch.load(self._checkpoint, map_location="cpu", weights_only=True))
+        except Exception as error:  # a broken zip, a broken pickle, a hostile one: torch has no common type for them
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{self._checkpoint}: cannot be read ({reason}); start again with --overwrite") from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a whole file at once: a reader, or a crash, sees the old one or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Any) -> None:
+    replace_file(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in ``path``; ValueError names the file if it holds none."""
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: not JSON ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: must hold a JSON object, holds {type(content).__name__}")
+    return content
+
+
+def environment() -> dict[str, Any]:
+    """Where a run ran: versions and machine."""
+    return {
+        "sngd": _version("sngd"),
+        "torch": torch.__version__,
+        "numpy": _version("numpy"),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; there two runs in one folder are the user's affair
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

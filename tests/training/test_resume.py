@@ -1,0 +1,130 @@
+"""Killed with SIGKILL at any moment and resumed, a run ends bit for bit as if nothing had happened."""
+
+import json
+import multiprocessing
+import random
+import time
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+
+from sngd.training import METHODS, RunConfig, engine, train
+from sngd.training.run_folder import RunFolder
+
+CONFIG = RunConfig(
+    "tiny", "s-sngd", lr=0.05, batch_size=7, epochs=25, eval_every=0.5, output="random", weight_decay=0.01, threads=1
+)
+KILLS = 20
+
+
+def _train(config, folder, problem):
+    torch.set_num_threads(1)
+    engine.CHECKPOINT_SECONDS = 0.01  # between evaluations too
+    train(config, folder, problem=problem, resume=True)
+
+
+def start(config, folder, problem):
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sngd.training"])
+    process = context.Process(target=_train, args=(config, folder, problem))
+    process.start()
+    return process
+
+
+def outcome(folder: Path):
+    """Weights and all state, and the rows but for the wall clock."""
+    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
+    del checkpoint["seconds"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return checkpoint, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+
+
+def assert_bitwise_equal(a, b):
+    assert type(a) is type(b)
+    if isinstance(a, torch.Tensor):
+        assert torch.equal(a, b)
+    elif isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_bitwise_equal(a[key], b[key])
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b)
+        for one, other in zip(a, b, strict=True):
+            assert_bitwise_equal(one, other)
+    else:
+        assert a == b
+
+
+def saved(folder):
+    return RunFolder(folder).load_checkpoint()
+
+
+def wait_for_checkpoint(folder):
+    while not (folder / "checkpoint.pt").exists():
+        time.sleep(0.001)
+    return time.monotonic()
+
+
+@pytest.mark.slow
+def test_kill_at_random_moments(tmp_path, tiny):
+    process = start(CONFIG, tmp_path / "whole", tiny)
+    began = wait_for_checkpoint(tmp_path / "whole")
+    process.join()
+    duration = time.monotonic() - began
+    true = outcome(tmp_path / "whole")
+
+    chance, kills, attempts = random.Random(0), 0, 0
+    while kills < KILLS:
+        folder = tmp_path / f"attempt-{attempts}"
+        attempts += 1
+        process = start(CONFIG, folder, tiny)
+        wait_for_checkpoint(folder)
+        time.sleep(chance.uniform(0, duration))
+        process.kill()
+        process.join()
+        if saved(folder)["finished"]:  # the kill came too late to be one
+            continue
+        kills += 1
+        train(CONFIG, folder, problem=tiny, resume=True)
+        assert_bitwise_equal(outcome(folder), true)
+    assert attempts < 10 * KILLS
+
+
+class Killed(BaseException):
+    """Stands in for the end of the process: nothing catches it."""
+
+
+@pytest.mark.parametrize(("method", "output"), list(product(METHODS, ["last", "random"])))
+def test_every_method_resumes_from_between_any_two_writes(tmp_path, tiny, monkeypatch, method, output):
+    """The two moments that matter, for every method: a row without its checkpoint, and a checkpoint in mid-pass."""
+    config = replace(CONFIG, method=method, output=output, epochs=5, eval_every=1)
+    train(config, tmp_path / "whole", problem=tiny)
+    true = outcome(tmp_path / "whole")
+
+    save = RunFolder.save_checkpoint
+    for fatal in (1, 3, 5, 8):
+        folder, count = tmp_path / f"fatal-{fatal}", iter(range(100))
+
+        def save_or_die(self, state, count=count, fatal=fatal):
+            if next(count) == fatal:
+                raise Killed
+            save(self, state)
+
+        monkeypatch.setattr(engine, "CHECKPOINT_SECONDS", 0.0)  # after every step
+        monkeypatch.setattr(RunFolder, "save_checkpoint", save_or_die)
+        with pytest.raises(Killed):
+            train(config, folder, problem=tiny)
+        monkeypatch.setattr(RunFolder, "save_checkpoint", save)
+        train(config, folder, problem=tiny, resume=True)
+        assert_bitwise_equal(outcome(folder), true)
+
+
+def test_resuming_a_finished_run_changes_no_byte(tmp_path, tiny):
+    config = replace(CONFIG, epochs=2)
+    train(config, tmp_path, problem=tiny)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    train(config, tmp_path, resume=True)  # and needs no problem
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -1,0 +1,121 @@
+"""The run's folder under ill treatment."""
+
+import builtins
+import errno
+import json
+import os
+import pickle
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sngd.training.run_folder import RunFolder, environment, replace_file
+
+ROW = {"step": 1, "train_loss": 0.5}
+
+
+def begun(path):
+    folder = RunFolder(path / "run")
+    folder.path.mkdir()
+    folder.begin({"problem": "p"})
+    return folder
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder.path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_numbers_that_are_not_finite_become_null(tmp_path):
+    folder = begun(tmp_path)
+    folder.append({"step": 1, "train_loss": float("nan"), "grad_norm": float("inf"), "lr": 0.1})
+    assert rows(folder) == [{"step": 1, "train_loss": None, "grad_norm": None, "lr": 0.1}]
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"step": 2, "tr', b'{"step": 2}\n', b'{"step": 2}\n{"st'])
+def test_rows_after_the_checkpoint_are_dropped_whole_or_half_written(tmp_path, tail):
+    folder = begun(tmp_path)
+    folder.append(ROW)
+    with open(folder.path / "metrics.jsonl", "ab") as file:
+        file.write(tail)
+    folder.truncate(1)
+    assert rows(folder) == [ROW]
+
+
+@pytest.mark.parametrize("content", [b"", b'{"step": 1, "tra'])
+def test_rows_that_the_checkpoint_knows_must_be_there(tmp_path, content):
+    folder = begun(tmp_path)
+    (folder.path / "metrics.jsonl").write_bytes(content)
+    complete = len(content.splitlines())
+    message = f"{folder.path}/metrics.jsonl: has {complete} complete rows, the checkpoint knows 1"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        folder.truncate(1)
+
+
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    replace_file(path, b"old")
+
+    def no_space(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space left on device"):
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["config.json"]
+
+
+def test_a_broken_checkpoint_is_named(tmp_path):
+    folder = begun(tmp_path)
+    assert folder.load_checkpoint() is None
+    folder.save_checkpoint({"steps": 3, "weights": torch.ones(2)})
+    assert folder.load_checkpoint()["steps"] == 3
+    file = folder.path / "checkpoint.pt"
+    for content in (file.read_bytes()[:-40], b"", b"nonsense"):
+        file.write_bytes(content)
+        with pytest.raises(
+            ValueError, match=f"^{re.escape(str(file))}: cannot be read .*; start again with --overwrite$"
+        ):
+            folder.load_checkpoint()
+
+
+class Hostile:
+    def __reduce__(self):
+        return (builtins.exec, ("raise SystemExit('code from the checkpoint ran')",))
+
+
+def test_a_hostile_checkpoint_runs_nothing(tmp_path):
+    folder = begun(tmp_path)
+    torch.save({"steps": Hostile()}, folder.path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="cannot be read"):
+        folder.load_checkpoint()
+    (folder.path / "checkpoint.pt").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(ValueError, match="cannot be read"):
+        folder.load_checkpoint()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"{", "not JSON (Expecting property name"), (b"[1]", "must hold a JSON object, holds list")],
+)
+def test_a_broken_config_is_named(tmp_path, content, message):
+    folder = begun(tmp_path)
+    (folder.path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(f"{folder.path}/config.json: {message}")):
+        folder.read_config()
+
+
+def test_one_process_at_a_time(tmp_path):
+    folder = begun(tmp_path)
+    other = f"from sngd.training.run_folder import RunFolder\nwith RunFolder({str(folder.path)!r}).locked(): pass"
+    with folder.locked():
+        result = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
+        assert f"{folder.path}: another process is training in this folder" in result.stderr
+    subprocess.run([sys.executable, "-c", other], check=True)
+
+
+def test_the_environment_is_plain_json():
+    assert {"sngd", "torch", "python", "processor", "cores"} <= json.loads(json.dumps(environment())).keys()

@@ -1,0 +1,41 @@
+"""The stream of samples: shuffled passes, cut anywhere, resumed anywhere."""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sngd.training.sampler import SampleStream
+
+CPU = torch.device("cpu")
+sizes = st.lists(st.integers(1, 30), min_size=1, max_size=30)
+
+
+def stream(n, seed=0):
+    return SampleStream(n, torch.Generator().manual_seed(seed), CPU)
+
+
+@given(n=st.integers(1, 20), sizes=sizes)
+def test_every_pass_is_a_permutation(n, sizes):
+    samples = stream(n)
+    batches = [samples.draw(size) for size in sizes]
+    assert [len(batch) for batch in batches] == sizes
+    drawn = torch.cat(batches)
+    assert samples.drawn == len(drawn) == sum(sizes)
+    for start in range(0, len(drawn) - n + 1, n):
+        assert sorted(drawn[start : start + n].tolist()) == list(range(n))
+
+
+@given(n=st.integers(1, 20), before=sizes, after=sizes)
+def test_how_it_is_cut_does_not_matter_and_it_resumes_anywhere(n, before, after):
+    whole = stream(n).draw(sum(before) + sum(after))
+    samples = stream(n)
+    first = [samples.draw(size) for size in before]
+    resumed = stream(n, seed=99)
+    resumed.load_state_dict(samples.state_dict())
+    rest = [resumed.draw(size) for size in after]
+    assert torch.equal(torch.cat(first + rest), whole)
+
+
+def test_passes_differ():
+    samples = stream(50)
+    assert samples.draw(50).tolist() != samples.draw(50).tolist()
