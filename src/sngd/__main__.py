@@ -1,0 +1,3 @@
+from sngd.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""Many runs: comparisons, their tables, figures and reports."""

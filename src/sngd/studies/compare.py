@@ -1,0 +1,146 @@
+"""Methods × seeds on one problem, at the same budget of oracle calls and, if asked, with equal tuning."""
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
+from math import inf
+from pathlib import Path
+
+from sngd.problems import load_problem
+from sngd.studies.figures import draw
+from sngd.studies.parallel import OnProgress, Task, run_all
+from sngd.studies.report import write_report
+from sngd.studies.runs import Study, read_study
+from sngd.training import RunConfig
+from sngd.training.run_folder import write_json
+
+GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates of --tune
+TUNING_SEED = 1_000_000  # none that a comparison uses, so that no seed is judged on its own tuning
+
+Begin = Callable[[str, Sequence[Task]], OnProgress]
+
+
+def parse_arms(methods: str, base: RunConfig) -> list[RunConfig]:
+    """The arms that ``methods`` spells, as ``base`` with changes: ``sgd,sngd@lr=0.5,s-sngd@plan=multistep``.
+
+    Each is a method's name, then ``@setting=value`` for any setting of RunConfig but problem, method and seed. The
+    arm's label is ``label``, if set, else the name and its own settings.
+
+    Raises:
+        ValueError: a name, setting or value is wrong, or two arms have the same label.
+    """
+    arms = [_parse_arm(spec.strip(), base) for spec in methods.split(",")]
+    labels = [arm.label for arm in arms]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ValueError(f"methods {methods!r}: {label!r} is there twice; tell them apart by @label=…")
+    return arms
+
+
+def _parse_arm(spec: str, base: RunConfig) -> RunConfig:
+    method, *words = spec.split("@")
+    types = {f.name: f.type for f in fields(RunConfig) if f.name not in ("problem", "method", "seed")}
+    settings: dict[str, object] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in types:
+            raise ValueError(f"method {spec!r}: {word!r} is no setting=value, settings are {', '.join(types)}")
+        try:
+            settings[key] = _convert(value, str(types[key]))
+        except ValueError:
+            raise ValueError(f"method {spec!r}: {key} must be a number, got {value!r}") from None
+    label = " ".join([method, *(f"{key}={value}" for key, value in settings.items())])
+    arm = replace(base, method=method, **{"label": label, **settings})  # type: ignore[arg-type]
+    return replace(arm.resolved(), threads=arm.threads)  # each process has its own share of the cores
+
+
+def _convert(value: str, type_name: str) -> object:
+    return int(value) if "int" in type_name else float(value) if "float" in type_name else value
+
+
+def compare(
+    arms: Sequence[RunConfig],
+    seeds: Sequence[int],
+    out: Path,
+    *,
+    grid: Sequence[float] | None = None,
+    jobs: int | None = None,
+    data: Path | None = None,
+    overwrite: bool = False,
+    command: str = "",
+    begin: Begin = lambda _title, _tasks: lambda _index, _progress: None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Study:
+    """Run every arm with every seed, in ``out/runs/LABEL/seed-K``, and write compare.json, figures and report.
+
+    Args:
+        arms: resolved configurations of one problem that differ in their labels.
+        seeds: seeds of the runs; the same seed gives all arms the same initial weights and sample order.
+        grid: learning rates that each arm is tried with first, on a seed of its own and the same budget; the one of
+            lowest final training loss is kept. None: no tuning.
+        command: the command line, for the report.
+        begin: called with a title and the tasks before each batch of runs; what it returns follows their progress.
+        jobs, data, overwrite, should_stop: see ``run_all``.
+
+    Raises:
+        ValueError: bad settings; all of an arm's trial runs diverged.
+        Interrupted: ``should_stop`` said so.
+    """
+    load_problem(arms[0].problem, data)  # a mistake, or a download, is met once and before any process starts
+    if not seeds:
+        raise ValueError("seeds must hold at least one seed, got none")
+
+    def do(title: str, tasks: Sequence[Task]) -> list[float | None]:
+        follow = begin(title, tasks)
+        rows = run_all(tasks, jobs=jobs, data=data, overwrite=overwrite, on_progress=follow, should_stop=should_stop)
+        return [None if row["diverged"] else row["train_loss"] for row in rows]
+
+    tuning = None
+    if grid:
+        trials = [replace(arm, lr=lr, seed=TUNING_SEED) for arm in arms for lr in grid]
+        losses = do("tuning", [Task(t, out / "tuning" / _slug(t) / f"lr-{t.lr:g}") for t in trials])
+        chosen = _choose(trials, losses)
+        arms = [replace(arm, lr=chosen[str(arm.label)]) for arm in arms]
+        tuning = {
+            "grid": list(grid),
+            "seed": TUNING_SEED,
+            "outcomes": [
+                {"label": t.label, "lr": t.lr, "train_loss": loss} for t, loss in zip(trials, losses, strict=True)
+            ],
+            "chosen": chosen,
+        }
+    runs = [replace(arm, seed=seed) for seed in seeds for arm in arms]
+    folders = [Path("runs", _slug(run), f"seed-{run.seed}") for run in runs]
+    write_json(
+        out / "compare.json",
+        {
+            "command": command,
+            "problem": arms[0].problem,
+            "methods": [arm.label for arm in arms],
+            "seeds": list(seeds),
+            "epochs": arms[0].epochs,
+            "runs": [folder.as_posix() for folder in folders],
+            "tuning": tuning,
+        },
+    )
+    do("runs", [Task(run, out / folder) for run, folder in zip(runs, folders, strict=True)])
+    study = read_study(out)
+    draw(study, out / "figures")
+    write_report(out)
+    return study
+
+
+def _choose(trials: Sequence[RunConfig], losses: Sequence[float | None]) -> dict[str, float]:
+    """The learning rate of lowest final training loss, by label."""
+    best: dict[str, tuple[float, float]] = {}
+    for trial, loss in zip(trials, losses, strict=True):
+        label, lr = str(trial.label), trial.lr or 0.0
+        best[label] = min(best.get(label, (inf, lr)), (inf if loss is None else loss, lr))
+    for label, (loss, _) in best.items():
+        if loss == inf:
+            raise ValueError(f"every learning rate of the grid made {label} diverge; give a smaller one with --grid")
+    return {label: lr for label, (_, lr) in best.items()}
+
+
+def _slug(config: RunConfig) -> str:
+    return re.sub(r"[^\w.=+-]+", "-", str(config.label))

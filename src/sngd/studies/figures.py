@@ -1,0 +1,157 @@
+"""Figures of a study for papers and READMEs: training loss and test accuracy against #grad/n, as PNG and SVG."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import TYPE_CHECKING, NamedTuple
+
+from sngd.studies.runs import Band, Study, band
+from sngd.training.run_folder import replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
+
+# Okabe and Ito's colours, which the colour-blind tell apart too; no two of 35 arms share colour and dash.
+_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # plotly's names
+DASH_LENGTHS = {"solid": (), "dash": (6, 2.5), "dot": (1.5, 1.5), "dashdot": (6, 2, 1.5, 2), "longdash": (11, 3)}
+
+_LEGEND_WIDTH = 45  # characters; longer labels are wrapped
+
+COST_AXIS = "#grad/n (gradient evaluations / training samples)"
+
+
+class Style(NamedTuple):
+    color: str  # "#rrggbb"
+    dash: str  # a key of DASH_LENGTHS
+
+
+class Panel(NamedTuple):
+    key: str  # of a row in metrics.jsonl
+    title: str
+    scale: float  # from the file's unit to the axis's
+    may_be_log: bool
+
+
+TRAIN_LOSS = Panel("train_loss", "training loss", 1, True)
+TEST_ACCURACY = Panel("test_accuracy", "test accuracy (%)", 100, False)
+GRAD_NORM = Panel("grad_norm", "gradient norm", 1, True)
+LR = Panel("lr", "learning rate", 1, True)
+
+
+def styles(labels: Sequence[str]) -> dict[str, Style]:
+    """Each arm's colour and dash; figures and report use the same."""
+    return {label: Style(_COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]) for i, label in enumerate(labels)}
+
+
+def bands(study: Study, panel: Panel) -> dict[str, Band]:
+    """The arms' curves in the units of the panel's axis; arms without data are left out."""
+    curves = {label: band(runs, panel.key) for label, runs in study.arms.items()}
+    return {
+        label: Band(curve.cost, *(panel.scale * part for part in curve[1:]))
+        for label, curve in curves.items()
+        if curve is not None
+    }
+
+
+def wants_log(panel: Panel, curves: dict[str, Band]) -> bool:
+    """Whether a logarithmic axis can show every point of the panel."""
+    return panel.may_be_log and all((curve.low > 0).all() for curve in curves.values())
+
+
+def band_note(study: Study) -> str:
+    """What lines and bands are, for a legend or a caption."""
+    counts = {len(runs) for runs in study.arms.values()}
+    if counts == {1}:
+        return "one seed"
+    seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
+    return f"line: mean of {seeds} seeds; band: lowest to highest seed"
+
+
+def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
+    """Draw ``curves.png`` and ``curves.svg`` into ``folder`` (made if absent).
+
+    One panel each for training loss (logarithmic when all of it is positive) and test accuracy; a panel
+    without data is left out, and with none there is no figure.
+
+    Returns:
+        The files written, in that order; empty if nothing was measured.
+    """
+    panels = [(panel, bands(study, panel)) for panel in (TRAIN_LOSS, TEST_ACCURACY)]
+    panels = [(panel, curves) for panel, curves in panels if curves]
+    if not panels:
+        return []
+    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
+
+    files = []
+    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+        columns = _columns(study.labels, len(panels))
+        height = 4.1 + 0.22 * math.ceil(len(study.labels) / columns)  # inches; a row of the legend takes 0.22
+        figure = Figure(figsize=(4.8 * len(panels), height), layout="constrained")
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        look = styles(study.labels)
+        lines: dict[str, Line2D] = {}
+        for ax, (panel, curves) in zip(axes, panels, strict=True):
+            lines |= _draw_panel(ax, panel, curves, look)
+        shown = [label for label in study.labels if label in lines]
+        figure.legend(
+            [lines[label] for label in shown],
+            [_literal("\n".join(wrap(label, _LEGEND_WIDTH))) for label in shown],
+            loc="outside lower center",
+            ncols=columns,
+            frameon=False,
+            handlelength=3.2,
+        )
+        figure.suptitle(f"{_literal(study.problem)}\n{band_note(study)}", fontsize=10)
+        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):  # no date: same data, same file
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format=suffix, dpi=160, metadata=metadata)
+            files.append(Path(folder) / f"curves.{suffix}")
+            replace_file(files[-1], buffer.getvalue())
+    return files
+
+
+def _draw_panel(ax: Axes, panel: Panel, curves: dict[str, Band], look: dict[str, Style]) -> dict[str, Line2D]:
+    lines = {}
+    if wants_log(panel, curves):
+        _log_axis(ax, curves)
+    for label, curve in curves.items():
+        color, dash = look[label]
+        (line,) = ax.plot(curve.cost, curve.mean, color=color, linewidth=1.7)
+        if DASH_LENGTHS[dash]:
+            line.set_dashes(DASH_LENGTHS[dash])
+        if (curve.high > curve.low).any():
+            ax.fill_between(curve.cost, curve.low, curve.high, color=color, alpha=0.18, linewidth=0)
+        lines[label] = line
+    ax.set_xlabel(COST_AXIS)
+    ax.set_ylabel(panel.title)
+    ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
+    return lines
+
+
+def _log_axis(ax: Axes, curves: dict[str, Band]) -> None:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    ax.set_yscale("log")
+    decades = math.log10(max(c.high.max() for c in curves.values()) / min(c.low.min() for c in curves.values()))
+    if decades < 3:  # powers of ten alone would leave too few labels
+        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.yaxis.set_major_formatter("{x:g}")
+    ax.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _literal(text: str) -> str:
+    return text.replace("$", r"\$")  # else matplotlib reads what lies between two dollars as a formula
+
+
+def _columns(labels: Sequence[str], panels: int) -> int:
+    room = 60 * panels  # characters, about, across the figure
+    longest = min(max(map(len, labels)), _LEGEND_WIDTH)
+    return max(1, min(len(labels), room // (longest + 10)))

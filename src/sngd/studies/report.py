@@ -1,0 +1,426 @@
+"""The report of a study: one HTML page with everything inside, which needs no network and no server."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from sngd.studies.figures import (
+    DASH_LENGTHS,
+    GRAD_NORM,
+    LR,
+    TEST_ACCURACY,
+    TRAIN_LOSS,
+    Panel,
+    Style,
+    band_note,
+    bands,
+    styles,
+    wants_log,
+)
+from sngd.studies.runs import Band, Run, Study, read_study
+from sngd.studies.table import cells, statements
+from sngd.training.run_folder import replace_file
+
+_BUTTONS = ["toImage", "zoom2d", "pan2d", "resetScale2d"]  # named, because plotly's own choice has one that uploads
+_PANELS = (TRAIN_LOSS, TEST_ACCURACY, GRAD_NORM, LR)
+
+
+def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
+    """Read the study in ``folder`` and write its report, by default to ``folder/report.html``.
+
+    The page holds the findings, the table, curves against #grad/n with bands over seeds, the search for the
+    learning rate if there was one, the configuration, the environment, and the command that repeats it all.
+    The file is replaced as a whole; the page makes no request, and its content security policy forbids any.
+
+    Returns:
+        The path of the page.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_study``; or ``out`` is a folder.
+    """
+    path = Path(folder) / "report.html" if out is None else Path(out)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, the report must be a file")
+    replace_file(path, _page(read_study(folder)).encode("utf-8"))
+    return path
+
+
+def _page(study: Study) -> str:
+    from plotly.offline import get_plotlyjs
+
+    title = f"{study.problem}: {', '.join(study.labels)}"
+    return f"""<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; \
+style-src 'unsafe-inline'; img-src data: blob:">
+<title>{escape(title)}</title>
+<link rel="icon" href="data:image/svg+xml;base64,{b64encode(_ICON).decode()}">
+<style>{_CSS}</style>
+<script>{get_plotlyjs()}</script>
+</head>
+<body>
+<main>
+<h1>{escape(study.problem)} <small>{escape(", ".join(study.labels))}</small></h1>
+{_findings(study)}
+{_table(study)}
+{_curves(study)}
+{_tuning(study)}
+{_configuration(study)}
+{_environment(study)}
+{_command(study)}
+</main>
+<script>{_JS}</script>
+</body>
+</html>
+"""
+
+
+# ---- findings and table --------------------------------------------------------------------------------------
+
+
+def _findings(study: Study) -> str:
+    sentences = [*statements(study), *_incomplete(study)]
+    return f'<p class="findings">{" ".join(escape(sentence) + "." for sentence in sentences)}</p>'
+
+
+def _incomplete(study: Study) -> list[str]:
+    planned = len(study.comparison.get("methods", ())) * len(study.comparison.get("seeds", ()))
+    planned = max(planned, len(study.runs))
+    finished = sum(run.finished for run in study.runs)
+    return [] if finished == planned else [f"{finished} of {planned} runs have finished so far"]
+
+
+def _table(study: Study) -> str:
+    header, rows = cells(study)
+    head = _row("th", (escape(text) for text in header), ' scope="col"')
+    body = []
+    for name, *rest in rows:
+        texts = [f"<strong>{escape(cell.text)}</strong>" if cell.best else escape(cell.text) for cell in rest]
+        body.append(f'<tr><th scope="row">{escape(name.text)}</th>{_tags("td", texts)}</tr>')
+    note = "Mean ± sample standard deviation over seeds, at the end of each run; best mean in bold."
+    return _section("Results", _scroll("Results", head, body) + f'<p class="note">{note}</p>')
+
+
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>\n{content}\n</section>"
+
+
+def _scroll(name: str, head: str, body: Iterable[str]) -> str:
+    """A table in a box that scrolls sideways on a narrow screen, by keyboard too."""
+    return (
+        f'<div class="scroll" role="region" aria-label="{escape(name)}" tabindex="0"><table>'
+        f"<thead>{head}</thead><tbody>{''.join(body)}</tbody></table></div>"
+    )
+
+
+def _row(tag: str, contents: Iterable[str], attributes: str = "") -> str:
+    return f"<tr>{_tags(tag, contents, attributes)}</tr>"
+
+
+def _tags(tag: str, contents: Iterable[str], attributes: str = "") -> str:
+    return "".join(f"<{tag}{attributes}>{content}</{tag}>" for content in contents)
+
+
+# ---- curves --------------------------------------------------------------------------------------------------
+
+
+def _curves(study: Study) -> str:
+    look = styles(study.labels)
+    charts = [(panel, bands(study, panel)) for panel in _PANELS]
+    charts = [(panel, curves) for panel, curves in charts if curves]
+    if not charts:
+        return _section("Curves", "<p>Nothing has been measured yet.</p>")
+    legend = "".join(_legend_entry(i, label, look[label]) for i, label in enumerate(study.labels))
+    figures = "".join(_chart(panel, curves, look) for panel, curves in charts)
+    note = (
+        f"{band_note(study)}. #grad/n: gradient evaluations so far, over the number of training samples. "
+        "Click a method to hide or show it in every chart; drag to zoom, double-click to undo."
+    )
+    return _section(
+        "Curves",
+        f'<div class="legend" role="group" aria-label="Methods shown">{legend}</div>'
+        f'<p class="note">{note[0].upper() + note[1:]}</p><div class="charts">{figures}</div>',
+    )
+
+
+def _legend_entry(index: int, label: str, style: Style) -> str:
+    dash = " ".join(str(1.6 * length) for length in DASH_LENGTHS[style.dash])
+    swatch = (
+        f'<svg width="34" height="10" aria-hidden="true"><line x1="0" y1="5" x2="34" y2="5" '
+        f'stroke="{style.color}" stroke-width="3" stroke-dasharray="{dash}"/></svg>'
+    )
+    return f'<button type="button" aria-pressed="true" data-arm="arm-{index}">{swatch}{escape(label)}</button>'
+
+
+def _chart(panel: Panel, curves: dict[str, Band], look: dict[str, Style]) -> str:
+    log = wants_log(panel, curves)
+    switch = _axis_switch(panel) if log else ""
+    return (
+        f'<figure class="chart"><figcaption>{escape(panel.title.capitalize())}{switch}</figcaption>'
+        f"{_plot(panel, curves, look, log)}</figure>"
+    )
+
+
+def _axis_switch(panel: Panel) -> str:
+    buttons = "".join(
+        f'<button type="button" aria-pressed="{str(kind == "log").lower()}" data-axis="{kind}">{kind}</button>'
+        for kind in ("log", "linear")
+    )
+    return f'<span class="switch" role="group" aria-label="Axis of {escape(panel.title)}">{buttons}</span>'
+
+
+def _plot(panel: Panel, curves: dict[str, Band], look: dict[str, Style], log: bool) -> str:
+    import plotly.graph_objects as go
+    from plotly.io import to_html
+
+    figure = go.Figure()
+    order = list(look)
+    axis = {"linecolor": "#8c959f", "ticks": "outside"}
+    for label, curve in curves.items():
+        group = f"arm-{order.index(label)}"
+        if (curve.high > curve.low).any():
+            figure.add_trace(_band_trace(curve, look[label], group))
+        figure.add_trace(_mean_trace(label, curve, look[label], group))
+    figure.update_layout(
+        template="plotly_white",
+        showlegend=False,  # the page's own legend serves all charts, and the keyboard
+        hovermode="x unified",
+        margin={"l": 58, "r": 14, "t": 28, "b": 46},
+        font={"family": _FONT, "size": 13, "color": "#1f2328"},
+        xaxis=axis | {"title": {"text": "#grad/n"}, "rangemode": "tozero"},
+        yaxis=axis | {"type": "log" if log else "linear", "nticks": 5, "tickformat": "~g", "automargin": True},
+    )
+    return str(
+        to_html(
+            figure,
+            include_plotlyjs=False,  # once, in the page's head
+            full_html=False,
+            default_height="330px",
+            div_id=f"chart-{panel.key}",
+            config={"responsive": True, "displaylogo": False, "modeBarButtons": [_BUTTONS]},
+        )
+    )
+
+
+def _mean_trace(label: str, curve: Band, style: Style, group: str) -> dict[str, Any]:
+    spread = list(zip(_plain(curve.low), _plain(curve.high), strict=True))
+    varies = (curve.high > curve.low).any()
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": escape(label),  # plotly reads names as HTML
+        "legendgroup": group,
+        "x": _plain(curve.cost),
+        "y": _plain(curve.mean),
+        "customdata": spread,
+        "line": {"color": style.color, "dash": style.dash, "width": 2.2},
+        "hovertemplate": "%{y:.4g}" + (" [%{customdata[0]:.4g}, %{customdata[1]:.4g}]" if varies else ""),
+    }
+
+
+def _band_trace(curve: Band, style: Style, group: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "legendgroup": group,
+        "x": [*_plain(curve.cost), *_plain(curve.cost[::-1])],
+        "y": [*_plain(curve.high), *_plain(curve.low[::-1])],
+        "fill": "toself",
+        "fillcolor": f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.2)",
+        "line": {"width": 0, "color": style.color},
+        "hoverinfo": "skip",
+    }
+
+
+def _plain(numbers: Iterable[float]) -> list[float | None]:
+    """Six digits are more than a chart shows; what is not finite becomes null, which JSON has."""
+    return [float(f"{number:.6g}") if math.isfinite(number) else None for number in numbers]
+
+
+# ---- the search for the learning rate ------------------------------------------------------------------------
+
+
+def _tuning(study: Study) -> str:
+    tuning = study.tuning
+    if not tuning:
+        return ""
+    grid, chosen = sorted(tuning["grid"]), tuning["chosen"]
+    losses = {(outcome["label"], outcome["lr"]): outcome["train_loss"] for outcome in tuning["outcomes"]}
+    labels = list(dict.fromkeys(outcome["label"] for outcome in tuning["outcomes"]))
+    head = _row("th", ["method", *(f"lr {lr:g}" for lr in grid)], ' scope="col"')
+    body = []
+    for label in labels:
+        texts = [_trial(losses, label, lr, chosen.get(label) == lr) for lr in grid]
+        body.append(f'<tr><th scope="row">{escape(label)}</th>{_tags("td", texts)}</tr>')
+    intro = "Every method tried the same learning rates, and the lowest training loss was chosen (bold)." + (
+        f" The search used seed {escape(str(tuning['seed']))}." if "seed" in tuning else ""
+    )
+    edges = "".join(f'<p class="warning">{escape(note)}</p>' for note in _edge_notes(grid, chosen))
+    return _section("Learning-rate search", f"<p>{intro}</p>{_scroll('Learning-rate search', head, body)}{edges}")
+
+
+def _trial(losses: dict[tuple[str, float], float | None], label: str, lr: float, chosen: bool) -> str:
+    if (label, lr) not in losses:
+        return "–"
+    loss = losses[label, lr]
+    text = "diverged" if loss is None else f"{loss:.4g}"
+    return f"<strong>{text}</strong>" if chosen else text
+
+
+def _edge_notes(grid: Sequence[float], chosen: dict[str, float]) -> list[str]:
+    if len(grid) < 2:
+        return []
+    edges = {grid[0]: ("smallest", "smaller"), grid[-1]: ("largest", "larger")}
+    return [
+        f"{label}: the chosen learning rate {lr:g} is the {edges[lr][0]} of the grid; "
+        f"a {edges[lr][1]} one may be better."
+        for label, lr in chosen.items()
+        if lr in edges
+    ]
+
+
+# ---- how it was made -----------------------------------------------------------------------------------------
+
+
+def _configuration(study: Study) -> str:
+    keys = list(dict.fromkeys(key for run in study.runs for key in run.config if key != "label"))
+    by_arm = {label: {key: _distinct(runs, key) for key in keys} for label, runs in study.arms.items()}
+    common = {key: texts.pop() for key in keys if len(texts := {arm[key] for arm in by_arm.values()}) == 1}
+    content = _pairs(common)
+    names = [key for key in keys if all(arm[key] == label for label, arm in by_arm.items())]  # repeat the label
+    differing = [key for key in keys if key not in common and key not in names]
+    if differing:
+        head = _row("th", ["method", *map(_readable, differing)], ' scope="col"')
+        body = [
+            f'<tr><th scope="row">{escape(label)}</th>{_tags("td", (escape(arm[key]) for key in differing))}</tr>'
+            for label, arm in by_arm.items()
+        ]
+        content += "<h3>What differs</h3>" + _scroll("Settings that differ between methods", head, body)
+    return _section("Configuration", content)
+
+
+def _distinct(runs: Sequence[Run], key: str) -> str:
+    """The setting in all runs of an arm: one value, or several after one another (its seeds)."""
+    return ", ".join(dict.fromkeys(_setting(run.config.get(key)) for run in runs))
+
+
+def _setting(content: Any) -> str:
+    if content is None or content in ({}, []):
+        return "none"
+    return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
+
+
+def _readable(key: str) -> str:
+    return escape(key.replace("_", " "))
+
+
+def _environment(study: Study) -> str:
+    keys = dict.fromkeys(key for run in study.runs for key in run.environment)
+    values = {
+        key: ", ".join(dict.fromkeys(_setting(run.environment[key]) for run in study.runs if key in run.environment))
+        for key in keys
+    }
+    return _section("Environment", _pairs(values)) if values else ""
+
+
+def _pairs(values: dict[str, str]) -> str:
+    items = (f"<div><dt>{_readable(key)}</dt><dd>{escape(text)}</dd></div>" for key, text in values.items())
+    return f"<dl>{''.join(items)}</dl>"
+
+
+def _command(study: Study) -> str:
+    command = study.comparison.get("command")
+    if not command:
+        return ""
+    return _section("Command", f'<pre tabindex="0"><code>{escape(str(command))}</code></pre>')
+
+
+# ---- the page's own parts ------------------------------------------------------------------------------------
+
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
+
+_ICON = (
+    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#0072B2"/>'
+    b'<path d="M3 3c1 7 4 9 10 10" fill="none" stroke="#fff" stroke-width="2" stroke-linecap="round"/></svg>'
+)
+
+_CSS = """
+:root { color-scheme: light; --ink: #1f2328; --quiet: #57606a; --line: #d8dee4; --accent: #0072b2; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #fff; color: var(--ink); line-height: 1.5;
+  font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif; }
+main { max-width: 1180px; margin: 0 auto; padding: 1.5rem clamp(0.9rem, 3vw, 2rem) 4rem; }
+h1 { margin: 0.5rem 0 0; font-size: 1.8rem; line-height: 1.25; overflow-wrap: anywhere; }
+h1 small { display: block; font-size: 1.05rem; font-weight: 400; color: var(--quiet); }
+h2 { margin: 2.4rem 0 0.7rem; font-size: 1.25rem; }
+h3 { margin: 1.3rem 0 0.5rem; font-size: 1rem; }
+p { max-width: 75ch; margin: 0.6rem 0; overflow-wrap: anywhere; }
+.findings { font-size: 1.08rem; }
+.note { color: var(--quiet); font-size: 0.9rem; }
+.warning { padding-left: 0.7rem; border-left: 4px solid #e69f00; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.4rem 1.1rem 0.4rem 0; border-bottom: 1px solid var(--line); text-align: right;
+  vertical-align: top; white-space: nowrap; }
+th { font-weight: 600; }
+thead th { border-bottom: 2px solid #8c959f; }
+tbody th, th:first-child { text-align: left; }
+td strong { color: #00507d; }
+dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 1fr));
+  gap: 0.5rem 1.8rem; margin: 0; }
+dl div { border-bottom: 1px solid var(--line); padding-bottom: 0.3rem; }
+dt { color: var(--quiet); font-size: 0.9rem; }
+dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
+pre { padding: 0.9rem; overflow-x: auto; background: #f6f8fa; border-radius: 6px; }
+code { font: 0.9rem ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; user-select: all; }
+button { font: inherit; font-size: 0.92rem; color: var(--ink); background: #fff; border: 1px solid #8c959f;
+  border-radius: 6px; cursor: pointer; }
+button:hover { background: #f0f4f8; }
+:focus-visible { outline: 3px solid #56b4e9; outline-offset: 2px; }
+.legend { position: sticky; top: 0; z-index: 2; display: flex; flex-wrap: wrap; gap: 0.4rem; padding: 0.5rem 0;
+  background: rgb(255 255 255 / 94%); }
+.legend button { display: inline-flex; align-items: center; gap: 0.5rem; padding: 0.2rem 0.7rem;
+  max-width: 100%; overflow-wrap: anywhere; text-align: left; }
+.legend svg { flex: none; }
+.legend button[aria-pressed="false"] { color: var(--quiet); text-decoration: line-through; border-style: dashed; }
+.legend button[aria-pressed="false"] svg { opacity: 0.25; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 1.4rem 1.8rem; }
+.chart { margin: 0; min-width: 0; }
+figcaption { display: flex; justify-content: space-between; align-items: center; min-height: 2.2rem; font-weight: 600; }
+.switch button { padding: 0.05rem 0.6rem; font-size: 0.85rem; }
+.switch button:first-child { border-radius: 6px 0 0 6px; }
+.switch button:last-child { border-radius: 0 6px 6px 0; border-left: 0; }
+.switch button[aria-pressed="true"] { color: #fff; background: var(--accent); border-color: var(--accent); }
+"""
+
+_JS = """
+const plots = [...document.querySelectorAll(".plotly-graph-div")];
+for (const plot of plots) Plotly.Plots.resize(plot);  // they were drawn before the page had its final width
+for (const button of document.querySelectorAll("[data-arm]")) {
+  button.addEventListener("click", () => {
+    const shown = button.getAttribute("aria-pressed") === "false";
+    button.setAttribute("aria-pressed", shown);
+    for (const plot of plots) {
+      const traces = [...plot.data.keys()].filter(i => plot.data[i].legendgroup === button.dataset.arm);
+      if (traces.length) Plotly.restyle(plot, { visible: shown }, traces);
+    }
+  });
+}
+for (const button of document.querySelectorAll("[data-axis]")) {
+  button.addEventListener("click", () => {
+    for (const other of button.parentElement.children) other.setAttribute("aria-pressed", other === button);
+    const plot = button.closest(".chart").querySelector(".plotly-graph-div");
+    Plotly.relayout(plot, { "yaxis.type": button.dataset.axis, "yaxis.autorange": true });
+  });
+}
+"""

@@ -1,0 +1,281 @@
+"""Run folders read back: what the table, the figures and the report of a study are made from.
+
+A run is a folder with ``config.json``, ``environment.json`` and ``metrics.jsonl``; a study is a folder with runs
+anywhere below it, and a ``compare.json`` if ``sngd compare`` made it. Runs of one *arm* differ in their seed only.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from sngd.training.run_folder import read_json
+
+Row = dict[str, Any]
+Floats = npt.NDArray[np.float64]
+
+_MEASURES = (
+    "step", "epoch", "oracle_calls", "grads_over_n", "lr", "train_loss", "train_accuracy",
+    "test_loss", "test_accuracy", "grad_norm", "skipped_steps", "seconds",
+)  # fmt: skip
+_ARM_SETTINGS = ("method", "lr", "batch_size", "epochs", "weight_decay", "plan", "params", "output")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder: its settings, where it ran, and its evaluations in order."""
+
+    path: Path
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    rows: list[Row]
+
+    @property
+    def label(self) -> str:
+        return str(self.config.get("label") or self.config.get("method") or self.path.name)
+
+    @property
+    def seed(self) -> int:
+        return int(self.config.get("seed") or 0)
+
+    @property
+    def answer(self) -> Row:
+        """The last row: what the method returned, if the run has finished. Empty before the first evaluation."""
+        return self.rows[-1] if self.rows else {}
+
+    @property
+    def diverged(self) -> bool:
+        """It stopped because the loss was no longer finite."""
+        return bool(self.answer.get("diverged"))
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more will come: its budget is spent, or it diverged."""
+        return bool(self.answer.get("final")) or self.diverged
+
+    @property
+    def curve(self) -> list[Row]:
+        """The rows of the last iterate; an answer drawn at random is no point of the curve."""
+        return [row for row in self.rows if row.get("iterate", "last") == "last"]
+
+
+@dataclass(frozen=True)
+class Study:
+    """Runs by arm, in the order of ``compare.json`` and otherwise sorted; each arm's runs by seed."""
+
+    folder: Path
+    problem: str
+    arms: dict[str, list[Run]]
+    comparison: dict[str, Any]  # compare.json, or empty
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.arms)
+
+    @property
+    def runs(self) -> list[Run]:
+        return [run for runs in self.arms.values() for run in runs]
+
+    @property
+    def tuning(self) -> dict[str, Any] | None:
+        """``grid``, ``seed``, ``outcomes`` and ``chosen`` of the search for learning rates, if there was one."""
+        return self.comparison.get("tuning")
+
+
+def value(row: Row, key: str) -> float | None:
+    """The number under ``key``, or None where it is absent, null, or not finite."""
+    number = row.get(key)
+    return float(number) if number is not None and math.isfinite(number) else None
+
+
+# ---- reading -------------------------------------------------------------------------------------------------
+
+
+def read_run(path: str | os.PathLike[str]) -> Run:
+    """Read one run folder; a run that is still being written is read up to its last complete row.
+
+    Raises:
+        FileNotFoundError: there is no ``config.json`` in ``path``.
+        ValueError: a file is not what it should be; the message names the file, the line and the reason.
+    """
+    path = Path(path)
+    if not (path / "config.json").is_file():
+        raise FileNotFoundError(f"{path}: not a run folder, it has no config.json")
+    environment = path / "environment.json"
+    metrics = path / "metrics.jsonl"
+    return Run(
+        path=path,
+        config=read_json(path / "config.json"),
+        environment=read_json(environment) if environment.exists() else {},
+        rows=_read_rows(metrics) if metrics.exists() else [],
+    )
+
+
+def read_study(folder: str | os.PathLike[str]) -> Study:
+    """Read the runs that ``folder``'s compare.json lists, or else every run at or below ``folder`` but trial runs.
+
+    Runs that share a label but not their settings (two learning rates, say) are told apart: each setting that
+    differs is added to the label. Finished and unfinished runs are both read.
+
+    Raises:
+        FileNotFoundError: no such folder, or no run in it.
+        ValueError: a broken file, runs of several problems, or two runs of one arm with the same seed.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    comparison = _read_comparison(folder / "compare.json")
+    runs = [read_run(path) for path in _run_folders(folder, comparison)]
+    if not runs:
+        raise FileNotFoundError(f"{folder}: no runs in it, no folder has a config.json")
+    problems = sorted({str(run.config.get("problem", "?")) for run in runs})
+    if len(problems) > 1:
+        raise ValueError(f"{folder}: runs of several problems ({', '.join(problems)}), a study is about one")
+    return Study(folder, problems[0], _arms(runs, comparison.get("methods", [])), comparison)
+
+
+def _run_folders(folder: Path, comparison: dict[str, Any]) -> Iterator[Path]:
+    if "runs" in comparison:  # what an earlier comparison left beside them is none of this one's
+        yield from (folder / run for run in comparison["runs"] if (folder / run / "config.json").exists())
+        return
+    for config in sorted(folder.rglob("config.json")):
+        above = [parent for parent in config.parents if parent.is_relative_to(folder)]
+        if not any(_is_tuning(parent, folder) for parent in above):
+            yield config.parent
+
+
+def _is_tuning(path: Path, folder: Path) -> bool:
+    if path == folder or path.name != "tuning":
+        return False
+    return path.parent == folder or (path.parent / "compare.json").exists()
+
+
+def _read_rows(path: Path) -> list[Row]:
+    lines = path.read_bytes().split(b"\n")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _loads(line)
+        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+            if number == len(lines):
+                break  # no line end yet: this row is still being written, or its writer was killed
+            reason = f"not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else "not UTF-8 text"
+            raise ValueError(f"{path}, line {number}: {reason}") from None
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}, line {number}: must be a JSON object, is {type(row).__name__}")
+        for key in _MEASURES:
+            if not isinstance(row.get(key), int | float | None):
+                raise ValueError(f"{path}, line {number}: {key} must be a number or null, is {row[key]!r}")
+        rows.append(row)
+    return rows
+
+
+def _loads(text: bytes) -> Any:
+    return json.loads(text.decode("utf-8"), parse_constant=lambda _: None)  # NaN and Infinity: not a number
+
+
+def _read_comparison(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    comparison = read_json(path)
+    tuning = comparison.get("tuning")
+    if tuning is not None:
+        missing = [key for key in ("grid", "outcomes", "chosen") if key not in tuning]
+        if missing:
+            raise ValueError(f"{path}: tuning lacks {', '.join(missing)}")
+    return comparison
+
+
+def _arms(runs: list[Run], order: Sequence[str]) -> dict[str, list[Run]]:
+    by_label: dict[str, list[Run]] = {}
+    for run in runs:
+        by_label.setdefault(run.label, []).append(run)
+    rank = {label: position for position, label in enumerate(order)}
+    arms: dict[str, list[Run]] = {}
+    for label in sorted(by_label, key=lambda label: (rank.get(label, len(rank)), label)):
+        for name, members in _split(label, by_label[label]).items():
+            arms[name] = sorted(members, key=lambda run: run.seed)
+            for one, other in zip(arms[name], arms[name][1:], strict=False):
+                if one.seed == other.seed:
+                    raise ValueError(f"{other.path}: same method and seed as {one.path} ({name!r}, seed {one.seed})")
+    return arms
+
+
+def _split(label: str, runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs that share a label by the settings in which they differ: {'sngd lr=0.1': […], 'sngd lr=0.5': […]}."""
+
+    def setting(run: Run, key: str) -> str:
+        return json.dumps(run.config.get(key), sort_keys=True)
+
+    differing = [key for key in _ARM_SETTINGS if len({setting(run, key) for run in runs}) > 1]
+    arms: dict[str, list[Run]] = {}
+    for run in runs:
+        suffix = "".join(f" {key}={setting(run, key)}" for key in differing)
+        arms.setdefault(label + suffix, []).append(run)
+    return dict(sorted(arms.items()))
+
+
+# ---- curves --------------------------------------------------------------------------------------------------
+
+
+def interpolate(rows: Sequence[Row], key: str, grid: Floats) -> Floats:
+    """Values of ``key`` at the costs ``grid`` (in ``grads_over_n``), linear between evaluations.
+
+    Methods and batch sizes evaluate at different costs; this brings them onto one axis. Rows in which ``key`` is
+    null are left out, and nothing is extrapolated: outside the measured range the result is NaN.
+
+    Example:
+        >>> rows = [{"grads_over_n": 0, "lr": 1.0}, {"grads_over_n": 2, "lr": 0.0}]
+        >>> interpolate(rows, "lr", np.array([0.0, 1.0, 3.0]))
+        array([1. , 0.5, nan])
+    """
+    points = dict(_points(rows, key))  # a dict: of two rows at one cost, the later counts
+    if not points:
+        return np.full(len(grid), np.nan)
+    costs = sorted(points)
+    return np.interp(grid, costs, [points[cost] for cost in costs], left=np.nan, right=np.nan)
+
+
+def _points(rows: Sequence[Row], key: str) -> Iterator[tuple[float, float]]:
+    for row in rows:
+        cost, measured = value(row, "grads_over_n"), value(row, key)
+        if cost is not None and measured is not None:
+            yield cost, measured
+
+
+class Band(NamedTuple):
+    """An arm's curve over its seeds, each field of shape (points,): mean, lowest and highest seed at each cost."""
+
+    cost: Floats
+    mean: Floats
+    low: Floats
+    high: Floats
+
+
+def band(runs: Sequence[Run], key: str) -> Band | None:
+    """The arm's curve of ``key``, or None where nothing was measured.
+
+    It covers the costs that every seed reached: a mean over the seeds that survived would flatter a method some
+    of whose runs diverged. Runs still under way are left out as soon as one run has finished.
+    """
+    chosen = [run for run in runs if run.finished] or runs
+    points = [dict(_points(run.curve, key)) for run in chosen]
+    points = [curve for curve in points if curve]
+    if not points:
+        return None
+    start, end = max(map(min, points)), min(map(max, points))
+    cost = np.array(sorted({c for curve in points for c in curve if start <= c <= end}), dtype=np.float64)
+    if not len(cost):
+        return None
+    curves = np.stack([interpolate(run.curve, key, cost) for run in chosen if any(_points(run.curve, key))])
+    return Band(cost, curves.mean(axis=0), curves.min(axis=0), curves.max(axis=0))

@@ -1,0 +1,87 @@
+import sys
+
+import pytest
+from fake_runs import write_run, write_study
+
+from sngd.studies.figures import TEST_ACCURACY, TRAIN_LOSS, band_note, bands, draw, styles, wants_log
+from sngd.studies.runs import read_study
+
+
+def test_draws_png_and_svg(tmp_path):
+    study = read_study(write_study(tmp_path / "study"))
+    png, svg = draw(study, tmp_path / "figures")
+    assert (png, svg) == (tmp_path / "figures" / "curves.png", tmp_path / "figures" / "curves.svg")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert "</svg>" in svg.read_text()
+    assert "<!-- test accuracy (%) -->" in svg.read_text()
+
+
+def test_the_same_study_gives_the_same_files(tmp_path):
+    study = read_study(write_study(tmp_path / "study", seeds=2))
+    one, other = draw(study, tmp_path / "one"), draw(study, tmp_path / "other")
+    assert [path.read_bytes() for path in one] == [path.read_bytes() for path in other]
+
+
+def test_a_panel_without_data_is_left_out(tmp_path):
+    _, svg = draw(read_study(write_run(tmp_path / "a", test=False)), tmp_path)
+    assert "<!-- training loss -->" in svg.read_text()
+    assert "test accuracy" not in svg.read_text()
+
+
+def test_nothing_measured_no_figure(tmp_path):
+    run = write_run(tmp_path / "a", stop=0)
+    (run / "metrics.jsonl").write_text("")
+    assert draw(read_study(run), tmp_path / "figures") == []
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("label", ["$x$", "$\\frac{", "_hidden", "<b>&amp;"])
+def test_any_label_is_drawn_as_it_is(tmp_path, label):
+    write_run(tmp_path / "a", label)
+    write_run(tmp_path / "b", "sngd")
+    _, svg = draw(read_study(tmp_path), tmp_path)
+    comment = label.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    assert f"<!-- {comment} -->" in svg.read_text()
+
+
+def test_loss_is_logarithmic_only_when_positive(tmp_path):
+    study = read_study(write_run(tmp_path / "a"))
+    assert wants_log(TRAIN_LOSS, bands(study, TRAIN_LOSS))
+    assert not wants_log(TEST_ACCURACY, bands(study, TEST_ACCURACY))
+    zero = read_study(write_run(tmp_path / "b", answer={"train_loss": 0.0}))
+    assert not wants_log(TRAIN_LOSS, bands(zero, TRAIN_LOSS))
+    draw(zero, tmp_path)
+
+
+def test_accuracy_is_in_percent(tmp_path):
+    study = read_study(write_run(tmp_path / "a", answer={"test_accuracy": 0.5}))
+    assert bands(study, TEST_ACCURACY)["sngd"].mean[-1] == 50
+
+
+def test_arms_differ_in_colour_and_in_dash():
+    look = styles([str(i) for i in range(35)])
+    assert len(set(look.values())) == 35
+    first = [look[str(i)] for i in range(5)]
+    assert len({style.color for style in first}) == len({style.dash for style in first}) == 5
+
+
+def test_the_note_counts_seeds(tmp_path):
+    write_run(tmp_path / "a" / "0", "a", 0)
+    assert band_note(read_study(tmp_path)) == "one seed"
+    write_run(tmp_path / "a" / "1", "a", 1)
+    assert band_note(read_study(tmp_path)) == "line: mean of 2 seeds; band: lowest to highest seed"
+    write_run(tmp_path / "b" / "0", "b", 0)
+    assert band_note(read_study(tmp_path)) == "line: mean of 1 to 2 seeds; band: lowest to highest seed"
+
+
+def test_pyplot_stays_out(tmp_path):
+    before = "matplotlib.pyplot" in sys.modules
+    draw(read_study(write_run(tmp_path / "a")), tmp_path)
+    assert ("matplotlib.pyplot" in sys.modules) == before
+
+
+def test_a_long_label_is_wrapped_not_cut(tmp_path):
+    words = " ".join(f"setting-{i}=0.{i}" for i in range(9))
+    _, svg = draw(read_study(write_run(tmp_path / "a", words)), tmp_path)
+    assert all(f"setting-{i}=0.{i}" in svg.read_text() for i in range(9))
+    assert words not in svg.read_text()

@@ -1,0 +1,247 @@
+"""The command line as a user meets it."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sngd.cli import main
+from sngd.training import METHODS
+
+FAST = ["--epochs", "2", "--threads", "1"]
+
+
+@pytest.fixture
+def sngd(monkeypatch, capsys, tmp_path):
+    """Calls the command line in an empty folder: exit code, standard output, standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SNGD_DATA", raising=False)
+
+    def call(*words):
+        monkeypatch.setattr(sys, "argv", ["sngd", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return end.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+def process(*words, cwd):
+    return subprocess.Popen(
+        [sys.executable, "-m", "sngd", *map(str, words)],
+        cwd=cwd,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def digits(folder):
+    return {p: p.stat().st_mtime_ns for p in folder.rglob("checkpoint.pt")}
+
+
+# --- what there is
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"], ["compare", "--help"], ["report", "--help"], []])
+def test_help(sngd, words):
+    code, out, err = sngd(*words)
+    assert "Usage: sngd" in out + err
+    assert code == (0 if words else 2)
+
+
+def test_methods_and_problems(sngd):
+    code, out, _ = sngd("methods", "--json")
+    assert code == 0
+    assert [row["name"] for row in json.loads(out)] == list(METHODS)
+    assert "Algorithm 2" in sngd("methods")[1]
+    assert "mnist-mlp" in [row["name"] for row in json.loads(sngd("problems", "--json")[1])]
+
+
+# --- train
+
+
+def test_train_resume_and_overwrite(sngd):
+    code, out, err = sngd("train", "digits-mlp", *FAST)
+    assert (code, err) == (0, "")
+    assert "run folder: runs/digits-mlp/sngd/seed-0" in out
+    code, out, err = sngd("train", "digits-mlp", *FAST)
+    assert (code, out) == (2, "")
+    assert err == (
+        "sngd: runs/digits-mlp/sngd/seed-0: holds a run already; --resume goes on with it, --overwrite throws it away\n"
+    )
+    code, out, _ = sngd("train", "digits-mlp", *FAST, "--resume", "--json")
+    row = json.loads(out)
+    assert code == 0
+    assert row["final"]
+    assert 0 < row["train_loss"] < 2.3
+    assert sngd("train", "digits-mlp", *FAST, "--overwrite")[0] == 0
+
+
+def test_the_users_own_problem(sngd, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom sngd.problems import Problem\n"
+        "def factory():\n    x = torch.randn(50, 3)\n"
+        "    return Problem(lambda: torch.nn.Linear(3, 1), torch.nn.functional.mse_loss, (x, x.sum(1, keepdim=True)))\n"
+    )
+    code, out, _ = sngd("train", "mine.py:factory", "--batch-size", 5, "--json")
+    assert code == 0
+    row = json.loads(out)
+    assert row["folder"] == "runs/mine-factory/sngd/seed-0"
+    assert row["test_loss"] is row["test_accuracy"] is row["train_accuracy"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "digits"], "unknown problem 'digits', did you mean 'digits-mlp'?"),
+        (["train", "nowhere.py:f"], "nowhere.py: no such file"),
+        (["train", "digits-mlp", "--method", "sngdd"], "unknown method 'sngdd', did you mean 'sngd'?"),
+        (["train", "digits-mlp", "--lr", "-1"], "lr must be finite and greater than 0, got -1.0"),
+        (["train", "digits-mlp", "--plan", "polly"], "unknown plan 'polly', did you mean 'poly'?"),
+        (["train", "digits-mlp", "--device", "cuda:9"], "device 'cuda:9' is not there"),
+        (["train", "digits-mlp", "--resume", "--overwrite"], "--resume and --overwrite exclude each other"),
+        (["train", "mnist-mlp", "--data", "empty"], "empty/mnist (given by --data): no train-images-idx3-ubyte, "),
+        (["train", "digits-mlp", "--out", "/proc/run"], "/proc/run: "),
+        (["compare", "digits-mlp", "--methods", "sgd,sgd"], "methods 'sgd,sgd': 'sgd' is there twice"),
+        (["compare", "digits-mlp", "--methods", "sgd@lr"], "method 'sgd@lr': 'lr' is no setting=value, settings are"),
+        (["compare", "digits-mlp", "--methods", "sgd@lr=x"], "method 'sgd@lr=x': lr must be a number, got 'x'"),
+        (["compare", "digits-mlp", "--seeds", "0"], "seeds must be a whole number of at least 1 or a list"),
+        (["compare", "digits-mlp", "--seeds", "1,1"], "seeds must be different whole numbers, got '1,1'"),
+        (["compare", "digits-mlp", "--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["compare", "digits-mlp", "--grid", "a"], "grid must be numbers joined by commas, got 'a'"),
+        (
+            ["compare", "digits-mlp", "--tune", "--lr", "1"],
+            "--tune chooses the learning rates: leave out --lr and @lr=",
+        ),
+        (["report", "nowhere"], "nowhere: no such folder"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(sngd, tmp_path, words, message):
+    (tmp_path / "empty").mkdir()
+    code, out, err = sngd(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"sngd: {message}")
+    assert err.count("\n") == 1
+
+
+def test_unknown_options_too(sngd):
+    code, _, err = sngd("train", "digits-mlp", "--learning-rate", "1")
+    assert code == 2
+    assert "No such option: --learning-rate" in err
+
+
+def test_ctrl_c_saves_and_resume_goes_on(sngd, tmp_path):
+    words = ["train", "digits-mlp", "--threads", 1, "--epochs", 150, "--out", "run"]
+    run = process(*words, cwd=tmp_path)
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    out, err = run.communicate()
+    assert (run.returncode, out) == (130, "")
+    assert re.search(r"sngd: run: stopped after \d+ steps; --resume goes on", err)
+    assert "Traceback" not in err
+    resumed = json.loads(sngd(*words, "--resume", "--json")[1])
+    whole = json.loads(sngd(*words[:-1], "whole", "--json")[1])
+    del resumed["seconds"], resumed["folder"], whole["seconds"], whole["folder"]
+    assert resumed == whole
+
+
+# --- compare and report
+
+
+def test_compare_then_report(sngd, tmp_path):
+    words = ["compare", "digits-mlp", "--methods", "sgd,s-sngd@lr=0.3", "--seeds", 2, "--jobs", 2, *FAST]
+    code, out, _ = sngd(*words, "--json")
+    assert code == 0
+    table = json.loads(out)
+    assert [row["label"] for row in table["methods"]] == ["sgd", "s-sngd lr=0.3"]
+    assert {row["finished"] for row in table["methods"]} == {2}
+    folder = tmp_path / "runs" / "compare-digits-mlp"
+    assert (folder / "report.html").stat().st_size > 1_000_000
+    assert (folder / "figures" / "curves.png").exists()
+
+    before = digits(folder)
+    assert len(before) == 4
+    code, out, _ = sngd(*words)
+    assert code == 0
+    assert digits(folder) == before  # finished runs are not repeated
+    assert "over 2 paired seeds" in out
+    assert "report: runs/compare-digits-mlp/report.html" in out
+
+    (folder / "report.html").unlink()
+    assert sngd("report", folder)[0] == 0
+    assert (folder / "report.html").exists()
+
+    # fewer methods in the same folder: only what was asked for is compared
+    table = json.loads(sngd("compare", "digits-mlp", "--methods", "sgd", "--seeds", 1, *FAST, "--json")[1])
+    assert [(row["label"], row["runs"]) for row in table["methods"]] == [("sgd", 1)]
+
+
+def test_compare_tunes_every_method_on_the_same_grid(sngd, tmp_path):
+    words = ["compare", "digits-mlp", "--methods", "sgd,sngd", "--seeds", "7,9", "--grid", "0.001,0.3", *FAST]
+    code, out, _ = sngd(*words, "--json")
+    assert code == 0
+    table = json.loads(out)
+    assert [(o["label"], o["lr"]) for o in table["tuning"]["outcomes"]] == [
+        (label, lr) for label in ("sgd", "sngd") for lr in (0.001, 0.3)
+    ]
+    assert table["tuning"]["chosen"] == {"sgd": 0.3, "sngd": 0.3}
+    assert [row["lr"] for row in table["methods"]] == [0.3, 0.3]
+    runs = tmp_path / "runs" / "compare-digits-mlp" / "runs" / "sgd"
+    assert sorted(os.listdir(runs)) == ["seed-7", "seed-9"]
+    assert json.loads((runs / "seed-7" / "config.json").read_text())["lr"] == 0.3
+
+
+def test_compare_stopped_goes_on_where_it_was(sngd, tmp_path):
+    words = [
+        "compare",
+        "digits-mlp",
+        "--methods",
+        "sgd,sngd",
+        "--seeds",
+        2,
+        "--epochs",
+        100,
+        "--jobs",
+        1,
+        "--threads",
+        1,
+    ]
+    run = process(*words, cwd=tmp_path)
+    runs = tmp_path / "runs" / "compare-digits-mlp" / "runs"
+    while not any(runs.rglob("checkpoint.pt")):
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    _, err = run.communicate()
+    assert run.returncode == 130
+    assert re.search(r"sngd: stopped with \d of 4 runs finished; the same command goes on", err)
+    assert "Traceback" not in err
+    assert json.loads(sngd(*words, "--json")[1])["methods"][1]["finished"] == 2
+
+
+def test_a_failing_run_stops_the_comparison_with_its_message(sngd):
+    code, _, err = sngd("compare", "digits-mlp", "--batch-size", 100_000, "--seeds", 1)
+    assert code == 2
+    assert "batch_size must be at most n = 1437, got 100000" in err
+
+
+# --- what is needed to import
+
+
+@pytest.mark.parametrize("module", ["sngd", "sngd.training"])
+def test_imports_are_few(module):
+    """Everything but torch and numpy is hidden; the library rooms leave the laboratory's unimported."""
+    hidden = ["typer", "rich", "pooch", "sklearn", "scipy", "matplotlib", "plotly", "tqdm", "pandas"]
+    code = f"""
+import sys
+for name in {hidden!r}: sys.modules[name] = None
+import {module}
+{"assert 'sngd.problems' not in sys.modules" if module == "sngd" else ""}
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
