@@ -165,6 +165,7 @@ def test_compare_then_report(sngd, tmp_path):
     folder = tmp_path / "runs" / "compare-digits-mlp"
     assert (folder / "report.html").stat().st_size > 1_000_000
     assert (folder / "figures" / "curves.png").exists()
+    assert "| sgd | 0.1 |" in (folder / "table.md").read_text()
 
     before = digits(folder)
     assert len(before) == 4

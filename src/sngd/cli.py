@@ -182,7 +182,6 @@ def compare(
     """
     from sngd.studies.compare import GRID, parse_arms
     from sngd.studies.compare import compare as run_comparison
-    from sngd.studies.table import as_json as table_json
 
     tuning = _numbers(grid, "grid") if grid else list(GRID) if tune else None
     if tuning and (lr is not None or "@lr=" in methods):
@@ -214,11 +213,7 @@ def compare(
             begin=lambda title, tasks: _Overview(bars, title, tasks),
             should_stop=should_stop,
         )
-    if as_json:
-        _print_json({"folder": str(folder), "report": str(folder / "report.html"), **table_json(study)})
-        return
-    _print_study(study)
-    out.print(f"report: {folder / 'report.html'}", soft_wrap=True, highlight=False)
+    _print_study(study, folder, as_json)
 
 
 @app.command()
@@ -226,20 +221,10 @@ def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs, as 'sngd compare' makes it.")],
     as_json: Json = False,
 ) -> None:
-    """Write the report of a folder of runs: one HTML page that works offline, and the figures."""
-    from sngd.studies.figures import draw
-    from sngd.studies.report import write_report
-    from sngd.studies.runs import read_study
-    from sngd.studies.table import as_json as table_json
+    """Write the report of a folder of runs: one HTML page that works offline; also figures and table.md."""
+    from sngd.studies.publish import publish
 
-    study = read_study(folder)
-    figures = draw(study, folder / "figures")
-    page = write_report(folder)
-    if as_json:
-        _print_json({"report": str(page), "figures": [str(path) for path in figures], **table_json(study)})
-        return
-    _print_study(study)
-    out.print(f"report: {page}", soft_wrap=True, highlight=False)
+    _print_study(publish(folder), folder, as_json)
 
 
 def main() -> None:
@@ -338,9 +323,14 @@ class _Overview:
         self.bars.update(self.all, completed=sum(self.share))
 
 
-def _print_study(study: Any) -> None:
+def _print_study(study: Any, folder: Path, as_json: bool) -> None:
+    from sngd.studies.table import as_json as table_json
     from sngd.studies.table import cells, statements
 
+    page = folder / "report.html"
+    if as_json:
+        _print_json({"folder": str(folder), "report": str(page), **table_json(study)})
+        return
     header, rows = cells(study)
     shown = [i for i, name in enumerate(header) if name != "test loss"]  # a terminal's width; the report has it
     table = Table(title=study.problem)
@@ -356,6 +346,7 @@ def _print_study(study: Any) -> None:
         out.print(f"equal tuning: every method tried lr {grid} on a seed of its own and kept the lowest training loss")
     for statement in statements(study):
         out.print(f"{statement}.", soft_wrap=True, highlight=False)
+    out.print(f"report: {page}", soft_wrap=True, highlight=False)
 
 
 def _print_entries(entries: Sequence[dict[str, Any]], as_json: bool) -> None:

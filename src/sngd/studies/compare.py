@@ -7,10 +7,9 @@ from math import inf
 from pathlib import Path
 
 from sngd.problems import load_problem
-from sngd.studies.figures import draw
 from sngd.studies.parallel import OnProgress, Task, run_all
-from sngd.studies.report import write_report
-from sngd.studies.runs import Study, read_study
+from sngd.studies.publish import publish
+from sngd.studies.runs import Study
 from sngd.training import RunConfig
 from sngd.training.run_folder import write_json
 
@@ -71,7 +70,7 @@ def compare(
     begin: Begin = lambda _title, _tasks: lambda _index, _progress: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Study:
-    """Run every arm with every seed, in ``out/runs/LABEL/seed-K``, and write compare.json, figures and report.
+    """Run every arm with every seed, in ``out/runs/LABEL/seed-K``, and write compare.json, table, figures and report.
 
     Args:
         arms: resolved configurations of one problem that differ in their labels.
@@ -124,10 +123,7 @@ def compare(
         },
     )
     do("runs", [Task(run, out / folder) for run, folder in zip(runs, folders, strict=True)])
-    study = read_study(out)
-    draw(study, out / "figures")
-    write_report(out)
-    return study
+    return publish(out)
 
 
 def _choose(trials: Sequence[RunConfig], losses: Sequence[float | None]) -> dict[str, float]:

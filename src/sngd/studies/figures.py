@@ -65,6 +65,16 @@ def wants_log(panel: Panel, curves: dict[str, Band]) -> bool:
     return panel.may_be_log and all((curve.low > 0).all() for curve in curves.values())
 
 
+def view(curves: dict[str, Band]) -> tuple[float, float] | None:
+    """Limits for a linear axis that leave out the untrained model, whose accuracy would press all others together."""
+    later = [part[1:] for curve in curves.values() for part in (curve.low, curve.high) if len(part) > 2]
+    if not later:
+        return None
+    low, high = min(part.min() for part in later), max(part.max() for part in later)
+    margin = 0.06 * (high - low) or 0.5
+    return float(low - margin), float(high + margin)
+
+
 def band_note(study: Study) -> str:
     """What lines and bands are, for a legend or a caption."""
     counts = {len(runs) for runs in study.arms.values()}
@@ -122,6 +132,8 @@ def _draw_panel(ax: Axes, panel: Panel, curves: dict[str, Band], look: dict[str,
     lines = {}
     if wants_log(panel, curves):
         _log_axis(ax, curves)
+    elif limits := view(curves):
+        ax.set_ylim(limits)
     for label, curve in curves.items():
         color, dash = look[label]
         (line,) = ax.plot(curve.cost, curve.mean, color=color, linewidth=1.7)

@@ -22,6 +22,7 @@ from sngd.studies.figures import (
     band_note,
     bands,
     styles,
+    view,
     wants_log,
 )
 from sngd.studies.runs import Band, Run, Study, read_study
@@ -186,11 +187,13 @@ def _plot(panel: Panel, curves: dict[str, Band], look: dict[str, Style], log: bo
     figure = go.Figure()
     order = list(look)
     axis = {"linecolor": "#8c959f", "ticks": "outside"}
+    limits = None if log else view(curves)
     for label, curve in curves.items():
         group = f"arm-{order.index(label)}"
         if (curve.high > curve.low).any():
             figure.add_trace(_band_trace(curve, look[label], group))
         figure.add_trace(_mean_trace(label, curve, look[label], group))
+    figure.update_yaxes(type="log" if log else "linear")
     figure.update_layout(
         template="plotly_white",
         showlegend=False,  # the page's own legend serves all charts, and the keyboard
@@ -198,7 +201,7 @@ def _plot(panel: Panel, curves: dict[str, Band], look: dict[str, Style], log: bo
         margin={"l": 58, "r": 14, "t": 28, "b": 46},
         font={"family": _FONT, "size": 13, "color": "#1f2328"},
         xaxis=axis | {"title": {"text": "#grad/n"}, "rangemode": "tozero"},
-        yaxis=axis | {"type": "log" if log else "linear", "nticks": 5, "tickformat": "~g", "automargin": True},
+        yaxis=axis | {"nticks": 5, "tickformat": "~g", "automargin": True, "range": limits},
     )
     return str(
         to_html(

@@ -1,0 +1,22 @@
+"""All that a study's folder shows: table.md, the figures and the report."""
+
+from pathlib import Path
+
+from sngd.studies.figures import draw
+from sngd.studies.report import write_report
+from sngd.studies.runs import Study, read_study
+from sngd.studies.table import as_markdown
+from sngd.training.run_folder import replace_file
+
+
+def publish(folder: Path) -> Study:
+    """Read the runs in ``folder`` and write table.md, figures/ and report.html beside them.
+
+    Raises:
+        FileNotFoundError, ValueError: see ``read_study``.
+    """
+    study = read_study(folder)
+    draw(study, folder / "figures")
+    replace_file(folder / "table.md", f"# {study.problem}\n\n{as_markdown(study)}".encode())
+    write_report(folder)
+    return study
