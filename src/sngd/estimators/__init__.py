@@ -2,5 +2,7 @@
 
 from sngd.estimators.estimator import Estimator
 from sngd.estimators.minibatch import Full, MiniBatch
+from sngd.estimators.spider import Spider
+from sngd.estimators.svrg import SCSG, SVRG
 
-__all__ = ["Estimator", "Full", "MiniBatch"]
+__all__ = ["SCSG", "SVRG", "Estimator", "Full", "MiniBatch", "Spider"]

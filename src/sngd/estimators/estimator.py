@@ -22,17 +22,22 @@ class Estimator:
 
     Attributes:
         oracle_calls: ∇f(w; a) evaluated so far, one for one sample at one point.
-        next_batch_size: samples that the next estimate wants; None for all of them.
-        next_cost: oracle calls that the next estimate makes.
     """
-
-    next_batch_size: int | None
-    next_cost: int
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.params = [p for p in model.parameters() if p.requires_grad]
+        self.params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         self.oracle_calls = 0
+
+    @property
+    def next_batch_size(self) -> int | None:
+        """Samples that the next estimate wants; None for all of them."""
+        raise NotImplementedError
+
+    @property
+    def next_cost(self) -> int:
+        """Oracle calls that the next estimate makes."""
+        raise NotImplementedError
 
     def estimate(self, loss: Loss, batch: Batch) -> Tensor:
         """Set ``p.grad`` to the estimate at the present weights.

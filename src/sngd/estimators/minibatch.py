@@ -18,7 +18,15 @@ class MiniBatch(Estimator):
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:
         super().__init__(model)
-        self.next_batch_size = self.next_cost = check_size("batch_size", batch_size)
+        self.batch_size = check_size("batch_size", batch_size)
+
+    @property
+    def next_batch_size(self) -> int:
+        return self.batch_size
+
+    @property
+    def next_cost(self) -> int:
+        return self.batch_size
 
     def estimate(self, loss: Loss, batch: Batch) -> Tensor:
         return self._backward(loss, batch)
@@ -38,9 +46,16 @@ class Full(Estimator):
 
     def __init__(self, model: nn.Module, n: int, chunk_size: int = 512) -> None:
         super().__init__(model)
-        self.next_batch_size = None
-        self.next_cost = check_size("n", n)
+        self.n = check_size("n", n)
         self.chunk_size = check_size("chunk_size", chunk_size)
+
+    @property
+    def next_batch_size(self) -> None:
+        return None
+
+    @property
+    def next_cost(self) -> int:
+        return self.n
 
     def estimate(self, loss: Loss, batch: Batch) -> Tensor:
         return self._backward(loss, batch, self.chunk_size)

@@ -1,0 +1,52 @@
+"""SPIDER: a recursive estimator that adds up differences between consecutive iterates."""
+
+from torch import Tensor, nn
+
+from sngd.estimators.difference import DifferenceEstimator
+from sngd.estimators.estimator import Batch, Loss, check_size
+
+
+class Spider(DifferenceEstimator):
+    """μ_m = ∇f_I(w_m) − ∇f_I(w_{m−1}) + μ_{m−1}, begun anew every ``period`` steps from μ = ∇f_J(w), |J| = B.
+
+    Algorithm 3 of Zhao, Xie and Li (2021), from Fang et al. 2018. A period costs B + 2b(M − 1) oracle calls: at m = 1
+    both points are the same, so the difference is zero and is neither evaluated nor counted. The variance grows with
+    the steps taken, E‖μ_m − ∇F(w_m)‖² ≤ M α² L²/b + σ²/B for steps of length α (eq. 15).
+
+    Args:
+        model: its trainable parameters' ``.grad`` is filled.
+        anchor_batch_size: B ≥ 1.
+        batch_size: b ≥ 1.
+        period: M ≥ 1 steps between anchors; the paper's experiments have M = B/(2b).
+        chunk_size: anchor samples evaluated at a time.
+
+    Raises:
+        ValueError: a size is no whole number of at least 1.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, anchor_batch_size: int, batch_size: int, period: int, chunk_size: int = 512
+    ) -> None:
+        super().__init__(model, batch_size, chunk_size)
+        self.anchor_batch_size = check_size("anchor_batch_size", anchor_batch_size)
+        self.period = check_size("period", period)
+
+    @property
+    def next_batch_size(self) -> int:
+        return self.anchor_batch_size if self.age == 0 else self.batch_size
+
+    @property
+    def next_cost(self) -> int:
+        return self.anchor_batch_size if self.age == 0 else 2 * self.batch_size
+
+    def estimate(self, loss: Loss, batch: Batch) -> Tensor:
+        if self.age == 0:
+            value = self._take_gradient(loss, batch)
+        else:
+            value, difference = self._difference(loss, batch)
+            for mu, change in zip(self._gradient, difference, strict=True):
+                mu += change
+            self._move_reference()
+        self._set_grad(self._gradient)
+        self.age = (self.age + 1) % self.period
+        return value

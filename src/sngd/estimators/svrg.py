@@ -1,0 +1,106 @@
+"""SVRG and SCSG: differences to a fixed anchor point, whose gradient is known better."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sngd.estimators.difference import DifferenceEstimator
+from sngd.estimators.estimator import Batch, Loss, check_size
+
+
+class SVRG(DifferenceEstimator):
+    """g = ∇f_I(w) − ∇f_I(w̃) + ∇F(w̃), the anchor w̃ renewed every ``period`` steps (Johnson and Zhang 2013).
+
+    A period costs n + 2b(M − 1) oracle calls: at the anchor itself the difference is zero, neither evaluated nor
+    counted.
+
+    Args:
+        model: its trainable parameters' ``.grad`` is filled.
+        n: number of samples; an anchor takes them all.
+        batch_size: b ≥ 1.
+        period: M ≥ 1 steps between anchors.
+        chunk_size: anchor samples evaluated at a time.
+
+    Raises:
+        ValueError: a size is no whole number of at least 1.
+    """
+
+    def __init__(self, model: nn.Module, *, n: int, batch_size: int, period: int, chunk_size: int = 512) -> None:
+        super().__init__(model, batch_size, chunk_size)
+        self.anchor_cost = check_size("n", n)
+        self.period = check_size("period", period)
+
+    @property
+    def next_batch_size(self) -> int | None:
+        return None if self.age == 0 else self.batch_size
+
+    @property
+    def next_cost(self) -> int:
+        return self.anchor_cost if self.age == 0 else 2 * self.batch_size
+
+    def estimate(self, loss: Loss, batch: Batch) -> Tensor:
+        if self.age == 0:
+            value = self._take_gradient(loss, batch)
+            self._set_grad(self._gradient)
+        else:
+            value, difference = self._difference(loss, batch)
+            self._set_grad(list(torch._foreach_add(difference, self._gradient)))
+        self.age = (self.age + 1) % self.period
+        return value
+
+
+class SCSG(SVRG):
+    """SVRG with an anchor gradient on a batch of B samples and a random period N, geometric with mean B/b.
+
+    Lei et al. 2017. N is drawn from {1, 2, …}; the original allows N = 0, an anchor without a step, which costs B
+    and moves nothing. A period costs B + 2b(N − 1) oracle calls.
+
+    Args:
+        model: its trainable parameters' ``.grad`` is filled.
+        anchor_batch_size: B ≥ b.
+        batch_size: b ≥ 1.
+        generator: CPU generator of the periods. Default: one of its own, seeded from torch's global one.
+        chunk_size: anchor samples evaluated at a time.
+
+    Raises:
+        ValueError: a size is no whole number of at least 1, or B < b.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        anchor_batch_size: int,
+        batch_size: int,
+        generator: torch.Generator | None = None,
+        chunk_size: int = 512,
+    ) -> None:
+        size = check_size("anchor_batch_size", anchor_batch_size)
+        super().__init__(model, n=size, batch_size=batch_size, period=1, chunk_size=chunk_size)
+        if size < self.batch_size:
+            raise ValueError(f"anchor_batch_size must be at least batch_size = {self.batch_size}, got {size}")
+        self.generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+    @property
+    def next_batch_size(self) -> int:
+        return self.anchor_cost if self.age == 0 else self.batch_size
+
+    def estimate(self, loss: Loss, batch: Batch) -> Tensor:
+        if self.age == 0:
+            self.period = self._draw_period()
+        return super().estimate(loss, batch)
+
+    def _draw_period(self) -> int:
+        chance = self.batch_size / self.anchor_cost  # of each step to be the period's last
+        if chance == 1:
+            return 1
+        return int(torch.empty((), dtype=torch.float64).geometric_(chance, generator=self.generator))
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "period": self.period, "generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        super().load_state_dict(state)
+        self.period = state["period"]
+        self.generator.set_state(state["generator"].cpu())
