@@ -1,0 +1,98 @@
+"""Noise on top of any optimizer."""
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from sngd import SNGD
+from sngd.optim.perturbed import Perturbed
+
+
+def weights(seed=0):
+    return nn.Parameter(torch.randn(200, generator=torch.Generator().manual_seed(seed)))
+
+
+def steps(optimizer, w, count):
+    """The weights after each of ``count`` steps on ½‖w‖²."""
+    path = []
+    for _ in range(count):
+        w.grad = w.detach().clone()
+        optimizer.step()
+        path.append(w.detach().clone())
+    return path
+
+
+def generator(seed=5):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.mark.parametrize("inner", [lambda p: SNGD(p, lr=0.1), lambda p: torch.optim.Adam(p, lr=0.1)])
+def test_without_noise_it_is_the_wrapped_optimizer(inner):
+    a, b = weights(), weights()
+    plain, perturbed = steps(inner([a]), a, 5), steps(Perturbed(inner([b]), std=0.0), b, 5)
+    assert all(torch.equal(x, y) for x, y in zip(plain, perturbed, strict=True))
+
+
+def test_noise_comes_at_every_qth_step_from_the_first_on():
+    w = weights()
+    path = steps(Perturbed(torch.optim.SGD([w], lr=0.0), std=0.5, every=3, generator=generator()), w, 7)
+    moved = [not torch.equal(x, y) for x, y in zip([weights().detach(), *path], path, strict=False)]
+    assert moved == [True, False, False, True, False, False, True]
+    noise, draws = path[0] - weights().detach(), generator()
+    torch.testing.assert_close(noise, 0.5 * torch.randn(200, generator=draws), rtol=1e-4, atol=1e-6)
+
+
+def test_the_noise_has_the_standard_deviation_asked_for():
+    w = nn.Parameter(torch.zeros(100_000))
+    w.grad = torch.zeros_like(w)
+    Perturbed(torch.optim.SGD([w], lr=1.0), std=0.3, generator=generator()).step()
+    assert w.std().item() == pytest.approx(0.3, rel=5 / (2 * 100_000) ** 0.5)  # five deviations of the estimate
+
+
+def test_frozen_parameters_and_the_global_generator_are_left_alone():
+    w, frozen = weights(), nn.Parameter(torch.ones(3), requires_grad=False)
+    optimizer = Perturbed(SNGD([w, frozen], lr=0.1), std=1.0)
+    before = torch.get_rng_state()
+    steps(optimizer, w, 2)
+    assert torch.equal(frozen, torch.ones(3))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_schedulers_closures_and_added_groups_reach_the_wrapped_optimizer():
+    w, other = weights(), nn.Parameter(torch.zeros(2))
+    inner = torch.optim.SGD([w], lr=1.0)
+    optimizer = Perturbed(inner, std=0.0)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+    assert optimizer.step(lambda: 7.0) == 7.0
+    scheduler.step()
+    assert inner.param_groups[0]["lr"] == 0.5
+    optimizer.add_param_group({"params": [other]})
+    assert len(inner.param_groups) == len(optimizer.param_groups) == 2
+
+
+def test_resumes_bitwise():
+    w = weights()
+    whole = steps(Perturbed(SNGD([w], lr=0.1, momentum=0.9), 0.1, 2, generator()), w, 10)
+    w = weights()
+    optimizer = Perturbed(SNGD([w], lr=0.1, momentum=0.9), 0.1, 2, generator())
+    steps(optimizer, w, 5)
+    state = copy.deepcopy(optimizer.state_dict())
+    resumed = Perturbed(SNGD([w], lr=9.0), 0.1, 2, generator(99))
+    resumed.load_state_dict(state)
+    assert torch.equal(steps(resumed, w, 5)[-1], whole[-1])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"std": -1.0}, "std must be finite and at least 0, got -1.0"),
+        ({"std": float("nan")}, "std must be finite and at least 0, got nan"),
+        ({"std": 1.0, "every": 0}, "every must be a whole number of at least 1, got 0"),
+    ],
+)
+def test_bad_arguments_are_named(options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Perturbed(SNGD([weights()]), **options)
