@@ -1,0 +1,33 @@
+"""What the README shows runs, and its numbers are those of the committed results."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_snippet_runs_as_it_stands(tmp_path):
+    (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 20
+    result = subprocess.run(
+        [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert result.stdout.count("gradient norm") == 10
+
+
+def test_every_spread_in_the_readme_is_in_a_committed_table():
+    tables = "\n".join(path.read_text() for path in (ROOT / "results").rglob("table.md"))
+    spreads = re.findall(r"\d[\d.]* ± [\d.]+", README)
+    assert len(spreads) >= 6
+    missing = [spread for spread in spreads if spread not in tables]
+    assert not missing
+
+
+@pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
+def test_every_link_leads_somewhere(target):
+    assert (ROOT / target).exists()
