@@ -157,9 +157,7 @@ def test_a_batch_larger_than_the_data_is_refused(tmp_path, tiny):
         train(replace(CONFIG, batch_size=61), tmp_path, problem=tiny)
 
 
-@pytest.mark.parametrize(
-    ("method", "least"), [("sgd", "0.1167 for one step (7 of n = 60)"), ("gd", "1 for one ")]
-)
+@pytest.mark.parametrize(("method", "least"), [("sgd", "0.1167 for one step (7 of n = 60)"), ("gd", "1 for one ")])
 def test_a_budget_without_a_single_step_is_refused(tmp_path, tiny, method, least):
     with pytest.raises(ValueError, match=re.escape(f"epochs must be at least {least}")):
         train(replace(CONFIG, method=method, epochs=0.1), tmp_path, problem=tiny)
