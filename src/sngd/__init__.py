@@ -2,6 +2,6 @@
 
 from sngd import estimators, stages
 from sngd.iterates import RandomIterate
-from sngd.optim import SNGD, StagewiseLR
+from sngd.optim import SNGD, Perturbed, StagewiseLR
 
-__all__ = ["SNGD", "RandomIterate", "StagewiseLR", "estimators", "stages"]
+__all__ = ["SNGD", "Perturbed", "RandomIterate", "StagewiseLR", "estimators", "stages"]

@@ -48,8 +48,13 @@ BatchSize = Annotated[int, typer.Option(help="Samples a step, b.")]
 Epochs = Annotated[float, typer.Option(help="Budget: gradient evaluations over n. No method spends more.")]
 WeightDecay = Annotated[float, typer.Option(help="λ: adds λw to every gradient.")]
 Plan = Annotated[str | None, typer.Option(help=f"Stage plan: {SPELLING}. (default: the method's)".replace("[", r"\["))]
+Param = Annotated[
+    list[str] | None,
+    typer.Option("--param", "-p", help="A parameter of the method's own, as NAME=VALUE; repeatable."),
+]
 Output = Annotated[str, typer.Option(help="What the method returns: the 'last' iterate or a 'random' one.")]
 EvalEvery = Annotated[float, typer.Option(help="Evaluate every so many epochs (gradient evaluations over n).")]
+GradNorm = Annotated[bool, typer.Option(help="Measure ‖∇F(w)‖ at evaluations; takes about as long as an epoch.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads of a run. (default: its share of the cores)")]
 Data = Annotated[
@@ -62,18 +67,29 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away what th
 @app.command()
 def methods(as_json: Json = False) -> None:
     """List the methods: what each is made of and where it comes from."""
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             "name": m.name,
             "summary": m.summary,
-            "gradient": m.estimator.__doc__,
-            "step": m.step_rule.__doc__,
+            "gradient": m.estimate.formula,
+            "step": m.step_rule.formula,
             "plan": m.plan,
+            "output": m.output,
+            "cost": f"{m.estimate.cost} oracle calls a step",
             "lr": m.lr,
+            "parameters": [
+                {"name": p.name, "symbol": p.symbol, "default": p.shown_default, "what": p.what} for p in m.parameters
+            ],
             "paper": m.paper,
         }
         for m in METHODS.values()
     ]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        described = [f"{p['name']} = {p['symbol']} ({p['default']}): {p['what']}" for p in row["parameters"]]
+        row["parameters"] = "\n              ".join(described) or "none"
     _print_entries(rows, as_json)
 
 
@@ -93,8 +109,10 @@ def train(
     seed: Annotated[int, typer.Option(help="Draws initial weights and sample order.")] = 0,
     weight_decay: WeightDecay = 0.0,
     plan: Plan = None,
+    param: Param = None,
     output: Output = "last",
     eval_every: EvalEvery = 1.0,
+    grad_norm: GradNorm = True,
     device: Device = "cpu",
     threads: Threads = None,
     data: Data = None,
@@ -120,8 +138,10 @@ def train(
         seed=seed,
         weight_decay=weight_decay,
         plan=plan,
+        params=_params(param or []),
         output=output,
         eval_every=eval_every,
+        grad_norm=grad_norm,
         device=device,
         threads=threads,
     )
@@ -161,6 +181,7 @@ def compare(
     plan: Plan = None,
     output: Output = "last",
     eval_every: EvalEvery = 1.0,
+    grad_norm: GradNorm = True,
     device: Device = "cpu",
     threads: Threads = None,
     data: Data = None,
@@ -196,6 +217,7 @@ def compare(
         plan=plan,
         output=output,
         eval_every=eval_every,
+        grad_norm=grad_norm,
         device=device,
         threads=threads,
     )
@@ -260,6 +282,17 @@ def _seeds(text: str) -> list[int]:
     if not all(part.isdecimal() for part in seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(f"seeds must be different whole numbers, got {text!r}")
     return [int(part) for part in seeds]
+
+
+def _params(words: Sequence[str]) -> dict[str, float]:
+    params: dict[str, float] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            params[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--param must be NAME=VALUE with a number, got {word!r}") from None
+    return params
 
 
 def _numbers(text: str, name: str) -> list[float]:
@@ -357,7 +390,7 @@ def _print_entries(entries: Sequence[dict[str, Any]], as_json: bool) -> None:
         (_, name), (_, summary), *others = entry.items()
         out.print(f"[bold]{name}[/]  {escape(summary)}", highlight=False)
         for key, value in others:
-            out.print(f"    {key:9} {escape(str(value))}", highlight=False)
+            out.print(f"    {key:10} {escape(str(value))}", highlight=False, soft_wrap=True)
 
 
 def _print_row(row: dict[str, Any]) -> None:

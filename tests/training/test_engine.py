@@ -53,6 +53,14 @@ def test_a_row_says_what_the_model_does(tmp_path, plain):
     assert row["grad_norm"] == pytest.approx(torch.cat([g.flatten() for g in gradients]).norm().item(), rel=1e-9)
 
 
+def test_the_gradient_norm_can_be_left_out(tmp_path, tiny):
+    with_norm = train(CONFIG, tmp_path / "with", problem=tiny)
+    without = train(replace(CONFIG, grad_norm=False), tmp_path / "without", problem=tiny)
+    assert with_norm["grad_norm"] > 0
+    assert without["grad_norm"] is None
+    assert without["train_loss"] == with_norm["train_loss"]
+
+
 def test_evaluating_more_often_changes_nothing(tmp_path, tiny):
     for name, every in (("often", 0.1), ("seldom", 4.0)):
         train(replace(CONFIG, eval_every=every), tmp_path / name, problem=tiny)
@@ -80,13 +88,12 @@ def test_methods_share_initial_weights_and_sample_order(tmp_path, tiny):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("epochs", [1, 1.3, 2.5])
-def test_the_budget_is_counted_exactly_and_never_exceeded(tmp_path, tiny, method, epochs):
+@pytest.mark.parametrize("epochs", [3, 3.7])
+def test_the_budget_is_never_exceeded_and_leaves_less_than_a_step(tmp_path, tiny, method, epochs):
     row = train(replace(CONFIG, method=method, epochs=epochs), tmp_path, problem=tiny)
-    cost = 60 if method in ("gd", "ngd") else 7
-    assert row["oracle_calls"] == row["step"] * cost
-    assert row["oracle_calls"] <= epochs * 60 < row["oracle_calls"] + cost
-    assert row["grads_over_n"] == row["epoch"] == row["oracle_calls"] / 60
+    assert row["grads_over_n"] == row["oracle_calls"] / 60
+    assert row["oracle_calls"] <= epochs * 60 < row["oracle_calls"] + 2 * 60  # an anchor, or Natasha2's measurement
+    assert row["epoch"] <= row["grads_over_n"]  # of a difference each sample counts twice
 
 
 def test_evaluations_are_scheduled_in_oracle_calls(tmp_path, tiny):
@@ -131,7 +138,8 @@ def test_a_run_that_diverges_stops_and_says_so(tmp_path):
 def test_every_method_lowers_the_training_loss_of_digits(tmp_path):
     digits = load_problem("digits-mlp")
     for method in METHODS:
-        train(RunConfig("digits-mlp", method, epochs=5, threads=1), tmp_path / method, problem=lambda: digits)
+        epochs = 20 if method == "natasha2" else 5  # one of its searches and an anchor take three
+        train(RunConfig("digits-mlp", method, epochs=epochs, threads=1), tmp_path / method, problem=lambda: digits)
         first, *_, last = rows(tmp_path / method)
         assert last["train_loss"] < 0.98 * first["train_loss"], method
 

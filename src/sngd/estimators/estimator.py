@@ -39,6 +39,11 @@ class Estimator:
         """Oracle calls that the next estimate makes."""
         raise NotImplementedError
 
+    @property
+    def mean_cost(self) -> float:
+        """Oracle calls of an estimate, on the average over a period."""
+        return self.next_cost
+
     def estimate(self, loss: Loss, batch: Batch) -> Tensor:
         """Set ``p.grad`` to the estimate at the present weights.
 

@@ -39,6 +39,10 @@ class Spider(DifferenceEstimator):
     def next_cost(self) -> int:
         return self.anchor_batch_size if self.age == 0 else 2 * self.batch_size
 
+    @property
+    def mean_cost(self) -> float:
+        return (self.anchor_batch_size + 2 * self.batch_size * (self.period - 1)) / self.period
+
     def estimate(self, loss: Loss, batch: Batch) -> Tensor:
         if self.age == 0:
             value = self._take_gradient(loss, batch)

@@ -39,6 +39,14 @@ class SVRG(DifferenceEstimator):
     def next_cost(self) -> int:
         return self.anchor_cost if self.age == 0 else 2 * self.batch_size
 
+    @property
+    def mean_cost(self) -> float:
+        return (self.anchor_cost + 2 * self.batch_size * (self._mean_period - 1)) / self._mean_period
+
+    @property
+    def _mean_period(self) -> float:
+        return self.period
+
     def estimate(self, loss: Loss, batch: Batch) -> Tensor:
         if self.age == 0:
             value = self._take_gradient(loss, batch)
@@ -90,6 +98,10 @@ class SCSG(SVRG):
         if self.age == 0:
             self.period = self._draw_period()
         return super().estimate(loss, batch)
+
+    @property
+    def _mean_period(self) -> float:
+        return self.anchor_cost / self.batch_size
 
     def _draw_period(self) -> int:
         chance = self.batch_size / self.anchor_cost  # of each step to be the period's last

@@ -11,6 +11,7 @@ from sngd.studies.parallel import OnProgress, Task, run_all
 from sngd.studies.publish import publish
 from sngd.studies.runs import Study
 from sngd.training import RunConfig
+from sngd.training.methods import find_method
 from sngd.training.run_folder import write_json
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates of --tune
@@ -22,8 +23,8 @@ Begin = Callable[[str, Sequence[Task]], OnProgress]
 def parse_arms(methods: str, base: RunConfig) -> list[RunConfig]:
     """The arms that ``methods`` spells, as ``base`` with changes: ``sgd,sngd@lr=0.5,s-sngd@plan=multistep``.
 
-    Each is a method's name, then ``@setting=value`` for any setting of RunConfig but problem, method and seed. The
-    arm's label is ``label``, if set, else the name and its own settings.
+    Each is a method's name, then ``@setting=value`` for any setting of RunConfig but problem, method and seed, or any
+    of the method's own parameters. The arm's label is ``label``, if set, else the name and its own settings.
 
     Raises:
         ValueError: a name, setting or value is wrong, or two arms have the same label.
@@ -38,18 +39,24 @@ def parse_arms(methods: str, base: RunConfig) -> list[RunConfig]:
 
 def _parse_arm(spec: str, base: RunConfig) -> RunConfig:
     method, *words = spec.split("@")
-    types = {f.name: f.type for f in fields(RunConfig) if f.name not in ("problem", "method", "seed")}
+    own = [parameter.name for parameter in find_method(method).parameters]
+    common = {f.name: f.type for f in fields(RunConfig) if f.name not in ("problem", "method", "seed", "params")}
     settings: dict[str, object] = {}
+    params: dict[str, float] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or key not in types:
-            raise ValueError(f"method {spec!r}: {word!r} is no setting=value, settings are {', '.join(types)}")
+        if not equals or key not in (*common, *own):
+            known = ", ".join((*common, *own))
+            raise ValueError(f"method {spec!r}: {word!r} is no setting=value, settings are {known}")
         try:
-            settings[key] = _convert(value, str(types[key]))
+            if key in own:
+                params[key] = float(value)
+            else:
+                settings[key] = _convert(value, str(common[key]))
         except ValueError:
             raise ValueError(f"method {spec!r}: {key} must be a number, got {value!r}") from None
-    label = " ".join([method, *(f"{key}={value}" for key, value in settings.items())])
-    arm = replace(base, method=method, **{"label": label, **settings})  # type: ignore[arg-type]
+    label = " ".join([method, *words])
+    arm = replace(base, method=method, **{"label": label, **settings, "params": params})  # type: ignore[arg-type]
     return replace(arm.resolved(), threads=arm.threads)  # each process has its own share of the cores
 
 

@@ -2,13 +2,13 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf, isfinite
 from typing import Any
 
 import torch
 
-from sngd.training.methods import find_method
+from sngd.training.methods import check_parameters, find_method, parameter_values
 from sngd.training.plans import build_plan, inline
 
 
@@ -26,9 +26,11 @@ class RunConfig:
         seed: ≥ 0; draws the initial weights, the order of the samples and the random output. Methods that share a
             seed share the first two.
         weight_decay: λ ≥ 0.
+        params: the method's own parameters by name, see ``sngd methods``. Default: the method's.
         plan: stage plan, see ``sngd.training.plans``. Default: the method's.
         output: "last" iterate, or "random": drawn with the plan's weights (Algorithms 1 and 2).
         eval_every: epochs between evaluations, > 0.
+        grad_norm: whether an evaluation measures ‖∇F(w)‖, which takes a backward pass through all training samples.
         device: "cpu", "cuda", "cuda:1", …
         threads: CPU threads, ≥ 1; part of the configuration because sums depend on it in their last bits. Default:
             torch's.
@@ -43,13 +45,15 @@ class RunConfig:
     seed: int = 0
     weight_decay: float = 0.0
     plan: str | None = None
+    params: Mapping[str, float] = field(default_factory=dict)
     output: str = "last"
     eval_every: float = 1.0
+    grad_norm: bool = True
     device: str = "cpu"
     threads: int | None = None
 
-    def resolved(self) -> "RunConfig":
-        """The same with every default written out, checked.
+    def resolved(self, n: int | None = None) -> "RunConfig":
+        """The same with every default written out, checked; the method's own parameters if ``n`` samples are known.
 
         Raises:
             ValueError: a value is out of its range, or a name unknown.
@@ -60,6 +64,7 @@ class RunConfig:
             label=self.label or self.method,
             lr=method.lr if self.lr is None else self.lr,
             plan=inline(self.plan or method.plan),
+            params=dict(self.params) if n is None else parameter_values(method, self.params, self.batch_size, n),
             threads=self.threads or torch.get_num_threads(),
         )
         config._check()
@@ -78,6 +83,7 @@ class RunConfig:
             raise ValueError(f"weight_decay must be finite and at least 0, got {self.weight_decay}")
         if self.output not in ("last", "random"):
             raise ValueError(f"output must be 'last' or 'random', got {self.output!r}")
+        check_parameters(find_method(self.method), self.params)
         _check_device(self.device)
         build_plan(str(self.plan), self.lr or 0.0, self.epochs, 1e3)  # a misspelt plan is found before data is loaded
 
@@ -87,7 +93,7 @@ class RunConfig:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "RunConfig":
         """The config that ``to_json`` gave ``content``; ValueError names keys that are unknown or lacking."""
-        known = {field.name for field in fields(cls)}
+        known = {setting.name for setting in fields(cls)}
         if unknown := sorted(content.keys() - known):
             raise ValueError(f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
         if missing := sorted({"problem", "method"} - content.keys()):
@@ -97,10 +103,14 @@ class RunConfig:
     def command(self) -> str:
         """The command line that repeats this run."""
         words = ["sngd", "train", self.problem, "--method", self.method]
-        for field in fields(self)[3:]:
-            value = getattr(self, field.name)
-            if value is not None:
-                words += ["--" + field.name.replace("_", "-"), str(value)]
+        for setting in fields(self)[3:]:
+            value = getattr(self, setting.name)
+            if setting.name == "params":
+                words += [word for item in value.items() for word in ("--param", "{}={:g}".format(*item))]
+            elif isinstance(value, bool):
+                words += [] if value else ["--no-" + setting.name.replace("_", "-")]
+            elif value is not None:
+                words += ["--" + setting.name.replace("_", "-"), str(value)]
         return shlex.join(words)
 
 

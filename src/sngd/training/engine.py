@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from sngd.iterates import RandomIterate
-from sngd.optim import SNGD, StagewiseLR
 from sngd.problems import Problem, load_problem
 from sngd.problems.problem import Samples
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
-from sngd.training.methods import find_method
+from sngd.training.methods import Setting, find_method
 from sngd.training.plans import build_plan
 from sngd.training.run_folder import RunFolder
 from sngd.training.sampler import SampleStream
@@ -79,13 +78,15 @@ def train(
         config = _agree(config, files) if begun else config.resolved()
         torch.set_num_threads(config.threads or 1)
         checkpoint = files.load_checkpoint() if begun else None
-        if checkpoint is None:
-            files.begin(config.to_json())
-        elif checkpoint["finished"]:
+        if checkpoint is not None and checkpoint["finished"]:
             files.truncate(checkpoint["rows"])
             return files.last_row()
-        run = Run(config, problem() if problem else load_problem(config.problem, data))
-        if checkpoint is not None:
+        loaded = problem() if problem else load_problem(config.problem, data)
+        config = config.resolved(loaded.n)
+        run = Run(config, loaded)
+        if checkpoint is None:
+            files.begin(config.to_json())
+        else:
             run.load_state_dict(checkpoint)
         files.truncate(run.rows)
         return _loop(run, files, on_progress, should_stop)
@@ -98,8 +99,9 @@ def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
         known = RunConfig.from_json(stored)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{files.path / 'config.json'}: {error}") from None
-    wanted = {key: stored[key] if value is None else value for key, value in config.to_json().items() if key in stored}
-    wanted = replace(known, **wanted).resolved().to_json()
+    given = {key: value for key, value in config.to_json().items() if key in stored and value is not None}
+    given["params"] = {**known.params, **config.params}
+    wanted = replace(known, **given).resolved().to_json()
     differing = [f"{key} is {stored[key]}, not {wanted[key]}" for key in stored if stored[key] != wanted[key]]
     if differing:
         raise ValueError(f"{files.path}: cannot resume with other settings: {'; '.join(differing)}")
@@ -144,29 +146,36 @@ class Run:
     def __init__(self, config: RunConfig, problem: Problem) -> None:
         assert config.lr is not None
         assert config.plan is not None
-        method = find_method(config.method)
+        plan, lr = config.plan, config.lr
         self.config, self.device = config, torch.device(config.device)
         if config.batch_size > problem.n:
             raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
         self.problem = _to_device(problem, self.device)
         torch.manual_seed(_seed(config.seed, "model"))
         self.model = problem.build_model().to(self.device)
-        params = [p for p in self.model.parameters() if p.requires_grad]
-
-        self.estimator = method.estimator(self.model, config.batch_size, problem.n)
         self.budget = round(config.epochs * problem.n)
+        self.loop = find_method(config.method).build(
+            Setting(
+                model=self.model,
+                n=problem.n,
+                batch_size=config.batch_size,
+                lr=lr,
+                weight_decay=config.weight_decay,
+                generator=lambda purpose: _generator(config.seed, purpose),
+                values=config.params,
+            ),
+            lambda cost: build_plan(plan, lr, config.epochs, problem.n / cost),
+        )
         if self.finished:
-            least = self.estimator.next_cost
+            least = self.loop.next_cost
             raise ValueError(
                 f"epochs must be at least {least / problem.n:.4g} for one step ({least} of n = {problem.n})"
             )
-        plan = build_plan(config.plan, config.lr, config.epochs, problem.n / self.estimator.next_cost)
-        self.optimizer = method.step_rule(params, config.lr, config.weight_decay)
-        self.scheduler = StagewiseLR(self.optimizer, plan)
         self.samples = SampleStream(problem.n, _generator(config.seed, "samples"), self.device)
         self.augmentation = _generator(config.seed, "augmentation")
         self.iterate = None
         if config.output == "random":  # with the buffers, because BatchNorm's statistics belong to the iterate
+            params = [p for p in self.model.parameters() if p.requires_grad]
             self.iterate = RandomIterate([*params, *self.model.buffers()], _generator(config.seed, "output"))
 
         self.steps = 0
@@ -179,26 +188,24 @@ class Run:
     @property
     def finished(self) -> bool:
         """Whether the next step would exceed the budget."""
-        return self.estimator.oracle_calls + self.estimator.next_cost > self.budget
+        return self.loop.oracle_calls + self.loop.next_cost > self.budget
 
     @property
     def evaluation_due(self) -> bool:
         due = ceil(self.evaluations * self.config.eval_every * self.problem.n - 1e-6)
-        return self.estimator.oracle_calls >= due
+        return self.loop.oracle_calls >= due
 
     @property
     def progress(self) -> Progress:
         loss = None if self.loss is None else self.loss.item()
-        return Progress(self.estimator.oracle_calls, self.budget, loss)
+        return Progress(self.loop.oracle_calls, self.budget, loss)
 
     def step(self) -> None:
-        """One step of the method: estimate, offer the iterate, move, advance the plan."""
+        """Offer the iterate to the random output, then let the method take one step."""
         started = time.perf_counter()
-        self.loss = self.estimator.estimate(self._loss_of, self._draw(self.estimator.next_batch_size))
         if self.iterate is not None:
-            self.iterate.update(self.scheduler.plan.iterate_weight(self.steps))
-        self.optimizer.step()
-        self.scheduler.step()
+            self.iterate.update(self.loop.iterate_weight)
+        self.loss = self.loop.step(self._loss_of, self._draw(self.loop.next_batch_size))
         self.steps += 1
         self.seconds += time.perf_counter() - started
 
@@ -224,7 +231,7 @@ class Run:
         row = self._row(finished)
         diverged = not isfinite(row["train_loss"])
         row |= {"final": finished or diverged, "diverged": diverged}
-        self.evaluations = int(self.estimator.oracle_calls / self.problem.n / self.config.eval_every + 1e-9) + 1
+        self.evaluations = int(self.loop.oracle_calls / self.problem.n / self.config.eval_every + 1e-9) + 1
         rows = [row]
         if row["final"] and self.iterate is not None and not diverged:
             row["final"] = False
@@ -234,15 +241,15 @@ class Run:
         return rows
 
     def _row(self, finished: bool) -> dict[str, Any]:
-        calls = self.estimator.oracle_calls
+        calls = self.loop.oracle_calls
         return {
             "step": self.steps,
             "epoch": self.seen / self.problem.n,
             "oracle_calls": calls,
             "grads_over_n": calls / self.problem.n,
-            "lr": self.scheduler.plan.lr_at(self.steps),
-            **evaluate(self.problem, self.model),
-            "skipped_steps": self.optimizer.skipped_steps if isinstance(self.optimizer, SNGD) else 0,
+            "lr": self.loop.lr,
+            **evaluate(self.problem, self.model, grad_norm=self.config.grad_norm),
+            "skipped_steps": self.loop.skipped_steps,
             "seconds": round(self.seconds, 3),
             "iterate": "last",
             "final": finished,
@@ -253,9 +260,7 @@ class Run:
         return {
             "finished": finished,
             "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "estimator": self.estimator.state_dict(),
-            "scheduler": self.scheduler.state_dict(),
+            "loop": self.loop.state_dict(),
             "samples": self.samples.state_dict(),
             "augmentation": self.augmentation.get_state(),
             "iterate": self.iterate.state_dict() if self.iterate is not None else None,
@@ -269,7 +274,7 @@ class Run:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        for part in ("model", "optimizer", "estimator", "scheduler", "samples"):
+        for part in ("model", "loop", "samples"):
             getattr(self, part).load_state_dict(state[part])
         if self.iterate is not None:
             self.iterate.load_state_dict(state["iterate"])

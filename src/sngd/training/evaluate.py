@@ -9,19 +9,19 @@ from sngd.problems import Problem
 CHUNK = 2**19  # input numbers evaluated at a time: 4096 samples at most, few of them if they are large
 
 
-def evaluate(problem: Problem, model: nn.Module) -> dict[str, float | None]:
+def evaluate(problem: Problem, model: nn.Module, *, grad_norm: bool = True) -> dict[str, float | None]:
     """Measure ``model`` in eval mode on all of the problem's data.
 
     Returns:
         ``train_loss`` F(w) and ``test_loss`` (means over samples, without weight decay), ``train_accuracy`` and
         ``test_accuracy`` (fractions in [0, 1]), ``grad_norm`` ‖∇F(w)‖ over the training set. None where the problem
-        has no such thing (no test set, targets that are no classes). Gradients, random state and training mode are
+        has no such thing (no test set, targets that are no classes) or it was not asked for. Gradients, random state and training mode are
         left as they were; nothing here counts as an oracle call.
     """
     was_training = model.training
     model.eval()
     try:
-        train_loss, train_accuracy, grad_norm = _measure(problem, model, *problem.train, gradient=True)
+        train_loss, train_accuracy, norm = _measure(problem, model, *problem.train, gradient=grad_norm)
         test_loss, test_accuracy, _ = (
             (None, None, None) if problem.test is None else _measure(problem, model, *problem.test, gradient=False)
         )
@@ -32,7 +32,7 @@ def evaluate(problem: Problem, model: nn.Module) -> dict[str, float | None]:
         "train_accuracy": train_accuracy,
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
-        "grad_norm": grad_norm,
+        "grad_norm": norm,
     }
 
 

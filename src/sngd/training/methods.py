@@ -1,66 +1,245 @@
 """The methods, one readable row each: estimator × step rule × stage plan × output rule."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from math import isfinite
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sngd.estimators import Estimator, Full, MiniBatch
-from sngd.optim import SNGD
-
-Estimate = Callable[[nn.Module, int, int], Estimator]  # (model, batch size, n)
-StepRule = Callable[[Iterable[Tensor], float, float], Optimizer]  # (params, lr, weight decay)
-
-
-def minibatch(model: nn.Module, batch_size: int, _n: int) -> Estimator:
-    """g = (1/b) Σ ∇f(w; a) over b samples: b oracle calls a step."""
-    return MiniBatch(model, batch_size)
+from sngd.estimators import SCSG, SVRG, Estimator, Full, MiniBatch, Spider
+from sngd.optim import SNGD, Perturbed
+from sngd.stages import StagePlan
+from sngd.training.loop import Composed, Loop, SelfDriven
+from sngd.training.natasha2 import Natasha2
 
 
-def full(model: nn.Module, _batch_size: int, n: int) -> Estimator:
-    """g = ∇F(w) over all n samples: n oracle calls a step."""
-    return Full(model, n)
+@dataclass(frozen=True)
+class Setting:
+    """What a method is built from; ``setting["period"]`` is the value of one of its own parameters."""
+
+    model: nn.Module
+    n: int
+    batch_size: int
+    lr: float
+    weight_decay: float
+    generator: Callable[[str], torch.Generator]  # a CPU generator of its own for each purpose
+    values: Mapping[str, float]
+
+    def __getitem__(self, name: str) -> float:
+        return self.values[name]
+
+    def count(self, name: str) -> int:
+        """A parameter that counts something, as an int; ValueError if it is not whole."""
+        if self[name] != int(self[name]):
+            raise ValueError(f"{name} must be a whole number, got {self[name]}")
+        return int(self[name])
+
+    @property
+    def params(self) -> list[Tensor]:
+        return [p for p in self.model.parameters() if p.requires_grad]
 
 
-def gradient(params: Iterable[Tensor], lr: float, weight_decay: float) -> Optimizer:
-    """w ← w − α(g + λw)"""
-    return torch.optim.SGD(params, lr, weight_decay=weight_decay)
+class Parameter(NamedTuple):
+    """A parameter of an estimator or step rule; ``default`` is a number, or derived from (b, n, those before it)."""
+
+    name: str
+    symbol: str
+    what: str
+    default: float | Callable[[int, int, Mapping[str, float]], float]
+    default_text: str = ""
+
+    @property
+    def shown_default(self) -> str:
+        return self.default_text or f"{self.default:g}"
 
 
-def normalized(params: Iterable[Tensor], lr: float, weight_decay: float) -> Optimizer:
-    """w ← w − α(g + λw)/‖g + λw‖"""
-    return SNGD(params, lr, weight_decay=weight_decay)
+class Estimate(NamedTuple):
+    """An estimator: its formula, its oracle calls a step, and how it is built."""
+
+    formula: str
+    cost: str
+    build: Callable[[Setting], Estimator]
+    parameters: tuple[Parameter, ...] = ()
+
+
+class StepRule(NamedTuple):
+    """A step rule: its formula (g stands for the estimate plus λw), and how its optimizer is built."""
+
+    formula: str
+    build: Callable[[Setting], Optimizer]
+    parameters: tuple[Parameter, ...] = ()
+
+
+ANCHOR = Parameter(
+    "anchor_batch_size", "B", "samples of an anchor", lambda b, n, _: max(b, min(1024, n)), "min(1024, n)"
+)
+PERIOD = Parameter(
+    "period", "M", "steps between anchors", lambda b, _n, v: max(1, v["anchor_batch_size"] // (2 * b)), "B/(2b)"
+)
+PASS = Parameter("period", "M", "steps between anchors", lambda b, n, _: max(1, n // b), "n/b")
+CAP = Parameter("max_scale", "β", "cap on α/‖g‖", 1.0)
+MOMENTUM = Parameter("momentum", "β", "momentum", 0.9)
+STD = Parameter("std", "σ_ξ", "standard deviation of the noise's entries", 0.01)
+EVERY = Parameter("every", "q", "steps between perturbations", 10)
+
+MINIBATCH = Estimate("g = (1/b) Σ ∇f(w; a)", "b", lambda s: MiniBatch(s.model, s.batch_size))
+FULL = Estimate("g = ∇F(w)", "n", lambda s: Full(s.model, s.n))
+SPIDER = Estimate(
+    "g ← (1/b) Σ [∇f(w; a) − ∇f(w_prev; a)] + g, anew every M steps from B samples",
+    "B at an anchor, else 2b",
+    lambda s: Spider(
+        s.model, anchor_batch_size=s.count("anchor_batch_size"), batch_size=s.batch_size, period=s.count("period")
+    ),
+    (ANCHOR, PERIOD),
+)
+ANCHORED = Estimate(
+    "g = (1/b) Σ [∇f(w; a) − ∇f(w̃; a)] + ∇F(w̃), w̃ anew every M steps",
+    "n at an anchor, else 2b",
+    lambda s: SVRG(s.model, n=s.n, batch_size=s.batch_size, period=s.count("period")),
+    (PASS,),
+)
+ANCHORED_BATCH = Estimate(
+    "g = (1/b) Σ [∇f(w; a) − ∇f(w̃; a)] + ∇f_B(w̃), w̃ anew after N steps, N geometric with mean B/b",
+    "B at an anchor, else 2b",
+    lambda s: SCSG(
+        s.model,
+        anchor_batch_size=s.count("anchor_batch_size"),
+        batch_size=s.batch_size,
+        generator=s.generator("periods"),
+    ),
+    (ANCHOR,),
+)
+
+GRADIENT = StepRule("w ← w − αg", lambda s: torch.optim.SGD(s.params, s.lr, weight_decay=s.weight_decay))
+NORMALIZED = StepRule("w ← w − α g/‖g‖", lambda s: SNGD(s.params, s.lr, weight_decay=s.weight_decay))
+CAPPED = StepRule(
+    "w ← w − min{α/‖g‖, β} g",
+    lambda s: SNGD(s.params, s.lr, weight_decay=s.weight_decay, max_scale=s["max_scale"]),
+    (CAP,),
+)
+NORMALIZED_THEN_MOMENTUM = StepRule(
+    "u ← βu + g/‖g‖, w ← w − αu",
+    lambda s: SNGD(s.params, s.lr, weight_decay=s.weight_decay, momentum=s["momentum"]),
+    (MOMENTUM,),
+)
+MOMENTUM_THEN_NORMALIZED = StepRule(
+    "m ← βm + (1−β)g, w ← w − α m/‖m‖",
+    lambda s: SNGD(s.params, s.lr, weight_decay=s.weight_decay, momentum=s["momentum"], normalize="momentum"),
+    (MOMENTUM,),
+)
+NORMALIZED_PERTURBED = StepRule(
+    "w ← w − α g/‖g‖, plus ξ ~ N(0, σ_ξ² I) when mod(t, q) = 0",
+    lambda s: Perturbed(NORMALIZED.build(s), s["std"], s.count("every"), s.generator("noise")),
+    (STD, EVERY),
+)
+GRADIENT_PERTURBED = StepRule(
+    "w ← w − α(g + ξ), ξ ~ N(0, σ_ξ² I)",
+    lambda s: Perturbed(GRADIENT.build(s), s.lr * s["std"], generator=s.generator("noise")),
+    (STD,),
+)
 
 
 @dataclass(frozen=True)
 class Method:
     """One row of the registry.
 
-    ``lr`` is the default learning rate α (of the first stage), ``plan`` the default stage plan, as ``sngd train
-    --plan`` spells it; ``paper`` says where the method is defined.
+    ``plan`` is the default stage plan, as ``sngd train --plan`` spells it, ``lr`` the default learning rate α of its
+    first stage. ``output`` is what the method's theory returns; a run returns the last iterate unless told otherwise.
+    ``paper`` says where the method is defined.
     """
 
     name: str
-    estimator: Estimate
+    estimate: Estimate
     step_rule: StepRule
     plan: str
+    output: str
     lr: float
     summary: str
     paper: str
 
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """Its own parameters, beside learning rate, batch size, weight decay and plan."""
+        return self.estimate.parameters + self.step_rule.parameters
+
+    def build(self, setting: Setting, plan: Callable[[float], StagePlan]) -> Loop:
+        """The method at work; ``plan`` makes a stage plan from the mean number of oracle calls a step."""
+        estimator = self.estimate.build(setting)
+        return Composed(estimator, self.step_rule.build(setting), plan(estimator.mean_cost))
+
+
+class Natasha2Method(Method):
+    """The one method with a loop of its own."""
+
+    def build(self, setting: Setting, plan: Callable[[float], StagePlan]) -> Loop:
+        if len(plan(1.0)) > 1 or setting.weight_decay:
+            raise ValueError(
+                "natasha2 has a constant learning rate and no weight decay: leave out plan and weight_decay"
+            )
+        return SelfDriven(
+            Natasha2(
+                setting.model,
+                setting.lr,
+                batch_size=setting.batch_size,
+                anchor_batch_size=setting.count("anchor_batch_size"),
+                sub_epochs=setting.count("sub_epochs"),
+                delta=setting["delta"],
+                hessian_lipschitz=setting["hessian_lipschitz"],
+                oja_steps=setting.count("oja_steps"),
+                generator=setting.generator("natasha2"),
+            )
+        )
+
+
+NATASHA_ESTIMATE = Estimate(
+    "SCSG's, of f(w) + L max{0, ‖w − y‖ − δ/L₂}² with a retraction to the sub-epoch's start",
+    "2b; 2B when curvature is measured (a Hessian-vector product counts as two)",
+    ANCHORED_BATCH.build,
+    (
+        ANCHOR,
+        Parameter("sub_epochs", "p", "sub-epochs of an epoch", 4),
+        Parameter("delta", "δ", "curvature below −δ/2 is followed", 0.1),
+        Parameter("hessian_lipschitz", "L₂", "Lipschitz constant of ∇²f", 0.1),
+        Parameter("oja_steps", "T", "iterations of Oja's search", 20),
+    ),
+)
+NATASHA_STEP = StepRule(
+    "w ← w − αg, or w ← w ± (δ/L₂)v along negative curvature v found by Oja's search", GRADIENT.build
+)
 
 METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        Method("gd", full, gradient, "constant", 0.1, "gradient descent on all samples", "eq. 2"),
-        Method("ngd", full, normalized, "constant", 0.1, "normalized gradient descent on all samples", "eq. 3"),
-        Method("sgd", minibatch, gradient, "constant", 0.1, "stochastic gradient descent", "eq. 2"),
-        Method("s-sgd", minibatch, gradient, "poly", 0.5, "stagewise SGD", "[27]"),
-        Method("sngd", minibatch, normalized, "constant", 0.1, "stochastic normalized gradient descent", "Algorithm 1"),
-        Method("s-sngd", minibatch, normalized, "poly", 0.5, "stagewise SNGD", "Algorithm 2"),
+    row.name: row
+    for row in (
+        Method("gd", FULL, GRADIENT, "constant", "last", 0.1, "gradient descent", "eq. 2"),
+        Method("ngd", FULL, NORMALIZED, "constant", "last", 0.1, "normalized gradient descent", "eq. 3"),
+        Method("sgd", MINIBATCH, GRADIENT, "constant", "last", 0.1, "stochastic gradient descent", "eq. 2"),
+        Method("s-sgd", MINIBATCH, GRADIENT, "poly", "last", 0.5, "stagewise SGD", "[27]"),
+        Method("sngd", MINIBATCH, NORMALIZED, "constant", "random", 0.1, "stochastic NGD", "Algorithm 1"),
+        Method("s-sngd", MINIBATCH, NORMALIZED, "poly", "random", 0.5, "stagewise SNGD", "Algorithm 2"),
+        Method("capped-sngd", MINIBATCH, CAPPED, "constant", "random", 0.1, "SNGD far away, SGD near by", "eq. 5"),
+        Method("spider-sfo", SPIDER, CAPPED, "constant", "random", 0.1, "capped steps on SPIDER", "Algorithm 3, [15]"),
+        Method("svrg", ANCHORED, GRADIENT, "constant", "last", 0.1, "variance-reduced SGD", "[21]"),
+        Method("scsg", ANCHORED_BATCH, GRADIENT, "constant", "last", 0.1, "SVRG with batch anchors", "[22]"),
+        Natasha2Method("natasha2", NATASHA_ESTIMATE, NATASHA_STEP, "constant", "random", 0.1, "SCSG and Oja", "[23]"),
+        Method("saddle-ngd", FULL, NORMALIZED_PERTURBED, "constant", "last", 0.1, "NGD, kicked now and then", "eq. 4"),
+        Method("noisy-gd", FULL, GRADIENT_PERTURBED, "constant", "last", 0.1, "GD with noise at every step", "[19]"),
+        Method(
+            "sngm", MINIBATCH, NORMALIZED_THEN_MOMENTUM, "constant", "last", 0.02, "SNGD with momentum", "2007.13985"
+        ),
+        Method(
+            "nsgd-momentum",
+            MINIBATCH,
+            MOMENTUM_THEN_NORMALIZED,
+            "constant",
+            "last",
+            0.1,
+            "normalized momentum",
+            "2002.03305",
+        ),
     )
 }
 
@@ -72,3 +251,24 @@ def find_method(name: str) -> Method:
         meant = f", did you mean {near[0]!r}?" if near else ";"
         raise ValueError(f"unknown method {name!r}{meant} must be one of {', '.join(METHODS)}")
     return METHODS[name]
+
+
+def check_parameters(method: Method, given: Mapping[str, float]) -> None:
+    """ValueError for a name that is no parameter of the method, or a value that is no finite number."""
+    known = [parameter.name for parameter in method.parameters]
+    for name, value in given.items():
+        if name not in known:
+            takes = f"which takes {', '.join(known)}" if known else "which takes none"
+            raise ValueError(f"{name!r} is no parameter of {method.name}, {takes}")
+        if not isfinite(value):
+            raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+def parameter_values(method: Method, given: Mapping[str, float], batch_size: int, n: int) -> dict[str, float]:
+    """Every parameter of the method: the given value, else its default for b = ``batch_size`` and ``n`` samples."""
+    values: dict[str, float] = {}
+    for name, _, _, default, _ in method.parameters:
+        values[name] = (
+            given[name] if name in given else default(batch_size, n, values) if callable(default) else default
+        )
+    return values

@@ -1,0 +1,117 @@
+"""What the engine turns: one action after another, each with a known cost, each resumable."""
+
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sngd.estimators import Estimator
+from sngd.estimators.estimator import Batch, Loss
+from sngd.optim import StagewiseLR
+from sngd.stages import StagePlan
+from sngd.training.natasha2 import Natasha2
+
+
+class Loop(Protocol):
+    """A method at work on a model."""
+
+    @property
+    def oracle_calls(self) -> int:
+        """∇f(w; a) evaluated so far."""
+
+    @property
+    def next_batch_size(self) -> int | None:
+        """Samples that the next action wants; None for all."""
+
+    @property
+    def next_cost(self) -> int:
+        """Oracle calls that the next action makes."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the next action."""
+
+    @property
+    def iterate_weight(self) -> float:
+        """Weight of the present iterate in the random output."""
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that changed nothing because there was no direction."""
+
+    def step(self, loss: Loss, batch: Batch) -> Tensor:
+        """One action; returns the loss over the batch before it."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For ``torch.load(…, weights_only=True)``; the model's weights are not in it."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+
+
+class Composed:
+    """Estimator × step rule × plan: estimate the gradient, take the step, advance the plan."""
+
+    def __init__(self, estimator: Estimator, optimizer: Optimizer, plan: StagePlan) -> None:
+        self.estimator, self.optimizer, self.plan = estimator, optimizer, plan
+        self.scheduler = StagewiseLR(optimizer, plan)
+
+    @property
+    def oracle_calls(self) -> int:
+        return self.estimator.oracle_calls
+
+    @property
+    def next_batch_size(self) -> int | None:
+        return self.estimator.next_batch_size
+
+    @property
+    def next_cost(self) -> int:
+        return self.estimator.next_cost
+
+    @property
+    def lr(self) -> float:
+        return self.plan.lr_at(self.scheduler.last_epoch)
+
+    @property
+    def iterate_weight(self) -> float:
+        return self.plan.iterate_weight(self.scheduler.last_epoch)
+
+    @property
+    def skipped_steps(self) -> int:
+        return int(getattr(self.optimizer, "skipped_steps", 0))
+
+    def step(self, loss: Loss, batch: Batch) -> Tensor:
+        value = self.estimator.estimate(loss, batch)
+        self.optimizer.step()
+        self.scheduler.step()
+        return value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name).state_dict() for name in ("estimator", "optimizer", "scheduler")}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for name in ("estimator", "optimizer", "scheduler"):
+            getattr(self, name).load_state_dict(state[name])
+
+
+class SelfDriven:
+    """Natasha2, which has no step rule or plan apart: its learning rate is constant, its iterates weigh the same."""
+
+    iterate_weight = 1.0
+    skipped_steps = 0
+
+    def __init__(self, method: Natasha2) -> None:
+        self.method, self.lr = method, method.lr
+        self.step, self.state_dict, self.load_state_dict = method.step, method.state_dict, method.load_state_dict
+
+    @property
+    def oracle_calls(self) -> int:
+        return self.method.oracle_calls
+
+    @property
+    def next_batch_size(self) -> int | None:
+        return self.method.next_batch_size
+
+    @property
+    def next_cost(self) -> int:
+        return self.method.next_cost

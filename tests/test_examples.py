@@ -1,0 +1,33 @@
+"""Every example runs as it stands and does what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PRINTS = {  # what a script prints last, and what must hold of its first number
+    "spider_with_adam.py": (
+        r"accuracy ([\d.]+) after (?:39\d{3}|40000) gradient evaluations",
+        lambda accuracy: accuracy > 0.9,
+    ),
+    "svrg_in_your_loop.py": (r"loss ([\d.]+) after 5280 gradient evaluations", lambda loss: loss < 0.02),
+}
+PROBLEMS = {"my_problem.py"}  # a user's problem: tests/problems trains it
+
+
+def test_no_example_is_left_out():
+    assert {path.name for path in EXAMPLES.glob("*.py")} == PRINTS.keys() | PROBLEMS
+
+
+@pytest.mark.parametrize("name", PRINTS)
+def test_example(name):
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLES / name)], capture_output=True, text=True, check=True, timeout=120
+    )
+    pattern, holds = PRINTS[name]
+    match = re.fullmatch(pattern, result.stdout.strip().splitlines()[-1])
+    assert match, result.stdout
+    assert holds(float(match[1]))
