@@ -15,8 +15,8 @@ def evaluate(problem: Problem, model: nn.Module, *, grad_norm: bool = True) -> d
     Returns:
         ``train_loss`` F(w) and ``test_loss`` (means over samples, without weight decay), ``train_accuracy`` and
         ``test_accuracy`` (fractions in [0, 1]), ``grad_norm`` ‖∇F(w)‖ over the training set. None where the problem
-        has no such thing (no test set, targets that are no classes) or it was not asked for. Gradients, random state and training mode are
-        left as they were; nothing here counts as an oracle call.
+        has no such thing (no test set, targets that are no classes) or it was not asked for. Gradients, random state
+        and training mode are left as they were; nothing here counts as an oracle call.
     """
     was_training = model.training
     model.eval()
