@@ -42,8 +42,6 @@ an epoch of N inner steps 2b(N − 1): at the first x_t = x̃, so the difference
 p(m − 1)/2; with probability m^{−p} it is 0, and y stays.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import Any
@@ -53,6 +51,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sngd.estimators.estimator import Batch, Loss, check_size
+from sngd.estimators.replay import Chance, at_weights, buffers_kept
 from sngd.optim.norms import global_norm
 
 # Any constant that makes the private stream differ from the global one, which has drawn the weights.
@@ -185,7 +184,7 @@ class Natasha2:
     def _search(self, loss: Loss, batch: Batch) -> Tensor:
         """One of Oja's iterations: w ← (I + ηA)w / ‖(I + ηA)w‖ with A = ½(I − ∇²f/L)."""
         v = self._random_direction() if self._direction is None else self._direction
-        with _buffers_kept(self.model):
+        with buffers_kept(self.model):
             value, _, hv = self._gradient_and_curvature(loss, batch, v)
         turned = [x + self.oja_lr / 2 * (x - h / self.smoothness) for x, h in zip(v, hv, strict=True)]
         self._direction = _normalized(turned)
@@ -235,10 +234,9 @@ class Natasha2:
         The penalty does not depend on the sample and is zero at x̃ = y, so its part of the difference is c(x − x̃) with
         c = 2L max{0, 1 − r/‖x − y‖}, r = δ/L₂.
         """
-        device = self.params[0].device
-        chance = _generator_states(device)
+        chance = Chance(self.params[0].device)
         value, gradient = self._gradient(loss, batch)
-        with _replayed(chance, device), _buffers_kept(self.model), _weights_at(self.params, epoch.anchor):
+        with at_weights(self.params, epoch.anchor), chance.replayed(), buffers_kept(self.model):
             _, at_anchor = self._gradient(loss, batch)
         with torch.no_grad():
             distance = global_norm([p - a for p, a in zip(self.params, epoch.anchor, strict=True)])
@@ -335,44 +333,3 @@ def _dot(a: list[Tensor], b: list[Tensor]) -> Tensor:
 def _normalized(tensors: list[Tensor]) -> list[Tensor]:
     norm = global_norm(tensors)
     return [t / norm for t in tensors]
-
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """What happens to buffers inside is undone: BatchNorm's running statistics do not see the evaluation."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for buffer, copy in kept:
-                buffer.copy_(copy)
-
-
-@contextmanager
-def _weights_at(params: list[Tensor], point: list[Tensor]) -> Iterator[None]:
-    """``params`` hold ``point`` inside, and their own values again at the end."""
-    kept = _copies(params)
-    with torch.no_grad():
-        torch._foreach_copy_(params, point)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            torch._foreach_copy_(params, kept)
-
-
-def _generator_states(device: torch.device) -> list[Tensor]:
-    """States of the global generators that an evaluation on ``device`` draws from."""
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
-
-
-@contextmanager
-def _replayed(states: list[Tensor], device: torch.device) -> Iterator[None]:
-    """The global generators draw inside what they drew from ``states`` on: the same dropout masks, the same crops."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.set_rng_state(states[0])
-        if device.type == "cuda":
-            torch.cuda.set_rng_state(states[1], device)
-        yield
