@@ -62,10 +62,15 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", no_space)
-    with pytest.raises(OSError, match="No space left on device"):
+    with pytest.raises(OSError, match="No space left on device") as error:
         replace_file(path, b"new")
+    assert error.value.filename == str(path)
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+    with pytest.raises(OSError, match=re.escape(f"No space left on device: '{folder.path}/metrics.jsonl'")):
+        folder.append(ROW)
     assert path.read_bytes() == b"old"
-    assert os.listdir(tmp_path) == ["config.json"]
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "run"]
 
 
 def test_a_broken_checkpoint_is_named(tmp_path):

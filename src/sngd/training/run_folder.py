@@ -64,7 +64,7 @@ class RunFolder:
     def append(self, row: dict[str, Any]) -> None:
         """Add a row of metrics; a number that is not finite becomes null, which JSON can say."""
         finite = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
-        with open(self._metrics, "ab") as file:
+        with _naming(self._metrics), open(self._metrics, "ab") as file:
             file.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -111,14 +111,25 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a whole file at once: a reader, or a crash, sees the old one or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with _naming(path):
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """A full disk is reported by a descriptor; whoever reads the error wants the file."""
     try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:
