@@ -184,7 +184,7 @@ def test_asked_to_stop_it_saves_and_goes_on_later(tmp_path, tiny):
 def test_progress_reaches_the_budget(tmp_path, tiny):
     seen = []
     train(CONFIG, tmp_path, problem=tiny, on_progress=seen.append)
-    assert (seen[-1].oracle_calls, seen[-1].budget) == (238, 240)
+    assert (seen[-1].oracle_calls, seen[-1].budget) == (238, 238)  # 240 leave less than a step
     assert seen[-1].loss > 0
 
 

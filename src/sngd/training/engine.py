@@ -121,7 +121,7 @@ def _loop(
             files.save_checkpoint(run.state_dict(finished))
             saved = time.monotonic()
         if finished:
-            on_progress(run.progress)
+            on_progress(run.progress._replace(budget=run.loop.oracle_calls))  # less than a step of the budget is left
             return row
         run.step()
         now = time.monotonic()
