@@ -58,10 +58,6 @@ def assert_bitwise_equal(a, b):
         assert a == b
 
 
-def saved(folder):
-    return RunFolder(folder).load_checkpoint()
-
-
 def wait_for_checkpoint(folder, process):
     while not (folder / "checkpoint.pt").exists():
         assert process.exitcode in (None, 0)
@@ -69,29 +65,41 @@ def wait_for_checkpoint(folder, process):
     return time.monotonic()
 
 
-@pytest.mark.slow
-def test_kill_at_random_moments(tmp_path, tiny):
-    process = start(CONFIG, tmp_path / "whole", tiny)
-    began = wait_for_checkpoint(tmp_path / "whole", process)
+def kill_and_resume(config, folder, problem, kills):
+    """Kill ``kills`` runs at random moments after their first checkpoint; each must end as the one left alone."""
+    process = start(config, folder / "whole", problem)
+    began = wait_for_checkpoint(folder / "whole", process)
     process.join()
     duration = time.monotonic() - began
-    true = outcome(tmp_path / "whole")
+    true = outcome(folder / "whole")
 
-    chance, kills, attempts = random.Random(0), 0, 0
-    while kills < KILLS:
-        folder = tmp_path / f"attempt-{attempts}"
+    chance, attempts = random.Random(0), 0
+    while kills > 0:
+        run = folder / f"attempt-{attempts}"
         attempts += 1
-        process = start(CONFIG, folder, tiny)
-        wait_for_checkpoint(folder, process)
-        time.sleep(chance.uniform(0, duration))
+        assert attempts < 200
+        process = start(config, run, problem)
+        wait_for_checkpoint(run, process)
+        time.sleep(chance.uniform(0, 0.8 * duration))
         process.kill()
         process.join()
-        if saved(folder)["finished"]:  # the kill came too late to be one
+        if RunFolder(run).load_checkpoint()["finished"]:  # the kill came too late to be one
             continue
-        kills += 1
-        train(CONFIG, folder, problem=tiny, resume=True)
-        assert_bitwise_equal(outcome(folder), true)
-    assert attempts < 10 * KILLS
+        kills -= 1
+        train(config, run, problem=problem, resume=True)
+        assert_bitwise_equal(outcome(run), true)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)  # twenty kills and resumptions, on a machine that may be busy
+def test_kill_at_random_moments(tmp_path, tiny):
+    kill_and_resume(CONFIG, tmp_path, tiny, KILLS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_kill_every_method(tmp_path, tiny, method):
+    kill_and_resume(replace(CONFIG, method=method, weight_decay=0.0), tmp_path, tiny, kills=1)
 
 
 class Killed(BaseException):
