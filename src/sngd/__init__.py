@@ -1,7 +1,7 @@
 """Training with normalized gradients: SNGD, stagewise SNGD, and everything they are compared with."""
 
-from sngd import estimators, stages
+from sngd import estimators, stages, theory
 from sngd.iterates import RandomIterate
 from sngd.optim import SNGD, Perturbed, StagewiseLR
 
-__all__ = ["SNGD", "Perturbed", "RandomIterate", "StagewiseLR", "estimators", "stages"]
+__all__ = ["SNGD", "Perturbed", "RandomIterate", "StagewiseLR", "estimators", "stages", "theory"]

@@ -1,0 +1,243 @@
+"""Upper bounds on E‖∇F(w̄)‖ for any learning rate, batch size and number of steps, term by term.
+
+Everywhere, the gradient noise is E‖∇f(w; a) − ∇F(w)‖² ≤ σ², samples are drawn independently, and the gap is
+Δ = F(w_0) − inf F. Derivations: `docs/theory.md`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
+
+from sngd.stages import StagePlan
+from sngd.theory.checks import count, non_negative, positive
+from sngd.theory.smoothness import Smooth, Smoothness, check_lr
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """A bound on E‖∇F(w̄)‖, as the sum of its terms.
+
+    `progress` falls with the distance travelled, `curvature` grows with the learning rate, `noise` falls with the batch
+    size. If `squared`, the terms bound E‖∇F(w̄)‖², and the bound is the root of their sum (Jensen).
+
+    Example:
+        >>> Bound(1.0, 0.5, 0.5).total, Bound(3.0, 0.0, 1.0, squared=True).total
+        (2.0, 2.0)
+    """
+
+    progress: float
+    curvature: float
+    noise: float
+    squared: bool = False
+
+    @property
+    def total(self) -> float:
+        """The bound on E‖∇F(w̄)‖."""
+        total = self.progress + self.curvature + self.noise
+        return sqrt(total) if self.squared else total
+
+
+def sngd_bound(smoothness: Smoothness, *, sigma: float, gap: float, lr: float, batch_size: int, steps: int) -> Bound:
+    """SNGD, Theorems 1 and 2: the mean over all iterates a step was taken from, (1/N) Σ E‖∇F(w_t)‖, t = 0 … N − 1.
+
+    L-smooth: Δ/(αN) + Lα/2 + 2σ/√b. (L0, L1)-smooth, if αL1 ≤ ½: 2Δ/(αN) + 2L0α + 4σ/√b. The paper's T is N − 1.
+
+    Args:
+        smoothness: L, or L0 and L1.
+        sigma: σ ≥ 0.
+        gap: Δ = F(w_0) − inf F ≥ 0.
+        lr: α > 0; at most 1/(2 L1) for (L0, L1)-smooth F.
+        batch_size: b ≥ 1.
+        steps: N = T + 1 ≥ 1, the number of steps.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> bound = sngd_bound(Smooth(4), sigma=1, gap=2.3, lr=0.05, batch_size=100, steps=460)
+        >>> round(bound.progress, 9), bound.curvature, bound.noise, round(bound.total, 9)
+        (0.1, 0.1, 0.2, 0.4)
+    """
+    lr = check_lr(smoothness, lr)
+    return Bound(
+        progress=smoothness.factor * non_negative("gap", gap) / (lr * count("steps", steps)),
+        curvature=smoothness.curvature * lr,
+        noise=_minibatch_noise(smoothness, sigma, batch_size),
+    )
+
+
+def stagewise_bound(smoothness: Smoothness, *, sigma: float, gap: float, plan: StagePlan, batch_size: int) -> Bound:
+    """S-SNGD, Theorems 3 and 4, with whole numbers of steps: E‖∇F(w̄)‖ for w̄ drawn as Algorithm 2 says.
+
+    Stage t = 0 … T − 1 has learning rate α_t, M_t steps and weight p_{t+1}; let S_t = M_t α_t and q_t = p_{t+1}/S_t.
+
+    * L-smooth: δ (q_0 + Σ_{t≥1} max{0, q_t − q_{t−1}})/Σp + (L/2) Σ α_{t−1}p_t/Σp + 2σ/√b;
+    * (L0, L1)-smooth, if all α_t L1 ≤ ½: twice the first term, 2L0 Σ α_{t−1}p_t/Σp, and 4σ/√b.
+
+    When q never decreases the first term is δ p_T/(S_{T−1} Σp), as in the paper, where S_t = S. Any positive weights
+    are allowed. The bound asks more than Theorem 1's: the gap must hold at the start of *every* stage (only at the
+    first if q never increases). That stages help is an observation of the paper's experiments; at a given
+    target this bound needs more oracle calls than Theorem 1's (twice as many for Corollary 1).
+
+    Args:
+        smoothness: L, or L0 and L1.
+        sigma: σ ≥ 0.
+        gap: δ ≥ F(w̃_t) − inf F ≥ 0 at the start w̃_t of every stage.
+        plan: (α_t, M_t, p_{t+1}); every α_t at most 1/(2 L1) for (L0, L1)-smooth F.
+        batch_size: b ≥ 1.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> from sngd.stages import harmonic
+        >>> bound = stagewise_bound(
+        ...     Smooth(4), sigma=1, gap=2, plan=harmonic(rho=1, stages=9, distance=1), batch_size=100
+        ... )
+        >>> round(bound.progress, 9), round(bound.curvature, 9), bound.noise
+        (0.4, 0.4, 0.2)
+    """
+    for stage in plan:
+        check_lr(smoothness, stage.lr)
+    total = sum(stage.weight for stage in plan)
+    q = [stage.weight / (stage.steps * stage.lr) for stage in plan]
+    return Bound(
+        progress=smoothness.factor * non_negative("gap", gap) * _rise(q) / total,
+        curvature=smoothness.curvature * sum(stage.lr * stage.weight for stage in plan) / total,
+        noise=_minibatch_noise(smoothness, sigma, batch_size),
+    )
+
+
+def _rise(q: Sequence[float]) -> float:
+    """q_0 + Σ max{0, q_t − q_{t−1}}; exactly the last q if they never decrease."""
+    if all(before <= after for before, after in pairwise(q)):
+        return q[-1]
+    return q[0] + sum(max(0.0, after - before) for before, after in pairwise(q))
+
+
+def _minibatch_noise(smoothness: Smoothness, sigma: float, batch_size: int) -> float:
+    return 2 * smoothness.factor * non_negative("sigma", sigma) / sqrt(count("batch_size", batch_size))
+
+
+def sgd_bound(smoothness: Smooth, *, sigma: float, gap: float, lr: float, batch_size: int, steps: int) -> Bound:
+    """SGD, Ghadimi and Lan 2013, Theorem 2.1 with a constant learning rate, for w̄ uniform over the N iterates.
+
+    E‖∇F(w̄)‖² ≤ 2Δ/(αN(2 − Lα)) + Lα(σ²/b)/(2 − Lα). The terms are those of the square: `progress` and `noise`, which
+    here carries the curvature; `total` is the root of their sum.
+
+    Args:
+        smoothness: L. There is no such bound for (L0, L1)-smooth F.
+        sigma: σ ≥ 0.
+        gap: Δ = F(w_0) − inf F ≥ 0.
+        lr: α in (0, 2/L).
+        batch_size: b ≥ 1.
+        steps: N ≥ 1.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> bound = sgd_bound(Smooth(4), sigma=1, gap=2, lr=0.25, batch_size=16, steps=64)
+        >>> bound.progress, bound.noise, bound.total
+        (0.25, 0.0625, 0.5590169943749475)
+    """
+    _only_smooth(smoothness, "SGD")
+    lr = positive("lr", lr)
+    damping = 2 - smoothness.L * lr
+    if damping <= 0:
+        raise ValueError(f"lr must be below 2/L = {2 / smoothness.L!r} for SGD, got {lr!r}")
+    variance = non_negative("sigma", sigma) ** 2 / count("batch_size", batch_size)
+    return Bound(
+        progress=2 * non_negative("gap", gap) / (lr * count("steps", steps) * damping),
+        curvature=0.0,
+        noise=smoothness.L * lr * variance / damping,
+        squared=True,
+    )
+
+
+def spider_variance(
+    smoothness: Smooth, *, sigma: float, lr: float, batch_size: int, anchor_batch_size: int, period: int
+) -> float:
+    """Eq. 15: the largest E‖μ_m − ∇F(w_m)‖² in a period of SPIDER's estimator, (M − 1)α²L²/b + σ²/B.
+
+    The paper has M where M − 1 is enough: the first of the M differences is exactly zero. It grows with the learning
+    rate; a mini-batch gradient's, σ²/b, does not.
+
+    Args:
+        smoothness: L with E‖∇f(u; a) − ∇f(w; a)‖² ≤ L²‖u − w‖² for all u, w: the samples' smoothness in mean square,
+            never below that of F.
+        sigma: σ ≥ 0.
+        lr: α > 0, the greatest length of a step.
+        batch_size: b ≥ 1, samples of a difference.
+        anchor_batch_size: B ≥ 1, samples of an anchor.
+        period: M ≥ 1, steps from anchor to anchor.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        >>> spider_variance(Smooth(2), sigma=1, lr=0.5, batch_size=8, anchor_batch_size=4, period=5)
+        0.75
+    """
+    _only_smooth(smoothness, "SPIDER")
+    drift = (count("period", period) - 1) * (positive("lr", lr) * smoothness.L) ** 2 / count("batch_size", batch_size)
+    return drift + non_negative("sigma", sigma) ** 2 / count("anchor_batch_size", anchor_batch_size)
+
+
+def spider_sfo_bound(
+    smoothness: Smooth,
+    *,
+    sigma: float,
+    gap: float,
+    lr: float,
+    max_scale: float,
+    batch_size: int,
+    anchor_batch_size: int,
+    period: int,
+    steps: int,
+) -> Bound:
+    """SPIDER-SFO, Fang et al. 2018 (arXiv 1807.01695), Theorem 1 (online case, in expectation: Option II).
+
+    For steps of min{α/‖μ‖, β} μ with β ≤ 1/(2L), and V = `spider_variance`, the published proof gives
+    (1/N) Σ E‖∇F(w_k)‖ ≤ 4Δ/(αN) + α/β + (2β/α)V + √V. The published parameters, B = 2σ²/ε², b = 2σ/(ε n_0),
+    M = σ n_0/ε, α = ε/(L n_0), β = 1/(2L n_0), N = ⌊4LΔ n_0/ε²⌋ + 1 with 1 ≤ n_0 ≤ 2σ/ε, make it ε + 2ε + (ε + ε) = 5ε.
+
+    Args:
+        smoothness: L in mean square over the samples, as in `spider_variance`: a stronger assumption than SNGD's.
+        sigma: σ ≥ 0.
+        gap: Δ = F(w_0) − inf F ≥ 0.
+        lr: α > 0.
+        max_scale: β in (0, 1/(2L)].
+        batch_size: b ≥ 1, samples of a difference.
+        anchor_batch_size: B ≥ 1, samples of an anchor.
+        period: M ≥ 1, steps from anchor to anchor (q in Fang et al.).
+        steps: N ≥ 1 (K in Fang et al.).
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+        ε = ½, L = 1, σ = 1, Δ = 1, n_0 = 1; the bound is below 5ε = 2.5, since N is rounded up and V has M − 1:
+
+        >>> bound = spider_sfo_bound(Smooth(1), sigma=1, gap=1, lr=0.5, max_scale=0.5, batch_size=4,
+        ...                          anchor_batch_size=8, period=2, steps=17)
+        >>> round(bound.progress, 4), bound.curvature, round(bound.noise, 4), round(bound.total, 4)
+        (0.4706, 1.0, 0.808, 2.2786)
+    """
+    variance = spider_variance(
+        smoothness, sigma=sigma, lr=lr, batch_size=batch_size, anchor_batch_size=anchor_batch_size, period=period
+    )
+    beta = positive("max_scale", max_scale)
+    if beta > 0.5 / smoothness.L:
+        raise ValueError(f"max_scale must be at most 1/(2L) = {0.5 / smoothness.L!r} for SPIDER-SFO, got {beta!r}")
+    return Bound(
+        progress=4 * non_negative("gap", gap) / (lr * count("steps", steps)),
+        curvature=lr / beta,
+        noise=2 * beta / lr * variance + sqrt(variance),
+    )
+
+
+def _only_smooth(smoothness: Smoothness, method: str) -> None:
+    if not isinstance(smoothness, Smooth):
+        raise ValueError(f"smoothness must be Smooth(L) for {method}'s published bound, got {smoothness}")

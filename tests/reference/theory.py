@@ -1,0 +1,54 @@
+"""The bounds of Theorems 1–4, SGD's and SPIDER-SFO's, straight from their statements, one formula a function."""
+
+from math import sqrt
+
+
+def theorem1(L, sigma, gap, lr, b, T):
+    return gap / (lr * (T + 1)) + L * lr / 2 + 2 * sigma / sqrt(b)
+
+
+def theorem2(L0, sigma, gap, lr, b, T):
+    return 2 * gap / (lr * (T + 1)) + 2 * L0 * lr + 4 * sigma / sqrt(b)
+
+
+def _stage_sums(stages):
+    """(q_0 + Σ max{0, q_t − q_{t−1}}, Σ_{t=1}^T α_{t−1}p_t, Σ p_t) of [(α_t, M_t, p_{t+1}), …]."""
+    alpha = [stage[0] for stage in stages]  # alpha[t], t = 0 … T − 1
+    p = [None] + [stage[2] for stage in stages]  # p[t], t = 1 … T
+    S = [stage[0] * stage[1] for stage in stages]
+    T = len(stages)
+    q = [p[t + 1] / S[t] for t in range(T)]
+    rise = q[0]
+    for t in range(1, T):
+        rise += max(0, q[t] - q[t - 1])
+    return rise, sum(alpha[t - 1] * p[t] for t in range(1, T + 1)), sum(p[1:])
+
+
+def theorem3(L, sigma, delta, b, stages):
+    rise, weighted, total = _stage_sums(stages)
+    return delta * rise / total + L * weighted / (2 * total) + 2 * sigma / sqrt(b)
+
+
+def theorem4(L0, sigma, delta, b, stages):
+    rise, weighted, total = _stage_sums(stages)
+    return 2 * delta * rise / total + 2 * L0 * weighted / total + 4 * sigma / sqrt(b)
+
+
+def corollary1(L, sigma, delta, b, rho, T, S):
+    return 2 * delta / (S * (T + 1)) + L * rho / (T + 1) + 2 * sigma / sqrt(b)
+
+
+def corollary2(L, sigma, delta, b, rho, T, S):
+    total = ((2 * rho) ** -T - 1) / (1 - 2 * rho)
+    return delta * (2 * rho) ** -T / (S * total) + L * (1 - 2**-T) / (2 * total) + 2 * sigma / sqrt(b)
+
+
+def ghadimi_lan(L, sigma, gap, lr, b, N):
+    """The root of Theorem 2.1's bound, with D_f² = 2Δ/L and constant steps."""
+    mean_square_over_L = (2 * gap / L + sigma**2 / b * N * lr**2) / (N * (2 * lr - L * lr**2))
+    return sqrt(L * mean_square_over_L)
+
+
+def spider(L, sigma, gap, lr, beta, b, B, M, N):
+    variance = (M - 1) * lr**2 * L**2 / b + sigma**2 / B
+    return 4 * gap / (lr * N) + lr / beta + 2 * beta / lr * variance + sqrt(variance)
