@@ -232,6 +232,43 @@ def test_a_failing_run_stops_the_comparison_with_its_message(sngd):
     assert "batch_size must be at most n = 1437, got 100000" in err
 
 
+# --- plan
+
+
+def test_plan_gives_the_papers_numbers(sngd):
+    constants = ["--L", 4, "--sigma", 1, "--gap", 2.3, "--epsilon", 0.1]
+    code, out, _ = sngd("plan", "sngd", *constants, "--json")
+    assert code == 0
+    best = json.loads(out)
+    assert (best["lr"], best["batch_size"], best["steps"], best["oracle_calls"]) == (0.05, 100, 460, 46_000)
+    assert best["guarantee"] == 0.4
+    code, out, _ = sngd("plan", "sngd,s-sngd:harmonic,sgd", *constants, "--json")
+    plans = json.loads(out)
+    assert [p["target"] for p in plans] == [0.4] * 3
+    assert all(p["guarantee"] <= 0.4 for p in plans)
+    out = sngd("plan", "sngd,s-sngd", *constants)[1]
+    assert "46,000" in out
+    assert "what stages gain is empirical" in out
+    out = sngd("plan", "sngd", "--L0", 1, "--L1", 100, "--epsilon", 0.1)[1]
+    assert "αL1 ≤ ½ binds: lr ≤ 0.005" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["plan", "sngd", "--epsilon", "1"], "give either --L, or --L0 and --L1"),
+        (["plan", "sngd", "--L", "1", "--L0", "1", "--epsilon", "1"], "give either --L, or --L0 and --L1"),
+        (["plan", "sngd", "--L", "-1", "--epsilon", "1"], "L must be"),
+        (["plan", "adam", "--L", "1", "--epsilon", "1"], "method must be one of sngd, s-sngd:harmonic"),
+        (["plan", "sngd", "--L", "1", "--sigma", "-1", "--epsilon", "1"], "sigma must be"),
+    ],
+)
+def test_meaningless_constants_are_named(sngd, words, message):
+    code, out, err = sngd(*words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"sngd: {message}")
+
+
 # --- what is needed to import
 
 

@@ -58,7 +58,9 @@ def test_every_residual_network_trains(
 
 def test_all_problems_are_tested_above() -> None:
     perceptrons = ["digits-mlp", "mnist-mlp", "fashion-mlp"]
-    assert list(PROBLEMS) == [*perceptrons, "cifar10-resnet8", "cifar10-resnet20", "cifar10-resnet56"]
+    residual = ["cifar10-resnet8", "cifar10-resnet20", "cifar10-resnet56"]
+    analytic = ["saddle", "sharp-flat", "relaxed-smooth", "tensor-decomposition"]  # in test_analytic.py
+    assert list(PROBLEMS) == [*perceptrons, *residual, *analytic]
     assert all(name == row.name and row.summary for name, row in PROBLEMS.items())
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from torch import nn
 
 from sngd.problems import cifar10, datasets
+from sngd.problems.analytic import relaxed_smooth, sharp_and_flat, strict_saddle, tensor_decomposition
 from sngd.problems.augment import random_crop_and_flip
 from sngd.problems.models import mlp
 from sngd.problems.problem import Problem, Samples
@@ -67,6 +68,18 @@ PROBLEMS: dict[str, Row] = {
             "cifar10-resnet56",
             "CIFAR-10 likewise, residual network of 56 layers, 0.85 M parameters, as in the paper",
             partial(_cifar10_resnet, 56),
+        ),
+        Row("saddle", "strict saddle in 10 dimensions, κ = 10, noise of σ = 0.1", lambda _: strict_saddle().problem),
+        Row("sharp-flat", "a sharp minimum beside a flat one, both global", lambda _: sharp_and_flat().problem),
+        Row(
+            "relaxed-smooth",
+            "Σ cosh w_i: (L0, L1)-smooth, L-smooth for no L",
+            lambda _: relaxed_smooth().problem,
+        ),
+        Row(
+            "tensor-decomposition",
+            "independent components from samples: known saddles, all local minima global",
+            lambda _: tensor_decomposition().problem,
         ),
     )
 }
