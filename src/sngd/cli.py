@@ -87,6 +87,7 @@ def methods(as_json: Json = False) -> None:
     if as_json:
         _print_json(rows)
         return
+    out.print("α: --lr, b: --batch-size, n: training samples; g includes λw, λ: --weight-decay", highlight=False)
     for row in rows:
         described = [f"{p['name']} = {p['symbol']} ({p['default']}): {p['what']}" for p in row["parameters"]]
         row["parameters"] = "\n              ".join(described) or "none"
@@ -160,7 +161,7 @@ def train(
     if as_json:
         _print_json({"folder": str(folder), **row})
         return
-    shown = ("grads_over_n", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "grad_norm")
+    shown = ("grads_over_n", "train_loss", "test_loss", "test_accuracy", "grad_norm")
     _print_row({key: row[key] for key in shown if row[key] is not None})
     if row["diverged"]:
         err.print("The training loss is no longer finite: the run stopped. Try a smaller --lr.", style="yellow")
@@ -247,6 +248,76 @@ def report(
     from sngd.studies.publish import publish
 
     _print_study(publish(folder), folder, as_json)
+
+
+@app.command()
+def plan(
+    methods: Annotated[
+        str, typer.Argument(help="sngd, s-sngd:harmonic, s-sngd:geometric, sgd, spider-sfo; several joined by commas.")
+    ],
+    smoothness: Annotated[float | None, typer.Option("--L", help="F is L-smooth.")] = None,
+    l0: Annotated[float | None, typer.Option("--L0", help="With --L1: F is (L0, L1)-smooth.")] = None,
+    l1: Annotated[float | None, typer.Option("--L1", help="See --L0.")] = None,
+    sigma: Annotated[float, typer.Option(help="σ: bound on the gradient noise of one sample.")] = 0.0,
+    gap: Annotated[float, typer.Option(help="Δ: F(w_0) − inf F.")] = 1.0,
+    epsilon: Annotated[
+        float | None, typer.Option(help="ε: the theorem's own choice for the first method; others get its guarantee.")
+    ] = None,
+    target: Annotated[float | None, typer.Option(help="τ: the guarantee wanted, at least cost.")] = None,
+    as_json: Json = False,
+) -> None:
+    """From constants to a run: learning rate, batch size, steps or stages, cost, and the guaranteed E‖∇F(w̄)‖."""
+    from sngd.theory import RelaxedSmooth, Smooth
+    from sngd.theory import plan as plan_run
+
+    if (smoothness is None) == (l0 is None) or (l0 is None) != (l1 is None):
+        raise ValueError("give either --L, or --L0 and --L1")
+    given = Smooth(smoothness) if smoothness is not None else RelaxedSmooth(l0 or 0.0, l1 or 0.0)
+    names = [name.strip() for name in methods.split(",")]
+    plans = [plan_run(names[0], given, sigma, gap, epsilon=epsilon, target=target)]
+    plans += [plan_run(name, given, sigma, gap, target=plans[0].target) for name in names[1:]]
+    if as_json:
+        _print_json(plans[0].as_json() if len(plans) == 1 else [p.as_json() for p in plans])
+        return
+    table = Table()
+    table.add_column("method", no_wrap=True)
+    for name in ("lr", "batch size", "steps", "calls", "guarantee"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for p in plans:
+        lr = f"{p.lr:.4g}" + (f" → {p.stages[-1].lr:.2g}" if p.stages else "")
+        table.add_row(p.method, lr, f"{p.batch_size:,}", f"{p.steps:,}", f"{p.oracle_calls:,}", f"{p.guarantee:.4g}")
+    out.print(table)
+    for p in plans:
+        terms = f"progress {p.bound.progress:.4g} + curvature {p.bound.curvature:.4g} + noise {p.bound.noise:.4g}"
+        binding = f"; αL1 ≤ ½ binds: lr ≤ {given.max_lr:g}" if p.lr_limited else ""
+        sum_of = f"√({terms})" if p.bound.squared else terms
+        out.print(f"{p.method}, {p.theorem}: {sum_of}{binding}", soft_wrap=True, highlight=False)
+    if any(p.stages for p in plans):
+        out.print("The bound of a stage plan is no better than SNGD's: what stages gain is empirical.", soft_wrap=True)
+
+
+@app.command()
+def reproduce(
+    figure: Annotated[str, typer.Argument(help="fig1: leaving saddles and sharp minima.")],
+    profile: Annotated[str, typer.Option(help="quick (seconds) or small (minutes).")] = "quick",
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where it goes. (default: runs/reproduce-FIGURE-PROFILE)")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure and draw a figure of the paper."""
+    from sngd.studies.reproduce import FIGURES
+    from sngd.studies.reproduce import reproduce as measure_and_draw
+
+    folder = folder or Path("runs", f"reproduce-{figure}-{profile}")
+    with err.status(f"{figure}, profile {profile}"):
+        pictures = measure_and_draw(figure, profile, folder, command=shlex.join(["sngd", *sys.argv[1:]]))
+    if as_json:
+        _print_json({"folder": str(folder), "pictures": [str(path) for path in pictures]})
+        return
+    out.print(f"{FIGURES[figure].claim}\nmeasurements: {folder / 'measurements.json'}", soft_wrap=True, highlight=False)
+    for path in pictures:
+        out.print(f"picture: {path}", soft_wrap=True, highlight=False)
 
 
 def main() -> None:
@@ -388,13 +459,15 @@ def _print_entries(entries: Sequence[dict[str, Any]], as_json: bool) -> None:
         return
     for entry in entries:
         (_, name), (_, summary), *others = entry.items()
-        out.print(f"[bold]{name}[/]  {escape(summary)}", highlight=False)
+        out.print(f"[bold]{name}[/]  {escape(summary)}", highlight=False, soft_wrap=True)
         for key, value in others:
             out.print(f"    {key:10} {escape(str(value))}", highlight=False, soft_wrap=True)
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    table = Table(*(key.replace("_", " ") for key in row))
+    table = Table()
+    for key in row:
+        table.add_column("#grad/n" if key == "grads_over_n" else key.replace("_", " "), no_wrap=True)
     table.add_row(*(f"{value:.5g}" for value in row.values()))
     out.print(table)
 
