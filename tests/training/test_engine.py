@@ -84,6 +84,42 @@ def test_methods_share_initial_weights_and_sample_order(tmp_path, tiny):
     assert torch.equal(orders[0]["before_pass"], orders[1]["before_pass"])
 
 
+class Diary(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.seen = nn.Linear(6, 2), []
+
+    def forward(self, x):
+        if self.training:
+            self.seen.append(x.clone())
+        return self.linear(x)
+
+
+@pytest.mark.parametrize("method", ["spider-sfo", "svrg", "scsg"])
+def test_a_difference_sees_the_same_augmented_samples_at_both_points(tmp_path, tiny, method):
+    models = []
+
+    def build():
+        models.append(Diary())
+        return models[-1]
+
+    def augment(x, generator):
+        return x + torch.randn(x.shape, generator=generator)
+
+    problem = replace(tiny(), build_model=build, augment=augment, prepare=lambda x: 2 * x)
+    params = {"scsg": {"anchor_batch_size": 21}, "svrg": {"period": 4}}.get(
+        method, {"period": 4, "anchor_batch_size": 21}
+    )
+    train(replace(CONFIG, method=method, params=params), tmp_path, problem=lambda: problem)
+    small = [x for x in models[-1].seen if len(x) == 7]
+    assert len(small) >= 6
+    for here, there in zip(small[::2], small[1::2], strict=True):
+        assert torch.equal(here, there)
+    assert not torch.equal(small[0], small[2])
+    plain = {tuple(row) for row in (2 * problem.train[0]).tolist()}
+    assert not plain & {tuple(row) for x in small for row in x.tolist()}  # every one was augmented
+
+
 # --- what it costs
 
 
