@@ -13,7 +13,7 @@ README = (ROOT / "README.md").read_text()
 
 def test_the_python_snippet_runs_as_it_stands(tmp_path):
     (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
-    assert len([line for line in snippet.splitlines() if line.strip()]) <= 20
+    assert len([line for line in snippet.splitlines() if line.strip()]) <= 15
     result = subprocess.run(
         [sys.executable, "-c", snippet], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
     )

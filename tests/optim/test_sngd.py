@@ -113,13 +113,37 @@ def test_a_small_enough_max_scale_is_sgd(momentum, scale, decay):
     torch.testing.assert_close(flat(ours), flat(theirs), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("normalize", ["gradient", "momentum"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_momentum_zero_is_sngd_bitwise(normalize, implementation):
+def walked(lr, seed, steps, **options):
+    """Weights after some steps on random gradients; ``plan`` plays a stage plan, all else goes to SNGD."""
+    plan = options.pop("plan", None)
+    params = parameters([torch.float32])
+    optimizer = sngd.SNGD(params, lr=lr, **options)
+    scheduler = sngd.StagewiseLR(optimizer, plan) if plan else None
+    generator = torch.Generator().manual_seed(seed)
+    for _ in range(steps):
+        set_gradients(params, generator)
+        optimizer.step()
+        if scheduler:
+            scheduler.step()
+    return flat(params)
+
+
+@given(
+    lr=st.floats(1e-3, 10),
+    seed=st.integers(0, 10_000),
+    normalize=st.sampled_from(["gradient", "momentum"]),
+    implementation=st.sampled_from(list(IMPLEMENTATIONS)),
+)
+def test_momentum_zero_is_sngd_bitwise(lr, seed, normalize, implementation):
     options = IMPLEMENTATIONS[implementation]
-    with_momentum, _ = run({"momentum": 0.0, "normalize": normalize, **options})
-    without, _ = run(options)
-    assert torch.equal(flat(with_momentum), flat(without))
+    with_momentum = walked(lr, seed, 5, momentum=0.0, normalize=normalize, **options)
+    assert torch.equal(with_momentum, walked(lr, seed, 5, **options))
+
+
+@given(lr=st.floats(1e-3, 10), seed=st.integers(0, 10_000), steps=st.integers(1, 12))
+def test_one_stage_of_s_sngd_is_sngd_bitwise(lr, seed, steps):
+    one_stage = walked(7.0, seed, steps, plan=sngd.stages.constant(lr, steps))
+    assert torch.equal(one_stage, walked(lr, seed, steps))
 
 
 def test_a_cap_changes_only_steps_with_a_small_gradient():
