@@ -64,6 +64,28 @@ def test_relaxed_smooth_is_smooth_for_no_constant():
     assert norms[2] > 500 * norms[1]
 
 
+def test_gradients_are_the_closed_forms():
+    generator = torch.Generator().manual_seed(0)
+    center = torch.tensor([3.0, 0, 0], dtype=DOUBLE)
+
+    def of_saddle(w):  # L = 1, κ = 10, two directions falling, four rising
+        return torch.cat([-0.1 * w[:2].sin(), w[2:] * 10 ** -torch.linspace(0, 1, 4, dtype=DOUBLE)])
+
+    def of_sharp_and_flat(w):  # λ = 0.02, ρ = 0.3
+        hole = torch.exp(-(w - center).square().sum() / (2 * 0.3**2))
+        return 0.02 * (1 - hole) * w + 0.02 / (2 * 0.3**2) * w.square().sum() * hole * (w - center)
+
+    def of_relaxed(w):
+        return 0.7 / 1.3 * torch.sinh(1.3 * w)
+
+    for name, gradient in (("saddle", of_saddle), ("sharp-flat", of_sharp_and_flat), ("relaxed", of_relaxed)):
+        analytic = SMOOTH[name]()
+        F = function(analytic)
+        for _ in range(20):
+            w = start(analytic) + 0.3 * torch.randn(start(analytic).shape, generator=generator, dtype=DOUBLE)
+            torch.testing.assert_close(torch.func.grad(F)(w), gradient(w), rtol=1e-9, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", SMOOTH)
 def test_noise_is_centred_and_has_the_sigma_asked_for(name):
     analytic = SMOOTH[name](sigma=0.3, n=50)

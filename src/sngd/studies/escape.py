@@ -151,7 +151,7 @@ _LANDSCAPES = {
         sharp_and_flat(dtype=torch.float64),
         {Arm(method, 1.0): (3.1, 0.1) for method in ("GD", "SGD", "NGD", "SNGD")},
         steps=60,
-        window=(-2.6, 4.2, -2.2, 2.2),
+        window=(-2.6, 4.2, -2.7, 2.3),
     ),
 }
 
