@@ -54,7 +54,7 @@ def run_all(
 
     Raises:
         ValueError: jobs is out of range, or what the first task that failed raised; the others stop too.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``should_stop`` said so, or a worker process was killed.
     """
     cores = os.cpu_count() or 1
     if jobs is not None and jobs < 1:
@@ -84,7 +84,7 @@ def _results(futures: Sequence[Any], tasks: Sequence[Task]) -> list[dict[str, An
     errors = [f.exception() for f in futures if not f.cancelled() and f.exception()]
     for error in errors:
         if isinstance(error, BrokenProcessPool):
-            raise RuntimeError("a worker process was killed; the same command goes on from the last checkpoints")
+            raise Interrupted("a worker process was killed; the same command goes on from the last checkpoints")
         if not isinstance(error, Interrupted):
             raise error
     if errors or any(future.cancelled() for future in futures):

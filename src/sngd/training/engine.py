@@ -77,6 +77,7 @@ def train(
             raise ValueError(f"{folder}: holds a run already; --resume goes on with it, --overwrite throws it away")
         config = _agree(config, files) if begun else config.resolved()
         torch.set_num_threads(config.threads or 1)
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False  # or no run repeats itself
         checkpoint = files.load_checkpoint() if begun else None
         if checkpoint is not None and checkpoint["finished"]:
             files.truncate(checkpoint["rows"])
