@@ -439,7 +439,7 @@ def _print_study(study: Any, folder: Path, as_json: bool) -> None:
     shown = [i for i, name in enumerate(header) if name != "test loss"]  # a terminal's width; the report has it
     table = Table(title=study.problem)
     for i in shown:
-        table.add_column(header[i], justify="right" if i else "left", no_wrap=True)
+        table.add_column(header[i], justify="right" if i else "left", no_wrap=i > 0, overflow="fold")  # labels fold
     for row in rows:
         texts = [(escape(row[i].text), row[i].best) for i in shown]
         table.add_row(*(f"[bold green]{text} *[/]" if best else text for text, best in texts))
