@@ -73,6 +73,15 @@ def test_schedulers_closures_and_added_groups_reach_the_wrapped_optimizer():
     assert len(inner.param_groups) == len(optimizer.param_groups) == 2
 
 
+def test_steps_that_the_wrapped_optimizer_skipped_are_counted_through_it():
+    w = nn.Parameter(torch.zeros(3))
+    w.grad = torch.zeros(3)
+    optimizer = Perturbed(SNGD([w], lr=0.1), std=0.1, generator=generator())
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert Perturbed(torch.optim.SGD([w]), std=0.1).skipped_steps == 0
+
+
 def test_resumes_bitwise():
     w = weights()
     whole = steps(Perturbed(SNGD([w], lr=0.1, momentum=0.9), 0.1, 2, generator()), w, 10)

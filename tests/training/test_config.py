@@ -51,6 +51,12 @@ def test_unknown_and_missing_keys_are_named():
 
 
 def test_the_command_repeats_the_run():
+    params = {"max_scale": 1 / 3, "period": 12345678.0}
+    spider = RunConfig("digits-mlp", "spider-sfo", params=params).resolved()
+    words = shlex.split(spider.command())
+    given = [words[i + 1].split("=") for i, word in enumerate(words) if word == "--param"]
+    assert {name: float(value) for name, value in given} == params  # to the last bit
+
     config = RunConfig("digits-mlp", "s-sngd", plan="[[0.5, 3]]", seed=2, threads=1).resolved()
     words = shlex.split(config.command())
     assert words[:5] == ["sngd", "train", "digits-mlp", "--method", "s-sngd"]

@@ -43,6 +43,11 @@ class Perturbed(Optimizer):
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._share()
 
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that the wrapped optimizer skipped, if it counts them as ``SNGD`` does, else 0."""
+        return int(getattr(self.optimizer, "skipped_steps", 0))
+
     def _share(self) -> None:
         self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
 

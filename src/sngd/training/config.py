@@ -106,7 +106,7 @@ class RunConfig:
         for setting in fields(self)[3:]:
             value = getattr(self, setting.name)
             if setting.name == "params":
-                words += [word for item in value.items() for word in ("--param", "{}={:g}".format(*item))]
+                words += [word for name, number in value.items() for word in ("--param", f"{name}={number!r}")]
             elif isinstance(value, bool):
                 words += [] if value else ["--no-" + setting.name.replace("_", "-")]
             elif value is not None:
