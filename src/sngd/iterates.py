@@ -1,7 +1,7 @@
 """Random output: one iterate of a run, drawn while it runs, with one copy of the weights."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -103,10 +103,7 @@ class RandomIterate:
         """
         if self._stored is None:
             raise RuntimeError("no iterate has been drawn: call update with a positive weight before swap")
-        for param, stored in zip(self._params, self._stored, strict=True):
-            live = param.clone()  # one tensor at a time: memory for the largest, not for all
-            param.copy_(stored)
-            stored.copy_(live)
+        exchange(self._params, self._stored)
         self._swapped = not self._swapped
 
     @contextmanager
@@ -149,3 +146,12 @@ class RandomIterate:
         self._total = state_dict["total"]
         self._swapped = state_dict["swapped"]
         self._generator.set_state(state_dict["generator"].cpu())  # a map_location may have moved it
+
+
+@torch.no_grad()
+def exchange(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Swap the contents of ``params`` and ``values`` in place."""
+    for param, value in zip(params, values, strict=True):
+        live = param.clone()  # one tensor at a time: memory for the largest, not for all
+        param.copy_(value)
+        value.copy_(live)

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from sngd.iterates import exchange
+
 
 class Chance:
     """The state of torch's random generators at one moment, on the CPU and on a model's device.
@@ -31,11 +33,11 @@ class Chance:
 @contextmanager
 def at_weights(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[None]:
     """Inside, ``params`` hold ``values``; ``values`` keep the live weights meanwhile."""
-    _exchange(params, values)
+    exchange(params, values)
     try:
         yield
     finally:
-        _exchange(params, values)
+        exchange(params, values)
 
 
 @contextmanager
@@ -49,11 +51,3 @@ def buffers_kept(model: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for buffer, old in zip(buffers, before, strict=True):
                 buffer.copy_(old)
-
-
-@torch.no_grad()
-def _exchange(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for param, value in zip(params, values, strict=True):
-        live = param.clone()
-        param.copy_(value)
-        value.copy_(live)

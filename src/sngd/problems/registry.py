@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,6 +15,7 @@ from sngd.problems.models import mlp
 from sngd.problems.problem import Problem, Samples
 from sngd.problems.resnet import cifar_resnet
 from sngd.problems.user import load_user_problem
+from sngd.spelling import suggestion
 
 
 class Row(NamedTuple):
@@ -101,8 +101,7 @@ def load_problem(spec: str, data: Path | None = None) -> Problem:
     elif ":" in spec or spec.endswith(".py"):
         problem = load_user_problem(spec)
     else:
-        near = get_close_matches(spec, PROBLEMS, n=1)
-        meant = f", did you mean {near[0]!r}?" if near else ","
+        meant = suggestion(spec, PROBLEMS) or ","
         raise ValueError(
             f"unknown problem {spec!r}{meant} must be one of {', '.join(PROBLEMS)}, or path/to/file.py:factory"
         )

@@ -6,7 +6,6 @@ at most as long as NGD's. GD at its largest safe rate, 1/L, stands beside it, so
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,8 +22,7 @@ from sngd.optim.perturbed import Perturbed
 from sngd.optim.sngd import SNGD
 from sngd.problems.analytic import Analytic, sharp_and_flat, strict_saddle, tensor_decomposition
 from sngd.problems.problem import Problem
-from sngd.studies.figures import DASH_LENGTHS, styles
-from sngd.training.run_folder import replace_file
+from sngd.studies.figures import DASH_LENGTHS, save, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -280,7 +278,6 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
-    files = []
     with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
         figure = Figure(figsize=(15, 9), layout="constrained")
         axes = figure.subplots(2, 3)
@@ -296,12 +293,7 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
             f"line: mean of {seeds} seeds; band: lowest to highest seed",
             fontsize=11,
         )
-        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):  # no date: same data, same file
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=130, metadata=metadata)
-            files.append(Path(folder) / f"fig1.{suffix}")
-            replace_file(files[-1], buffer.getvalue())
-    return files
+        return save(figure, Path(folder) / "fig1", dpi=130)
 
 
 def _draw_landscape(ax: Axes, landscape: _Landscape, paths: Mapping[str, Sequence[Sequence[float]]]) -> None:

@@ -15,6 +15,7 @@ from sngd.training.run_folder import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
 # Okabe and Ito's colours, which the colour-blind tell apart too; no two of 35 arms share colour and dash.
@@ -100,7 +101,6 @@ def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
     import matplotlib
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
-    files = []
     with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
         columns = _columns(study.labels, len(panels))
         height = 4.1 + 0.22 * math.ceil(len(study.labels) / columns)  # inches; a row of the legend takes 0.22
@@ -120,11 +120,17 @@ def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
             handlelength=3.2,
         )
         figure.suptitle(f"{_literal(study.problem)}\n{band_note(study)}", fontsize=10)
-        for suffix, metadata in (("png", {}), ("svg", {"Date": None})):  # no date: same data, same file
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=160, metadata=metadata)
-            files.append(Path(folder) / f"curves.{suffix}")
-            replace_file(files[-1], buffer.getvalue())
+        return save(figure, Path(folder) / "curves", dpi=160)
+
+
+def save(figure: Figure, path: Path, dpi: int) -> list[Path]:
+    """Write ``path``.png and ``path``.svg, each atomically; the same data give the same files."""
+    files = []
+    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):  # no date
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=metadata)
+        files.append(path.with_suffix(suffix))
+        replace_file(files[-1], buffer.getvalue())
     return files
 
 

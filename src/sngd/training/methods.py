@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from math import isfinite
 from typing import NamedTuple
 
@@ -12,6 +11,7 @@ from torch.optim import Optimizer
 
 from sngd.estimators import SCSG, SVRG, Estimator, Full, MiniBatch, Spider
 from sngd.optim import SNGD, Perturbed
+from sngd.spelling import suggestion
 from sngd.stages import StagePlan
 from sngd.training.loop import Composed, Loop, SelfDriven
 from sngd.training.natasha2 import Natasha2
@@ -283,8 +283,7 @@ METHODS: dict[str, Method] = {
 def find_method(name: str) -> Method:
     """The row called ``name``; ValueError with the nearest name if there is none."""
     if name not in METHODS:
-        near = get_close_matches(name, METHODS, n=1)
-        meant = f", did you mean {near[0]!r}?" if near else ";"
+        meant = suggestion(name, METHODS) or ";"
         raise ValueError(f"unknown method {name!r}{meant} must be one of {', '.join(METHODS)}")
     return METHODS[name]
 

@@ -2,11 +2,11 @@
 
 import json
 from collections.abc import Callable
-from difflib import get_close_matches
 from math import ceil
 from pathlib import Path
 
 from sngd import stages
+from sngd.spelling import suggestion
 from sngd.stages import StagePlan
 
 SPELLING = (
@@ -36,8 +36,7 @@ def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> S
         return _from_json(spec)
     name, *words = spec.split(":")
     if name not in _PLANS:
-        near = get_close_matches(name, _PLANS, n=1)
-        meant = f", did you mean {near[0]!r}?" if near else ";"
+        meant = suggestion(name, _PLANS) or ";"
         raise ValueError(f"unknown plan {name!r}{meant} must be {SPELLING}")
     defaults, build = _PLANS[name]
     options: dict[str, str] = {}
