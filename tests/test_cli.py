@@ -253,6 +253,15 @@ def test_plan_gives_the_papers_numbers(sngd):
     assert "αL1 ≤ ½ binds: lr ≤ 0.005" in out
 
 
+def test_a_plan_can_be_trained(sngd, tmp_path):
+    planned = sngd("plan", "s-sngd", "--L", 1, "--sigma", 0.1, "--gap", 1, "--epsilon", 0.1, "--json")[1]
+    (tmp_path / "plan.json").write_text(planned)
+    row = json.loads(sngd("train", "saddle", "--planned", "plan.json", "--json")[1])
+    assert (row["folder"], row["oracle_calls"]) == ("runs/saddle/s-sngd/seed-0", json.loads(planned)["oracle_calls"])
+    code, _, err = sngd("train", "saddle", "--planned", "plan.json", "--lr", 1, "-p", "period=3")
+    assert (code, err) == (2, "sngd: --planned decides --lr, --param too: leave out one of them\n")
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

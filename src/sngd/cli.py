@@ -5,8 +5,9 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,8 +27,9 @@ except ImportError as error:
     sys.exit(f"sngd: the command line needs the package {error.name}: pip install 'sngd[lab]'")
 
 from sngd import training
-from sngd.problems import PROBLEMS
+from sngd.problems import PROBLEMS, load_problem
 from sngd.training import METHODS, Interrupted, RunConfig
+from sngd.training.planned import planned_settings, read_plan
 from sngd.training.plans import SPELLING
 
 app = typer.Typer(
@@ -52,6 +54,7 @@ Param = Annotated[
     list[str] | None,
     typer.Option("--param", "-p", help="A parameter of the method's own, as NAME=VALUE; repeatable."),
 ]
+Sampling = Annotated[str, typer.Option(help="'shuffled' passes, or 'independent' draws as the theorems assume.")]
 Output = Annotated[str, typer.Option(help="What the method returns: the 'last' iterate or a 'random' one.")]
 EvalEvery = Annotated[float, typer.Option(help="Evaluate every so many epochs (gradient evaluations over n).")]
 GradNorm = Annotated[bool, typer.Option(help="Measure ‖∇F(w)‖ at evaluations; takes about as long as an epoch.")]
@@ -102,6 +105,7 @@ def problems(as_json: Json = False) -> None:
 
 @app.command()
 def train(
+    context: typer.Context,
     problem: Problem,
     method: Annotated[str, typer.Option(help="A name from 'sngd methods'.")] = "sngd",
     lr: Lr = None,
@@ -111,12 +115,16 @@ def train(
     weight_decay: WeightDecay = 0.0,
     plan: Plan = None,
     param: Param = None,
+    sampling: Sampling = "shuffled",
     output: Output = "last",
     eval_every: EvalEvery = 1.0,
     grad_norm: GradNorm = True,
     device: Device = "cpu",
     threads: Threads = None,
     data: Data = None,
+    planned: Annotated[
+        Path | None, typer.Option(help="A file that 'sngd plan METHOD … --json' printed: train as it says.")
+    ] = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="The run's folder. (default: runs/PROBLEM/METHOD/seed-SEED)")
     ] = None,
@@ -130,6 +138,7 @@ def train(
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
+    loaded = None
     config = RunConfig(
         problem=problem,
         method=method,
@@ -140,19 +149,26 @@ def train(
         weight_decay=weight_decay,
         plan=plan,
         params=_params(param or []),
+        sampling=sampling,
         output=output,
         eval_every=eval_every,
         grad_norm=grad_norm,
         device=device,
         threads=threads,
     )
-    folder = folder or Path("runs", _file_name(problem), method, f"seed-{seed}")
+    if planned:
+        loaded = load_problem(problem, data)
+        settings = planned_settings(read_plan(planned), loaded.n)
+        _exclude(context, "--planned", settings)
+        config = replace(config, **settings)
+    folder = folder or Path("runs", _file_name(problem), config.method, f"seed-{seed}")
     with _stop_on_interrupt() as should_stop, _bars() as bars:
-        bar = bars.add_task(f"{method}, seed {seed}", total=None, loss="")
+        bar = bars.add_task(f"{config.method}, seed {seed}", total=None, loss="")
         row = training.train(
             config,
             folder,
             data=data,
+            problem=(lambda: loaded) if loaded else None,
             resume=resume,
             overwrite=overwrite,
             on_progress=lambda p: bars.update(bar, total=p.budget, completed=p.oracle_calls, loss=_loss(p)),
@@ -180,6 +196,7 @@ def compare(
     epochs: Epochs = 20.0,
     weight_decay: WeightDecay = 0.0,
     plan: Plan = None,
+    sampling: Sampling = "shuffled",
     output: Output = "last",
     eval_every: EvalEvery = 1.0,
     grad_norm: GradNorm = True,
@@ -216,6 +233,7 @@ def compare(
         epochs=epochs,
         weight_decay=weight_decay,
         plan=plan,
+        sampling=sampling,
         output=output,
         eval_every=eval_every,
         grad_norm=grad_norm,
@@ -336,6 +354,15 @@ def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return " ".join(str(error).split())
+
+
+def _exclude(context: typer.Context, option: str, settings: Collection[str]) -> None:
+    """ValueError if the command line gives one of the settings that ``option`` decides."""
+    sources = {p: context.get_parameter_source(p.name or "") for p in context.command.params}
+    given = [p for p, source in sources.items() if source and source.name == "COMMANDLINE"]
+    names = {"param" if name == "params" else name for name in settings}
+    if both := [parameter.opts[0] for parameter in given if parameter.name in names]:
+        raise ValueError(f"{option} decides {', '.join(both)} too: leave out one of them")
 
 
 def _file_name(problem: str) -> str:

@@ -1,17 +1,18 @@
-"""The stream of samples: shuffled passes, cut anywhere, resumed anywhere."""
+"""Streams of samples: shuffled passes or independent draws, cut anywhere, resumed anywhere."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sngd.training.sampler import SampleStream
+from sngd.training.sampler import SAMPLERS, Independent, Shuffled
 
 CPU = torch.device("cpu")
 sizes = st.lists(st.integers(1, 30), min_size=1, max_size=30)
 
 
-def stream(n, seed=0):
-    return SampleStream(n, torch.Generator().manual_seed(seed), CPU)
+def stream(n, seed=0, kind=Shuffled):
+    return kind(n, torch.Generator().manual_seed(seed), CPU)
 
 
 @given(n=st.integers(1, 20), sizes=sizes)
@@ -25,12 +26,13 @@ def test_every_pass_is_a_permutation(n, sizes):
         assert sorted(drawn[start : start + n].tolist()) == list(range(n))
 
 
+@pytest.mark.parametrize("kind", SAMPLERS.values())
 @given(n=st.integers(1, 20), before=sizes, after=sizes)
-def test_how_it_is_cut_does_not_matter_and_it_resumes_anywhere(n, before, after):
-    whole = stream(n).draw(sum(before) + sum(after))
-    samples = stream(n)
+def test_how_it_is_cut_does_not_matter_and_it_resumes_anywhere(kind, n, before, after):
+    whole = stream(n, kind=kind).draw(sum(before) + sum(after))
+    samples = stream(n, kind=kind)
     first = [samples.draw(size) for size in before]
-    resumed = stream(n, seed=99)
+    resumed = stream(n, seed=99, kind=kind)
     resumed.load_state_dict(samples.state_dict())
     rest = [resumed.draw(size) for size in after]
     assert torch.equal(torch.cat(first + rest), whole)
@@ -39,3 +41,9 @@ def test_how_it_is_cut_does_not_matter_and_it_resumes_anywhere(n, before, after)
 def test_passes_differ():
     samples = stream(50)
     assert samples.draw(50).tolist() != samples.draw(50).tolist()
+
+
+def test_independent_draws_are_uniform_and_repeat():
+    counts = torch.bincount(stream(10, kind=Independent).draw(10_000), minlength=10)
+    assert ((counts - 1000).abs() < 5 * 900**0.5).all()  # 5 standard deviations of a binomial count
+    assert len(set(stream(1000, kind=Independent).draw(1000).tolist())) < 700  # 632 of 1000 are expected

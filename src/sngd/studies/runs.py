@@ -26,7 +26,8 @@ _MEASURES = (
     "step", "epoch", "oracle_calls", "grads_over_n", "lr", "train_loss", "train_accuracy",
     "test_loss", "test_accuracy", "grad_norm", "skipped_steps", "seconds",
 )  # fmt: skip
-_ARM_SETTINGS = ("method", "lr", "batch_size", "epochs", "weight_decay", "plan", "params", "output")
+_ARM_SETTINGS = ("method", "lr", "batch_size", "epochs", "weight_decay", "plan", "params", "sampling", "output")
+_EARLIER = {"sampling": "shuffled"}  # what runs did before their config.json said so
 
 
 @dataclass(frozen=True)
@@ -215,7 +216,7 @@ def _split(label: str, runs: list[Run]) -> dict[str, list[Run]]:
     """Runs that share a label by the settings in which they differ: {'sngd lr=0.1': […], 'sngd lr=0.5': […]}."""
 
     def setting(run: Run, key: str) -> str:
-        return json.dumps(run.config.get(key), sort_keys=True)
+        return json.dumps(run.config.get(key, _EARLIER.get(key)), sort_keys=True)
 
     differing = [key for key in _ARM_SETTINGS if len({setting(run, key) for run in runs}) > 1]
     arms: dict[str, list[Run]] = {}

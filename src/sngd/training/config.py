@@ -10,6 +10,7 @@ import torch
 
 from sngd.training.methods import check_parameters, find_method, parameter_values
 from sngd.training.plans import build_plan, inline
+from sngd.training.sampler import SAMPLERS
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class RunConfig:
         weight_decay: λ ≥ 0.
         params: the method's own parameters by name, see ``sngd methods``. Default: the method's.
         plan: stage plan, see ``sngd.training.plans``. Default: the method's.
+        sampling: "shuffled" passes through the data, as in practice, or "independent" draws, as the theorems assume.
         output: "last" iterate, or "random": drawn with the plan's weights (Algorithms 1 and 2).
         eval_every: epochs between evaluations, > 0.
         grad_norm: whether an evaluation measures ‖∇F(w)‖, which takes a backward pass through all training samples.
@@ -46,6 +48,7 @@ class RunConfig:
     weight_decay: float = 0.0
     plan: str | None = None
     params: Mapping[str, float] = field(default_factory=dict)
+    sampling: str = "shuffled"
     output: str = "last"
     eval_every: float = 1.0
     grad_norm: bool = True
@@ -81,8 +84,9 @@ class RunConfig:
                 raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
         if not (self.weight_decay >= 0 and isfinite(self.weight_decay)):
             raise ValueError(f"weight_decay must be finite and at least 0, got {self.weight_decay}")
-        if self.output not in ("last", "random"):
-            raise ValueError(f"output must be 'last' or 'random', got {self.output!r}")
+        for name, allowed in (("sampling", tuple(SAMPLERS)), ("output", ("last", "random"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
         check_parameters(find_method(self.method), self.params)
         _check_device(self.device)
         build_plan(str(self.plan), self.lr or 0.0, self.epochs, 1e3)  # a misspelt plan is found before data is loaded

@@ -19,7 +19,7 @@ from sngd.training.evaluate import evaluate
 from sngd.training.methods import Setting, find_method
 from sngd.training.plans import build_plan
 from sngd.training.run_folder import RunFolder
-from sngd.training.sampler import SampleStream
+from sngd.training.sampler import SAMPLERS, Sampler
 
 CHECKPOINT_SECONDS = 30.0  # of training between checkpoints, beside the one at each evaluation
 PROGRESS_SECONDS = 0.1
@@ -172,7 +172,7 @@ class Run:
             raise ValueError(
                 f"epochs must be at least {least / problem.n:.4g} for one step ({least} of n = {problem.n})"
             )
-        self.samples = SampleStream(problem.n, _generator(config.seed, "samples"), self.device)
+        self.samples: Sampler = SAMPLERS[config.sampling](problem.n, _generator(config.seed, "samples"), self.device)
         self.augmentation = _generator(config.seed, "augmentation")
         self.iterate = None
         if config.output == "random":  # with the buffers, because BatchNorm's statistics belong to the iterate

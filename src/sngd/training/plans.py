@@ -120,6 +120,11 @@ def _from_json(spec: str) -> StagePlan:
         raise ValueError(f"plan {spec!r}: must be [[lr, steps, weight?], …] in JSON: {error}") from None
 
 
+def list_plan(plan: StagePlan) -> str:
+    """The spelling of any plan: ``[[lr, steps, weight], …]``."""
+    return json.dumps(plan.as_list())
+
+
 def inline(spec: str) -> str:
     """``spec`` with the name of a ``.json`` file replaced by what the file holds, so that it stands for itself."""
     if not spec.endswith(".json"):

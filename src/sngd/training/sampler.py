@@ -1,13 +1,26 @@
-"""Which training samples come next."""
+"""Which training samples come next: shuffled passes, as in practice, or independent draws, as in the theory."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 
-class SampleStream:
-    """Sample indices in shuffled passes: the first n drawn are one permutation of the data, the next n another.
+class Sampler(Protocol):
+    """A stream of sample indices, resumable anywhere."""
+
+    def draw(self, size: int) -> Tensor:
+        """Next ``size`` indices: int64 tensor of shape (size,) on the device."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """For ``torch.load(…, weights_only=True)``."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a saved state."""
+
+
+class Shuffled:
+    """Shuffled passes: the first n drawn are one permutation of the data, the next n another.
 
     Batches of any size are cut from the one stream, across the border of two passes where need be, so every batch has
     exactly the size asked for and methods with unequal batches still see each sample once a pass.
@@ -24,7 +37,6 @@ class SampleStream:
         self._shuffle()
 
     def draw(self, size: int) -> Tensor:
-        """Next ``size`` indices: int64 tensor of shape (size,) on the device."""
         parts = []
         while size > 0:
             start = self.drawn % self.n
@@ -48,3 +60,28 @@ class SampleStream:
         self.drawn = state["drawn"]
         self.generator.set_state(state["before_pass"])
         self._shuffle()
+
+
+class Independent:
+    """Every index drawn uniformly and independently of all others: what the theorems assume.
+
+    Args:
+        n: number of samples, ≥ 1.
+        generator: CPU generator that the indices are drawn from.
+        device: where the indices are wanted.
+    """
+
+    def __init__(self, n: int, generator: torch.Generator, device: torch.device) -> None:
+        self.n, self.generator, self.device = n, generator, device
+
+    def draw(self, size: int) -> Tensor:
+        return torch.randint(self.n, (size,), generator=self.generator).to(self.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.generator.set_state(state["generator"])
+
+
+SAMPLERS: dict[str, type[Shuffled] | type[Independent]] = {"shuffled": Shuffled, "independent": Independent}
