@@ -1,0 +1,46 @@
+"""The command line: parses, calls, prints. A file a group of commands; this one puts them together."""
+
+import sys
+
+try:
+    import typer
+
+    from sngd.cli.catalogue import methods, problems
+    from sngd.cli.compare import compare, report
+    from sngd.cli.console import err
+    from sngd.cli.reproduce import reproduce
+    from sngd.cli.theory import plan
+    from sngd.cli.train import train
+except ImportError as error:
+    sys.exit(f"sngd: the command line needs the package {error.name}: pip install 'sngd[lab]'")
+
+from sngd.training import Interrupted
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    help="Train with normalized gradients, and compare methods at equal cost.\n\n"
+    "Try first: [bold]sngd compare digits-mlp[/bold] (no network, under a minute), then open the report it names.",
+    rich_markup_mode="rich",
+)
+for command in (methods, problems, train, compare, report, plan, reproduce):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one clear line on standard error and exit code 2."""
+    try:
+        app(prog_name="sngd")
+    except (ValueError, OSError) as error:
+        err.print(f"sngd: {_reason(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(2)
+    except Interrupted as stopped:
+        err.print(f"sngd: {stopped}", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(130)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return " ".join(str(error).split())

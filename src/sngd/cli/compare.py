@@ -1,0 +1,178 @@
+"""Many runs of several methods, and their report."""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from sngd import training
+from sngd.cli.console import loss, out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    Epochs,
+    EvalEvery,
+    GradNorm,
+    Json,
+    Lr,
+    Output,
+    Overwrite,
+    Plan,
+    Problem,
+    Sampling,
+    Threads,
+    WeightDecay,
+    file_name,
+)
+from sngd.training import RunConfig
+
+
+def compare(
+    problem: Problem,
+    methods: Annotated[
+        str, typer.Option(help="Methods, each with its own settings if need be: sgd,sngd@lr=0.5,s-sngd@plan=multistep")
+    ] = "sgd,sngd,s-sngd",
+    seeds: Annotated[str, typer.Option(help="How many seeds (3 is 0,1,2), or a list of them: 4,5,6")] = "3",
+    lr: Lr = None,
+    batch_size: BatchSize = 128,
+    epochs: Epochs = 20.0,
+    weight_decay: WeightDecay = 0.0,
+    plan: Plan = None,
+    sampling: Sampling = "shuffled",
+    output: Output = "last",
+    eval_every: EvalEvery = 1.0,
+    grad_norm: GradNorm = True,
+    device: Device = "cpu",
+    threads: Threads = None,
+    data: Data = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="Where runs, figures and report go. (default: runs/compare-PROBLEM)")
+    ] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time. (default: the number of cores)")] = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First give every method the same grid of learning rates; keep its best.")
+    ] = False,
+    grid: Annotated[str | None, typer.Option(help="That grid, as 0.01,0.1,1 (implies --tune).")] = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods over several seeds at the same budget of gradient evaluations.
+
+    Ends with a table (mean ± standard deviation), whether the best one's lead is larger than seed noise, figures and
+    a report. Finished runs are not repeated, so the same command goes on after any interruption.
+    """
+    from sngd.studies.compare import GRID, parse_arms
+    from sngd.studies.compare import compare as run_comparison
+
+    tuning = _numbers(grid, "grid") if grid else list(GRID) if tune else None
+    if tuning and (lr is not None or "@lr=" in methods):
+        raise ValueError("--tune chooses the learning rates: leave out --lr and @lr=")
+    base = RunConfig(
+        problem=problem,
+        method="",
+        lr=lr,
+        batch_size=batch_size,
+        epochs=epochs,
+        weight_decay=weight_decay,
+        plan=plan,
+        sampling=sampling,
+        output=output,
+        eval_every=eval_every,
+        grad_norm=grad_norm,
+        device=device,
+        threads=threads,
+    )
+    folder = folder or Path("runs", f"compare-{file_name(problem)}")
+    with stop_on_interrupt() as should_stop, progress_bars() as bars:
+        study = run_comparison(
+            parse_arms(methods, base),
+            _seeds(seeds),
+            folder,
+            grid=tuning,
+            jobs=jobs,
+            data=data,
+            overwrite=overwrite,
+            command=shlex.join(["sngd", *sys.argv[1:]]),
+            begin=lambda title, tasks: _Overview(bars, title, tasks),
+            should_stop=should_stop,
+        )
+    _print_study(study, folder, as_json)
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A folder of runs, as 'sngd compare' makes it.")],
+    as_json: Json = False,
+) -> None:
+    """Write the report of a folder of runs: one HTML page that works offline; also figures and table.md."""
+    from sngd.studies.publish import publish
+
+    _print_study(publish(folder), folder, as_json)
+
+
+def _seeds(text: str) -> list[int]:
+    if "," not in text:
+        if not text.isdecimal() or int(text) < 1:
+            raise ValueError(f"seeds must be a whole number of at least 1 or a list such as 4,5,6, got {text!r}")
+        return list(range(int(text)))
+    seeds = [part.strip() for part in text.rstrip(",").split(",")]
+    if not all(part.isdecimal() for part in seeds) or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be different whole numbers, got {text!r}")
+    return [int(part) for part in seeds]
+
+
+def _numbers(text: str, name: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ValueError(f"{name} must be numbers joined by commas, got {text!r}") from None
+
+
+class _Overview:
+    """Progress of many runs: a bar for all of them together, and one for each that is running."""
+
+    def __init__(self, bars: Progress, title: str, tasks: Sequence[Any]) -> None:
+        self.bars, self.tasks = bars, tasks
+        self.all = bars.add_task(f"{title}: {len(tasks)}", total=len(tasks), loss="")
+        self.running: dict[int, Any] = {}
+        self.share = [0.0] * len(tasks)
+
+    def __call__(self, index: int, progress: training.Progress) -> None:
+        config = self.tasks[index].config
+        if index not in self.running:
+            self.running[index] = self.bars.add_task(f"  {config.label}, seed {config.seed}", total=1.0, loss="")
+        self.share[index] = share = min(1.0, progress.oracle_calls / max(1, progress.budget))
+        self.bars.update(self.running[index], completed=share, loss=loss(progress), visible=share < 1)
+        self.bars.update(self.all, completed=sum(self.share))
+
+
+def _print_study(study: Any, folder: Path, as_json: bool) -> None:
+    from sngd.studies.table import as_json as table_json
+    from sngd.studies.table import cells, statements
+
+    page = folder / "report.html"
+    if as_json:
+        print_json({"folder": str(folder), "report": str(page), **table_json(study)})
+        return
+    header, rows = cells(study)
+    shown = [i for i, name in enumerate(header) if name != "test loss"]  # a terminal's width; the report has it
+    table = Table(title=study.problem)
+    for i in shown:
+        table.add_column(header[i], justify="right" if i else "left", no_wrap=i > 0, overflow="fold")  # labels fold
+    for row in rows:
+        texts = [(escape(row[i].text), row[i].best) for i in shown]
+        table.add_row(*(f"[bold green]{text} *[/]" if best else text for text, best in texts))
+    out.print(table)
+    out.print("mean ± standard deviation over seeds; * best mean")
+    if study.tuning:
+        grid = ", ".join(f"{lr:g}" for lr in study.tuning["grid"])
+        out.print(f"equal tuning: every method tried lr {grid} on a seed of its own and kept the lowest training loss")
+    for statement in statements(study):
+        out.print(f"{statement}.", soft_wrap=True, highlight=False)
+    out.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -1,0 +1,54 @@
+"""From constants to a run."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from sngd.cli.console import out, print_json
+from sngd.cli.options import Json
+
+
+def plan(
+    methods: Annotated[
+        str, typer.Argument(help="sngd, s-sngd:harmonic, s-sngd:geometric, sgd, spider-sfo; several joined by commas.")
+    ],
+    smoothness: Annotated[float | None, typer.Option("--L", help="F is L-smooth.")] = None,
+    l0: Annotated[float | None, typer.Option("--L0", help="With --L1: F is (L0, L1)-smooth.")] = None,
+    l1: Annotated[float | None, typer.Option("--L1", help="See --L0.")] = None,
+    sigma: Annotated[float, typer.Option(help="σ: bound on the gradient noise of one sample.")] = 0.0,
+    gap: Annotated[float, typer.Option(help="Δ: F(w_0) − inf F.")] = 1.0,
+    epsilon: Annotated[
+        float | None, typer.Option(help="ε: the theorem's own choice for the first method; others get its guarantee.")
+    ] = None,
+    target: Annotated[float | None, typer.Option(help="τ: the guarantee wanted, at least cost.")] = None,
+    as_json: Json = False,
+) -> None:
+    """From constants to a run: learning rate, batch size, steps or stages, cost, and the guaranteed E‖∇F(w̄)‖."""
+    from sngd.theory import RelaxedSmooth, Smooth
+    from sngd.theory import plan as plan_run
+
+    if (smoothness is None) == (l0 is None) or (l0 is None) != (l1 is None):
+        raise ValueError("give either --L, or --L0 and --L1")
+    given = Smooth(smoothness) if smoothness is not None else RelaxedSmooth(l0 or 0.0, l1 or 0.0)
+    names = [name.strip() for name in methods.split(",")]
+    plans = [plan_run(names[0], given, sigma, gap, epsilon=epsilon, target=target)]
+    plans += [plan_run(name, given, sigma, gap, target=plans[0].target) for name in names[1:]]
+    if as_json:
+        print_json(plans[0].as_json() if len(plans) == 1 else [p.as_json() for p in plans])
+        return
+    table = Table()
+    table.add_column("method", no_wrap=True)
+    for name in ("lr", "batch size", "steps", "calls", "guarantee"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for p in plans:
+        lr = f"{p.lr:.4g}" + (f" → {p.stages[-1].lr:.2g}" if p.stages else "")
+        table.add_row(p.method, lr, f"{p.batch_size:,}", f"{p.steps:,}", f"{p.oracle_calls:,}", f"{p.guarantee:.4g}")
+    out.print(table)
+    for p in plans:
+        terms = f"progress {p.bound.progress:.4g} + curvature {p.bound.curvature:.4g} + noise {p.bound.noise:.4g}"
+        binding = f"; αL1 ≤ ½ binds: lr ≤ {given.max_lr:g}" if p.lr_limited else ""
+        sum_of = f"√({terms})" if p.bound.squared else terms
+        out.print(f"{p.method}, {p.theorem}: {sum_of}{binding}", soft_wrap=True, highlight=False)
+    if any(p.stages for p in plans):
+        out.print("The bound of a stage plan is no better than SNGD's: what stages gain is empirical.", soft_wrap=True)

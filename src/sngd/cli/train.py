@@ -1,0 +1,142 @@
+"""One run."""
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from sngd import training
+from sngd.cli.console import err, loss, out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.options import (
+    BatchSize,
+    Data,
+    Device,
+    Epochs,
+    EvalEvery,
+    GradNorm,
+    Json,
+    Lr,
+    Output,
+    Overwrite,
+    Param,
+    Plan,
+    Problem,
+    Sampling,
+    Threads,
+    WeightDecay,
+    file_name,
+)
+from sngd.problems import load_problem
+from sngd.training import RunConfig
+from sngd.training.planned import planned_settings, read_plan
+
+
+def train(
+    context: typer.Context,
+    problem: Problem,
+    method: Annotated[str, typer.Option(help="A name from 'sngd methods'.")] = "sngd",
+    lr: Lr = None,
+    batch_size: BatchSize = 128,
+    epochs: Epochs = 20.0,
+    seed: Annotated[int, typer.Option(help="Draws initial weights and sample order.")] = 0,
+    weight_decay: WeightDecay = 0.0,
+    plan: Plan = None,
+    param: Param = None,
+    sampling: Sampling = "shuffled",
+    output: Output = "last",
+    eval_every: EvalEvery = 1.0,
+    grad_norm: GradNorm = True,
+    device: Device = "cpu",
+    threads: Threads = None,
+    data: Data = None,
+    planned: Annotated[
+        Path | None, typer.Option(help="A file that 'sngd plan METHOD … --json' printed: train as it says.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("--out", help="The run's folder. (default: runs/PROBLEM/METHOD/seed-SEED)")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Train one model with one method.
+
+    Ctrl-C saves and stops; --resume goes on, also after a kill or a power cut, and ends with the same weights.
+    """
+    if resume and overwrite:
+        raise ValueError("--resume and --overwrite exclude each other")
+    loaded = None
+    config = RunConfig(
+        problem=problem,
+        method=method,
+        lr=lr,
+        batch_size=batch_size,
+        epochs=epochs,
+        seed=seed,
+        weight_decay=weight_decay,
+        plan=plan,
+        params=_params(param or []),
+        sampling=sampling,
+        output=output,
+        eval_every=eval_every,
+        grad_norm=grad_norm,
+        device=device,
+        threads=threads,
+    )
+    if planned:
+        loaded = load_problem(problem, data)
+        settings = planned_settings(read_plan(planned), loaded.n)
+        _exclude(context, "--planned", settings)
+        config = replace(config, **settings)
+    folder = folder or Path("runs", file_name(problem), config.method, f"seed-{seed}")
+    with stop_on_interrupt() as should_stop, progress_bars() as bars:
+        bar = bars.add_task(f"{config.method}, seed {seed}", total=None, loss="")
+        row = training.train(
+            config,
+            folder,
+            data=data,
+            problem=(lambda: loaded) if loaded else None,
+            resume=resume,
+            overwrite=overwrite,
+            on_progress=lambda p: bars.update(bar, total=p.budget, completed=p.oracle_calls, loss=loss(p)),
+            should_stop=should_stop,
+        )
+    if as_json:
+        print_json({"folder": str(folder), **row})
+        return
+    shown = ("grads_over_n", "train_loss", "test_loss", "test_accuracy", "grad_norm")
+    _print_row({key: row[key] for key in shown if row[key] is not None})
+    if row["diverged"]:
+        err.print("The training loss is no longer finite: the run stopped. Try a smaller --lr.", style="yellow")
+    out.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+
+
+def _params(words: Sequence[str]) -> dict[str, float]:
+    params: dict[str, float] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        try:
+            params[name] = float(value)
+        except ValueError:
+            raise ValueError(f"--param must be NAME=VALUE with a number, got {word!r}") from None
+    return params
+
+
+def _exclude(context: typer.Context, option: str, settings: Collection[str]) -> None:
+    """ValueError if the command line gives one of the settings that ``option`` decides."""
+    sources = {p: context.get_parameter_source(p.name or "") for p in context.command.params}
+    given = [p for p, source in sources.items() if source and source.name == "COMMANDLINE"]
+    names = {"param" if name == "params" else name for name in settings}
+    if both := [parameter.opts[0] for parameter in given if parameter.name in names]:
+        raise ValueError(f"{option} decides {', '.join(both)} too: leave out one of them")
+
+
+def _print_row(row: dict[str, Any]) -> None:
+    table = Table()
+    for key in row:
+        table.add_column("#grad/n" if key == "grads_over_n" else key.replace("_", " "), no_wrap=True)
+    table.add_row(*(f"{value:.5g}" for value in row.values()))
+    out.print(table)
