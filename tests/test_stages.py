@@ -11,7 +11,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sngd.stages import Stage, StagePlan, constant, geometric, harmonic, multistep, poly
+from sngd.stages import Stage, StagePlan, constant, geometric, harmonic, multistep, poly, warmed_up
 
 lrs = st.floats(1e-6, 1e3)
 triples = st.lists(st.tuples(lrs, st.integers(1, 20), st.floats(1e-3, 1e3)), min_size=1, max_size=12)
@@ -271,3 +271,33 @@ def test_stages_module_needs_no_torch():
 
     code = f"import sys, runpy; runpy.run_path({sngd.stages.__file__!r}); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@given(
+    lrs=st.lists(st.floats(1e-3, 10), min_size=1, max_size=4),
+    length=st.integers(1, 30),
+    steps=st.integers(1, 100),
+    parts=st.integers(1, 8),
+)
+def test_a_warm_up_rises_evenly_and_leaves_the_rest(lrs, length, steps, parts):
+    plan = StagePlan([(lr, length, weight + 1) for weight, lr in enumerate(lrs)])
+    assume(parts <= steps < plan.steps)
+    warm = warmed_up(plan, steps, parts)
+    assert warm.steps == plan.steps
+    assert all(warm.lr_at(t) == plan.lr_at(t) for t in range(steps, plan.steps))
+    height = plan.lr_at(steps)
+    assert [stage.lr for stage in warm[:parts]] == pytest.approx(
+        [height * i / (parts + 1) for i in range(1, parts + 1)]
+    )
+    lengths = [stage.steps for stage in warm[:parts]]
+    assert sum(lengths) == steps
+    assert max(lengths) - min(lengths) <= 1
+    assert {stage.weight for stage in warm[:parts]} == {plan[plan.stage_at(steps)].weight}
+
+
+@pytest.mark.parametrize(("steps", "parts"), [(2, 3), (10, 2), (11, 2)])
+def test_a_warm_up_must_fit(steps, parts):
+    with pytest.raises(
+        ValueError, match=f"^steps must be at least stages = {parts} and less than the plan's 10, got {steps}$"
+    ):
+        warmed_up(constant(0.1, 10), steps, parts)

@@ -11,6 +11,8 @@ random iterate drawn from it is returned with probability p_{t+1} / Σp. A `Stag
 | `harmonic`   | ρ / (t + 1)                 | ⌈S / α_t⌉                    | 1 / α_t        | Corollary 1          |
 | `geometric`  | ρ^(t + 1)                   | ⌈S / α_t⌉                    | (2ρ)^−(t + 1)  | Corollary 2          |
 
+`warmed_up` makes any of them begin with a rise.
+
 Any other plan is a list: `StagePlan([(0.5, 100), (0.1, 500)])`. `sngd.optim.stagewise.StagewiseLR` plays a plan
 on any torch optimizer; `sngd.iterates.RandomIterate` draws the output.
 """
@@ -204,6 +206,38 @@ def _by_epochs(lrs: Sequence[float], bounds: Sequence[float], steps_per_epoch: f
     return StagePlan(
         Stage(lr, end - start) for lr, (start, end) in zip(lrs, pairwise(ends), strict=True) if end > start
     )
+
+
+def warmed_up(plan: StagePlan, steps: int, stages: int = 5) -> StagePlan:
+    """`plan` with its first `steps` steps replaced by a linear rise, in `stages` stages, to the learning rate after.
+
+    Stage i = 0, 1, … of the rise has learning rate α (i + 1)/(stages + 1), where α is the plan's after `steps` steps,
+    and the weight that the plan has there. After Goyal et al. 2017, for large batches and large first steps.
+
+    Args:
+        plan: at least `steps` + 1 steps long.
+        steps: ≥ `stages`.
+        stages: ≥ 1.
+
+    Raises:
+        ValueError: if a value is out of its range.
+
+    Example:
+        >>> warmed_up(constant(0.3, 10), steps=4, stages=2).as_list()
+        [[0.1, 2, 1.0], [0.2, 2, 1.0], [0.3, 6, 1.0]]
+    """
+    if not _count("stages", stages) <= _count("steps", steps) < plan.steps:
+        raise ValueError(
+            f"steps must be at least stages = {stages} and less than the plan's {plan.steps}, got {steps!r}"
+        )
+    index = plan.stage_at(steps)
+    there, left = plan[index], plan._ends[index] - steps
+    ends = [round(steps * i / stages) for i in range(stages + 1)]
+    rise = [
+        Stage(there.lr * (i + 1) / (stages + 1), end - start, there.weight)
+        for i, (start, end) in enumerate(pairwise(ends))
+    ]
+    return StagePlan([*rise, Stage(there.lr, left, there.weight), *plan[index + 1 :]])
 
 
 def harmonic(rho: float, stages: int, distance: float) -> StagePlan:

@@ -73,3 +73,22 @@ def nsgd_momentum(gradient, w, draw, size, steps, alpha, beta):
         m = beta * m + (1 - beta) * gradient(w, draw(size))
         w = w - alpha * m / norm(m)
         yield w
+
+
+def heavy_ball(gradient, w, draw, size, steps, alpha, beta):
+    u = 0 * w
+    for _ in range(steps):
+        u = beta * u + gradient(w, draw(size))
+        w = w - alpha * u
+        yield w
+
+
+def adamw(gradient, w, draw, size, steps, alpha, beta1, beta2, eps=1e-8):
+    """Without weight decay."""
+    m = v = 0 * w
+    for t in range(1, steps + 1):
+        g = gradient(w, draw(size))
+        m = beta1 * m + (1 - beta1) * g
+        v = beta2 * v + (1 - beta2) * g * g
+        w = w - alpha * (m / (1 - beta1**t)) / ((v / (1 - beta2**t)) ** 0.5 + eps)
+        yield w

@@ -72,6 +72,8 @@ def twin(method, flat, steps):
         ),
         # the draws enter with the other sign, which their law does not notice
         "noisy-gd": lambda: simple(None, lambda w, g, _: w - LR * (g - 0.03 * flat.noise(noise))),
+        "sgd-momentum": lambda: naive.heavy_ball(*given, B, steps, LR, 0.8),
+        "adamw": lambda: naive.adamw(*given, B, steps, LR, 0.8, 0.95),
         "sngm": lambda: naive.sngm(*given, B, steps, LR, 0.8),
         "nsgd-momentum": lambda: naive.nsgd_momentum(*given, B, steps, LR, 0.8),
     }[method]()
@@ -92,6 +94,8 @@ PARAMS = {
     "scsg": {"anchor_batch_size": B_LARGE},
     "saddle-ngd": {"std": 0.03, "every": 2},
     "noisy-gd": {"std": 0.03},
+    "sgd-momentum": {"momentum": 0.8},
+    "adamw": {"beta1": 0.8, "beta2": 0.95},
     "sngm": {"momentum": 0.8},
     "nsgd-momentum": {"momentum": 0.8},
 }

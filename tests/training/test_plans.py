@@ -19,6 +19,8 @@ from sngd.training.plans import build_plan, inline
         ("multistep:milestones=4/8.5:factor=0.5", stages.multistep(0.4, 20, (4, 8.5), 2.5, factor=0.5)),
         ("harmonic:stages=3:distance=2", stages.harmonic(0.4, 3, 2)),
         ("geometric:stages=2:distance=2", stages.geometric(0.4, 2, 2)),
+        ("poly:warmup=2", stages.warmed_up(stages.poly(0.4, 20, 2.5), 5)),
+        ("multistep:milestones=1/8:warmup=4", stages.warmed_up(stages.multistep(0.4, 20, (1, 8), 2.5), 10)),
         ("[[0.5, 3], [0.1, 4, 2]]", stages.StagePlan([(0.5, 3), (0.1, 4, 2)])),
     ],
 )
@@ -37,9 +39,9 @@ def test_without_a_distance_the_plan_fills_the_run(name):
     [
         ("polly", "unknown plan 'polly', did you mean 'poly'? must be constant | poly[:power=1.1] | multistep"),
         ("zzz", "unknown plan 'zzz'; must be constant | poly"),
-        ("poly:factor=2", "plan 'poly:factor=2': 'factor=2' is no option of poly, which takes power=…"),
-        ("constant:x=1", "plan 'constant:x=1': 'x=1' is no option of constant, which takes none"),
-        ("poly:power", "plan 'poly:power': 'power' is no option of poly, which takes power=…"),
+        ("poly:factor=2", "plan 'poly:factor=2': 'factor=2' is no option of poly, which takes power=…, warmup=…"),
+        ("constant:x=1", "plan 'constant:x=1': 'x=1' is no option of constant, which takes warmup=…"),
+        ("poly:power", "plan 'poly:power': 'power' is no option of poly, which takes power=…, warmup=…"),
         ("poly:power=two", "plan 'poly:power=two': power must be a number, got 'two'"),
         ("harmonic:stages=0", "plan 'harmonic:stages=0': stages must be a whole number of at least 1, got '0'"),
         (

@@ -61,6 +61,8 @@ def _parse_arm(spec: str, base: RunConfig) -> RunConfig:
 
 
 def _convert(value: str, type_name: str) -> object:
+    if "bool" in type_name:
+        return bool(int(value))  # 0 or 1
     return int(value) if "int" in type_name else float(value) if "float" in type_name else value
 
 

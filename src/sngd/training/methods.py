@@ -121,6 +121,19 @@ CAPPED = StepRule(
     lambda s: SNGD(s.params, s.lr, weight_decay=s.weight_decay, max_scale=s["max_scale"]),
     (CAP,),
 )
+HEAVY_BALL = StepRule(
+    "u ← βu + g, w ← w − αu",
+    lambda s: torch.optim.SGD(s.params, s.lr, momentum=s["momentum"], weight_decay=s.weight_decay),
+    (MOMENTUM,),
+)
+ADAMW = StepRule(
+    "w ← (1 − αλ)w − α m̂/(√v̂ + ε), m̂ and v̂ running means of g and g² without λw",
+    lambda s: torch.optim.AdamW(s.params, s.lr, (s["beta1"], s["beta2"]), weight_decay=s.weight_decay),
+    (
+        Parameter("beta1", "β₁", "decay of the mean of g", 0.9),
+        Parameter("beta2", "β₂", "decay of the mean of g²", 0.999),
+    ),
+)
 NORMALIZED_THEN_MOMENTUM = StepRule(
     "u ← βu + g/‖g‖, w ← w − αu",
     lambda s: SNGD(s.params, s.lr, weight_decay=s.weight_decay, momentum=s["momentum"]),
@@ -255,6 +268,17 @@ METHODS: dict[str, Method] = {
             0.1,
             "GD with noise at every step",
             "Ge et al. 2015",
+        ),
+        Method("sgd-momentum", MINIBATCH, HEAVY_BALL, "constant", "last", 0.01, "SGD with momentum", "Polyak 1964"),
+        Method(
+            "adamw",
+            MINIBATCH,
+            ADAMW,
+            "constant",
+            "last",
+            0.001,
+            "Adam with decoupled weight decay",
+            "Loshchilov and Hutter 2019",
         ),
         Method(
             "sngm",

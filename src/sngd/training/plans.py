@@ -11,7 +11,8 @@ from sngd.stages import StagePlan
 
 SPELLING = (
     "constant | poly[:power=1.1] | multistep[:milestones=80/120][:factor=0.1] | "
-    "harmonic[:stages=10][:distance=S] | geometric[:stages=3][:distance=S] | FILE.json | [[lr, steps, weight?], …]"
+    "harmonic[:stages=10][:distance=S] | geometric[:stages=3][:distance=S], any of them with [:warmup=EPOCHS] | "
+    "FILE.json | [[lr, steps, weight?], …]"
 )
 
 
@@ -26,7 +27,9 @@ def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> S
             * ``multistep``, options ``milestones`` (epochs joined by ``/``; half and three quarters of the run) and
               ``factor`` (0.1);
             * ``harmonic``, options ``stages`` (10) and ``distance`` (what makes the plan as long as the run);
-            * ``geometric``, the same (3); its lr must be below ½.
+            * ``geometric``, the same (3); its lr must be below ½;
+
+            and for each of them ``warmup``, the epochs in which the learning rate rises from a sixth to its height.
         lr: α of the first stage (ρ of ``harmonic``; for ``geometric`` too, α_0 = ρ). A list has its own.
 
     Raises:
@@ -42,11 +45,14 @@ def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> S
     options: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
-        if not equals or key not in defaults:
+        if not equals or key not in (*defaults, "warmup"):
             raise ValueError(f"plan {spec!r}: {word!r} is no option of {name}, {_allowed(defaults)}")
         options[key] = value
     try:
-        return build({**defaults, **options}, lr, epochs, steps_per_epoch)
+        plan = build({**defaults, **options}, lr, epochs, steps_per_epoch)
+        if "warmup" in options:
+            plan = stages.warmed_up(plan, round(_number(options, "warmup") * steps_per_epoch))
+        return plan
     except ValueError as error:
         raise ValueError(f"plan {spec!r}: {error}") from None
 
@@ -110,7 +116,7 @@ def _count(options: Options, key: str) -> int:
 
 
 def _allowed(defaults: Options) -> str:
-    return f"which takes {', '.join(f'{key}=…' for key in defaults)}" if defaults else "which takes none"
+    return f"which takes {', '.join(f'{key}=…' for key in (*defaults, 'warmup'))}"
 
 
 def _from_json(spec: str) -> StagePlan:
