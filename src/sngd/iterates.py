@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sngd.sharding import all_local, local, placed_like, shared_seed
+
 # Any constant that makes the private stream differ from the global one; the CPU generator seeds from the low 32 bits.
 _SEED_MIX = 0x9E3779B97F4A7C15
 
@@ -20,13 +22,18 @@ class RandomIterate:
     induction w_t survives to the end with probability (q_t / Q_t) Π_{s>t} (1 − q_s / Q_s) = q_t / Q_T, for any number
     of steps and without knowing it beforehand.
 
+    In a distributed run all ranks must draw alike, or w̄ would be made of shards of different iterates. Of DTensors
+    each rank copies its own part; after `fully_shard`'s model has been evaluated in `swapped` without a backward pass,
+    call `model.reshard()` before going on, or it computes with the weights that it gathered last.
+
     Args:
         params: tensors that make up the iterate: `model.parameters()`, or parameters and buffers together. The copies
-            have their shapes, dtypes and devices.
-        generator: a CPU generator for the draws. None makes a private one, seeded from `torch.initial_seed()` mixed
-            with a constant: the draws repeat under `torch.manual_seed`, yet take nothing from the global stream, so a
-            run is the same with and without a random iterate. Two instances made so draw alike (under one seed also
-            on the ranks of a distributed run); give each its own generator if that is not wanted.
+            have their shapes, dtypes, devices and placements.
+        generator: a CPU generator for the draws; in a distributed run in the same state on all ranks. None makes a
+            private one, seeded from `torch.initial_seed()` mixed with a constant: the draws repeat under
+            `torch.manual_seed`, yet take nothing from the global stream, so a run is the same with and without a
+            random iterate. Two instances made so draw alike; give each its own generator if that is not wanted. Where
+            `torch.distributed` is initialized, rank 0's seed is sent to all, so that all ranks must make one.
 
     Raises:
         ValueError: if `params` is empty or `generator` is not on the CPU.
@@ -60,7 +67,7 @@ class RandomIterate:
         if not self._params:
             raise ValueError("params must hold at least one tensor, got none")
         if generator is None:
-            generator = torch.Generator().manual_seed(torch.initial_seed() ^ _SEED_MIX)
+            generator = torch.Generator().manual_seed(shared_seed(torch.initial_seed(), self._params) ^ _SEED_MIX)
         if generator.device.type != "cpu":
             raise ValueError(f"generator must be on the CPU, got one on {generator.device}")
         self._generator = generator
@@ -92,7 +99,7 @@ class RandomIterate:
         if self._stored is None:
             self._stored = [param.detach().clone() for param in self._params]
         else:
-            torch._foreach_copy_(self._stored, self._params)
+            torch._foreach_copy_(all_local(self._stored), all_local(self._params))
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -118,40 +125,38 @@ class RandomIterate:
     def state_dict(self) -> dict[str, Any]:
         """All that a bitwise equal continuation needs; `torch.load(..., weights_only=True)` reads it back.
 
-        Like torch's own, it refers to the live tensors: save or clone it before going on.
+        Like torch's own, it refers to the live tensors: save or clone it before going on. Before the first draw the
+        iterate is zeros, for `torch.distributed.checkpoint` loads into tensors that are there.
         """
+        stored = self._stored or [torch.zeros_like(param, requires_grad=False) for param in self._params]
         return {
             "total": self._total,
-            "iterate": self._stored,
+            "iterate": stored,
             "swapped": self._swapped,
             "generator": self._generator.get_state(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from a saved state; tensors are copied to the parameters' devices and dtypes.
+        """Go on from a saved state; tensors are copied to the parameters' devices, dtypes and placements.
 
         Raises:
-            ValueError: if the saved iterate's shapes are not those of `params`.
+            ValueError: if the saved iterate's shapes are not those of `params`, or it is on another mesh.
         """
-        stored = state_dict["iterate"]
-        if stored is not None:
-            saved, own = [list(t.shape) for t in stored], [list(p.shape) for p in self._params]
-            if saved != own:
-                raise ValueError(f"state_dict's iterate must have the shapes of params, {own}, got {saved}")
-            stored = [
-                tensor.detach().to(param.device, param.dtype, copy=True)
-                for tensor, param in zip(stored, self._params, strict=True)
-            ]
-        self._stored = stored
-        self._total = state_dict["total"]
+        stored, total = state_dict["iterate"], state_dict["total"]
+        saved, own = [list(t.shape) for t in stored], [list(p.shape) for p in self._params]
+        if saved != own:
+            raise ValueError(f"state_dict's iterate must have the shapes of params, {own}, got {saved}")
+        copies = [placed_like(t.detach(), p).clone() for t, p in zip(stored, self._params, strict=True)]
+        self._stored = copies if total > 0 else None
+        self._total = total
         self._swapped = state_dict["swapped"]
         self._generator.set_state(state_dict["generator"].cpu())  # a map_location may have moved it
 
 
 @torch.no_grad()
 def exchange(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Swap the contents of ``params`` and ``values`` in place."""
-    for param, value in zip(params, values, strict=True):
+    """Swap the contents of ``params`` and ``values`` in place; of DTensors, placed alike, this rank's part."""
+    for param, value in zip(map(local, params), map(local, values), strict=True):
         live = param.clone()  # one tensor at a time: memory for the largest, not for all
         param.copy_(value)
         value.copy_(live)

@@ -23,6 +23,14 @@ def test_squares_are_summed_in_float32(dtype):
     assert norm.item() == pytest.approx((4 * 300.0**2 + 65536) ** 0.5, rel=1e-2 if dtype is torch.bfloat16 else 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_long_sums_keep_their_digits(dtype):
+    long = torch.randn(3_000_001, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = long.double().norm().item()
+    assert global_norm([long, torch.zeros(7, dtype=dtype)]).item() == pytest.approx(exact, rel=5e-7)
+    assert global_norm([long[:-1].view(3, -1).t()]).item() == pytest.approx(exact, rel=5e-7)
+
+
 def test_any_float64_tensor_makes_it_float64():
     norm = global_norm([torch.ones(3), torch.full((1,), 1e-9, dtype=torch.float64)])
     assert norm.dtype == torch.float64

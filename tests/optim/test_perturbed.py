@@ -1,6 +1,7 @@
 """Noise on top of any optimizer."""
 
 import copy
+import pickle
 import re
 
 import pytest
@@ -92,6 +93,47 @@ def test_resumes_bitwise():
     resumed = Perturbed(SNGD([w], lr=9.0), 0.1, 2, generator(99))
     resumed.load_state_dict(state)
     assert torch.equal(steps(resumed, w, 5)[-1], whole[-1])
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda o: pickle.loads(pickle.dumps(o))], ids=["deepcopy", "pickle"])
+def test_copies_go_on_with_the_same_steps_and_noise(copied):
+    w = weights()
+    optimizer = Perturbed(SNGD([w], lr=0.1, momentum=0.9), 0.1, 2, generator())
+    steps(optimizer, w, 3)
+    twin = copied(optimizer)
+    assert twin.param_groups is twin.optimizer.param_groups
+    (theirs,) = twin.param_groups[0]["params"]
+    for ours, other in zip(steps(optimizer, w, 4), steps(twin, theirs, 4), strict=True):
+        assert torch.equal(ours, other)
+
+
+def test_takes_over_a_state_dict_of_the_wrapped_optimizer():
+    w = weights()
+    alone = SNGD([w], lr=0.1, momentum=0.9)
+    steps(alone, w, 3)
+    optimizer = Perturbed(SNGD([w], lr=9.0), 0.1, 2, generator())
+    optimizer.load_state_dict(alone.state_dict())
+    assert (optimizer.param_groups[0]["lr"], optimizer.steps) == (0.1, 0)
+    assert optimizer.state is optimizer.optimizer.state
+    assert torch.equal(optimizer.state[w]["momentum_buffer"], alone.state[w]["momentum_buffer"])
+
+
+def test_hooks_run_around_the_perturbed_step_and_its_state_dict():
+    w = nn.Parameter(torch.zeros(2))
+    w.grad = torch.ones(2)
+    optimizer, calls = Perturbed(SNGD([w], lr=1.0), 1.0, generator=generator()), []
+    optimizer.register_step_pre_hook(lambda *_: calls.append(("before", w[0].item())))
+    optimizer.register_step_post_hook(lambda *_: calls.append(("after", w[0].item())))
+    optimizer.step()
+    (_, start), (_, end) = calls
+    assert start == 0
+    assert end == w[0].item()  # noise included
+    optimizer.register_state_dict_pre_hook(lambda o: calls.append("saving"))  # noqa: ARG005
+    optimizer.register_state_dict_post_hook(lambda o, state: {**state, "more": 1})  # noqa: ARG005
+    optimizer.register_load_state_dict_pre_hook(lambda o, state: calls.append(state["more"]))  # noqa: ARG005
+    optimizer.register_load_state_dict_post_hook(lambda o: calls.append("loaded"))  # noqa: ARG005
+    optimizer.load_state_dict(optimizer.state_dict())
+    assert calls[2:] == ["saving", 1, "loaded"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sngd.estimators.estimator import Batch, Estimator, Loss, check_size
 from sngd.estimators.replay import Chance, at_weights, buffers_kept
+from sngd.sharding import all_local, gradient, local, placed_like
 
 
 class DifferenceEstimator(Estimator):
@@ -16,7 +17,7 @@ class DifferenceEstimator(Estimator):
     comes from torch's generators; BatchNorm's running statistics end as if only the one at the present weights had
     happened.
 
-    Memory: two copies of the weights beside ``p.grad``.
+    The reference and the gradient are sharded as the weights are. Memory: two copies of the weights beside ``p.grad``.
     """
 
     def __init__(self, model: nn.Module, batch_size: int, chunk_size: int) -> None:
@@ -30,29 +31,29 @@ class DifferenceEstimator(Estimator):
     def _take_gradient(self, loss: Loss, batch: Batch) -> Tensor:
         """Evaluate at the present weights: they become the reference, the gradient what is built on."""
         value = self._backward(loss, batch, self.chunk_size)
-        torch._foreach_copy_(self._gradient, self._gradients())
+        torch._foreach_copy_(all_local(self._gradient), self._gradients())
         self._move_reference()
         return value
 
     def _difference(self, loss: Loss, batch: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Loss at the present weights, and ∇f_I(w) − ∇f_I(w_ref)."""
+        """Loss at the present weights, and this rank's part of ∇f_I(w) − ∇f_I(w_ref)."""
         chance = Chance(self.params[0].device)
         value = self._backward(loss, batch)
-        here = self._gradients()
+        here = [grad.clone() for grad in self._gradients()]  # DDP may reuse their memory, a bucket of all-reduces
         with at_weights(self.params, self._reference), chance.replayed(), buffers_kept(self.model):
             self._backward(loss, batch)
         return value, list(torch._foreach_sub(here, self._gradients()))
 
     def _gradients(self) -> list[Tensor]:
-        return [torch.zeros_like(p) if p.grad is None else p.grad for p in self.params]
+        return [torch.zeros_like(local(p)) if p.grad is None else local(gradient(p)) for p in self.params]
 
     @torch.no_grad()
     def _move_reference(self) -> None:
-        torch._foreach_copy_(self._reference, self.params)
+        torch._foreach_copy_(all_local(self._reference), all_local(self.params))
 
-    def _set_grad(self, gradient: list[Tensor]) -> None:
+    def _set_grad(self) -> None:
         """Give the optimizer a copy: clipping in place must not reach what the next estimate builds on."""
-        for param, value in zip(self.params, gradient, strict=True):
+        for param, value in zip(self.params, self._gradient, strict=True):
             param.grad = value.clone()
 
     def state_dict(self) -> dict[str, Any]:
@@ -62,9 +63,6 @@ class DifferenceEstimator(Estimator):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
         self.age = state["age"]
-        torch._foreach_copy_(
-            self._reference, [t.to(p.device) for t, p in zip(state["reference"], self.params, strict=True)]
-        )
-        torch._foreach_copy_(
-            self._gradient, [t.to(p.device) for t, p in zip(state["gradient"], self.params, strict=True)]
-        )
+        for own, saved in ((self._reference, state["reference"]), (self._gradient, state["gradient"])):
+            for tensor, value in zip(own, saved, strict=True):
+                local(tensor).copy_(local(placed_like(value, tensor)))

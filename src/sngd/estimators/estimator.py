@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -20,8 +19,12 @@ class Estimator:
         loss = estimator.estimate(lambda batch: loss_fn(model(batch[0]), batch[1]), batch)
         optimizer.step()
 
+    In a distributed run every rank has an estimator of its own and gives it its own samples, as many as the other ranks
+    do; ``loss`` calls the wrapped model, which averages gradients over the ranks, and so batch sizes and calls are
+    those of one rank.
+
     Attributes:
-        oracle_calls: ∇f(w; a) evaluated so far, one for one sample at one point.
+        oracle_calls: ∇f(w; a) evaluated so far, one for one sample at one point; on this rank.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -74,12 +77,12 @@ class Estimator:
             value = loss(batch)
             value.backward()
             return value.detach()
-        total = torch.zeros((), device=self.params[0].device)
+        values = []
         for chunk, size in _chunks(batch, chunk_size):
             value = loss(chunk) * (size / n)
             value.backward()
-            total = total + value.detach()
-        return total
+            values.append(value.detach())
+        return sum(values[1:], start=values[0])
 
 
 def check_size(name: str, value: int) -> int:

@@ -1,9 +1,11 @@
 """SPIDER: a recursive estimator that adds up differences between consecutive iterates."""
 
+import torch
 from torch import Tensor, nn
 
 from sngd.estimators.difference import DifferenceEstimator
 from sngd.estimators.estimator import Batch, Loss, check_size
+from sngd.sharding import all_local
 
 
 class Spider(DifferenceEstimator):
@@ -48,9 +50,8 @@ class Spider(DifferenceEstimator):
             value = self._take_gradient(loss, batch)
         else:
             value, difference = self._difference(loss, batch)
-            for mu, change in zip(self._gradient, difference, strict=True):
-                mu += change
+            torch._foreach_add_(all_local(self._gradient), difference)
             self._move_reference()
-        self._set_grad(self._gradient)
+        self._set_grad()
         self.age = (self.age + 1) % self.period
         return value

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sngd.estimators.difference import DifferenceEstimator
 from sngd.estimators.estimator import Batch, Loss, check_size
+from sngd.sharding import all_local, own_generator
 
 
 class SVRG(DifferenceEstimator):
@@ -50,10 +51,11 @@ class SVRG(DifferenceEstimator):
     def estimate(self, loss: Loss, batch: Batch) -> Tensor:
         if self.age == 0:
             value = self._take_gradient(loss, batch)
-            self._set_grad(self._gradient)
+            self._set_grad()
         else:
             value, difference = self._difference(loss, batch)
-            self._set_grad(list(torch._foreach_add(difference, self._gradient)))
+            self._set_grad()
+            torch._foreach_add_(all_local(p.grad for p in self.params if p.grad is not None), difference)
         self.age = (self.age + 1) % self.period
         return value
 
@@ -68,7 +70,8 @@ class SCSG(SVRG):
         model: its trainable parameters' ``.grad`` is filled.
         anchor_batch_size: B ≥ b.
         batch_size: b ≥ 1.
-        generator: CPU generator of the periods. Default: one of its own, seeded from torch's global one.
+        generator: CPU generator of the periods; in a distributed run in the same state on all ranks. Default: one of
+            its own, seeded from torch's global one, or from rank 0's, so that all ranks must make one.
         chunk_size: anchor samples evaluated at a time.
 
     Raises:
@@ -88,7 +91,7 @@ class SCSG(SVRG):
         super().__init__(model, n=size, batch_size=batch_size, period=1, chunk_size=chunk_size)
         if size < self.batch_size:
             raise ValueError(f"anchor_batch_size must be at least batch_size = {self.batch_size}, got {size}")
-        self.generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        self.generator = generator or own_generator(self.params)
 
     @property
     def next_batch_size(self) -> int:

@@ -7,6 +7,19 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
+from sngd.optim.norms import global_norm
+from sngd.optim.sngd import is_zero
+from sngd.sharding import gradient, local, own_generator, placed_like, refuse_flat_shards
+
+_SHARED = (
+    "param_groups",
+    "state",
+    "_optimizer_state_dict_pre_hooks",
+    "_optimizer_state_dict_post_hooks",
+    "_optimizer_load_state_dict_pre_hooks",
+    "_optimizer_load_state_dict_post_hooks",
+)
+
 
 class Perturbed(Optimizer):
     """Adds ξ ~ N(0, std² I) to the weights after every ``every``-th step of another optimizer, the first included.
@@ -14,7 +27,11 @@ class Perturbed(Optimizer):
     * Saddle-NGD (eq. 4, Levy 2016): ``Perturbed(SNGD(params, lr), std, every=q)`` on full gradients;
     * Noisy-GD (Ge et al. 2015), w ← w − α(∇F + ζ): ``Perturbed(SGD(params, lr), std=lr * std_of_ζ)``.
 
-    It shares param groups and state with the wrapped optimizer, so schedulers and param groups work as ever.
+    It shares param groups, state and state-dict hooks with the wrapped optimizer, so schedulers, added groups and
+    checkpoints work as ever.
+
+    In a distributed run every rank draws the noise of whole parameters and adds its own part of it, so that replicas
+    stay equal and the noise does not depend on how many ranks there are; one parameter at a time, on the CPU.
 
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = Perturbed(torch.optim.SGD(model.parameters(), lr=0.1), std=1e-3, every=10)
@@ -23,11 +40,11 @@ class Perturbed(Optimizer):
         optimizer: any ``torch.optim.Optimizer``.
         std: standard deviation of each entry of ξ, ≥ 0; with 0 nothing is drawn.
         every: q ≥ 1; step t = 0, 1, … is perturbed when mod(t, q) = 0.
-        generator: CPU generator of the noise, so that it is the same on every device. Default: one of its own, seeded
-            from torch's global generator.
+        generator: CPU generator of the noise, so that it is the same on every device; in a distributed run in the
+            same state on all ranks. Default: one of its own, seeded from torch's global generator, or from rank 0's.
 
     Raises:
-        ValueError: std or every is out of its range.
+        ValueError: std or every is out of its range, or ``FullyShardedDataParallel`` flattened the parameters.
     """
 
     def __init__(
@@ -38,7 +55,7 @@ class Perturbed(Optimizer):
         if every != int(every) or every < 1:
             raise ValueError(f"every must be a whole number of at least 1, got {every}")
         self.optimizer, self.std, self.every = optimizer, std, int(every)
-        self.generator = generator or torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+        self.generator = generator or own_generator([p for g in optimizer.param_groups for p in g["params"]])
         self.steps = 0
         super().__init__(optimizer.param_groups, optimizer.defaults)
         self._share()
@@ -49,15 +66,25 @@ class Perturbed(Optimizer):
         return int(getattr(self.optimizer, "skipped_steps", 0))
 
     def _share(self) -> None:
-        self.param_groups, self.state = self.optimizer.param_groups, self.optimizer.state
+        for name in _SHARED:
+            setattr(self, name, getattr(self.optimizer, name))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Let the wrapped optimizer take its step, then perturb if it is time."""
+        if closure is None and self._is_void():
+            return self.optimizer.step()
         loss = self.optimizer.step(closure)
         if self.std > 0 and self.steps % self.every == 0:
             self._perturb()
         self.steps += 1
         return loss
+
+    def _is_void(self) -> bool:
+        """Whether the step only makes state: ``torch.distributed.checkpoint`` takes it with lr 0 on zero gradients."""
+        if not all(is_zero(group["lr"]) for group in self.param_groups):
+            return False
+        grads = [gradient(p) for group in self.param_groups for p in group["params"] if p.grad is not None]
+        return not global_norm(grads)
 
     @torch.no_grad()
     def _perturb(self) -> None:
@@ -65,20 +92,38 @@ class Perturbed(Optimizer):
             for param in group["params"]:
                 if param.requires_grad:
                     noise = torch.randn(param.shape, generator=self.generator, dtype=param.dtype)
-                    param.add_(noise.to(param.device), alpha=self.std)
+                    local(param).add_(local(placed_like(noise, param)), alpha=self.std)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group to both."""
         if not any(group is param_group for group in self.optimizer.param_groups):  # the constructor's are there
             self.optimizer.add_param_group(param_group)
+        refuse_flat_shards(param_group["params"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's state dict, with the step count and the generator's state under ``perturbed``."""
-        own = {"steps": self.steps, "generator": self.generator.get_state()}
-        return {**self.optimizer.state_dict(), "perturbed": own}
+        """The wrapped optimizer's, with the step count and the generator's state in the first param group.
+
+        There they pass through ``torch.distributed.checkpoint.state_dict``, which knows groups and state alone.
+        """
+        state = self.optimizer.state_dict()
+        own = {"steps": self.steps, "generator": bytes(self.generator.get_state().tolist()).hex()}
+        first, *others = state["param_groups"]
+        return {**state, "param_groups": [{**first, "perturbed": own}, *others]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state_dict)
+        """Load what ``state_dict`` returned; one without ``perturbed`` (the wrapped optimizer's) leaves the noise."""
+        first, *others = state_dict["param_groups"]
+        wrapped = {name: value for name, value in first.items() if name != "perturbed"}
+        self.optimizer.load_state_dict({**state_dict, "param_groups": [wrapped, *others]})
         self._share()
-        self.steps = state_dict["perturbed"]["steps"]
-        self.generator.set_state(state_dict["perturbed"]["generator"].cpu())
+        if own := first.get("perturbed"):
+            self.steps = own["steps"]
+            self.generator.set_state(torch.tensor(list(bytes.fromhex(own["generator"])), dtype=torch.uint8))
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = "defaults", "optimizer", "std", "every", "generator", "steps"
+        return {name: getattr(self, name) for name in names}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._share()

@@ -1,6 +1,6 @@
 """SNGD: stochastic normalized gradient descent. Every step has the same length."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import inf, isfinite
 from typing import Any, Literal, cast
 
@@ -8,7 +8,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sngd.optim.fused import fused_is_right, fused_sngd
+from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
 from sngd.optim.norms import by_kind, norm_of_lists
+from sngd.sharding import Sharding, all_local, gradient, refuse_flat_shards, sharding_of, shardings
 
 Number = float | Tensor
 
@@ -19,6 +22,7 @@ _OPTIONS = (
     "weight_decay",
     "max_scale",
     "maximize",
+    "kahan_sum",
     "foreach",
     "fused",
     "capturable",
@@ -49,6 +53,15 @@ class SNGD(Optimizer):
     a plain gradient step below. If the norm is zero or not finite, nothing changes (weights, buffers) and
     ``skipped_steps`` counts it. Neither that nor the norm makes the host wait for an accelerator.
 
+    Norms are summed in float32 or wider whatever the weights' dtype. But bfloat16 weights round a step shorter than
+    about ‖w‖/2⁹ away (float16: 2¹²); with ``kahan_sum`` they follow steps down to about ‖w‖/2¹⁷ (float16: 2²³).
+
+    A ``torch.amp.GradScaler`` need not unscale: its scale cancels in g/‖g‖, and is divided out where it would not
+    (``weight_decay``, ``max_scale``, ``normalize="momentum"``). A step for which it found inf or nan is skipped.
+
+    Of DTensors (``fully_shard``, ``parallelize_module``) the norm is that of the whole: a step issues one all-reduce of
+    a few numbers for each mesh dimension that shards something. Buffers are sharded as the parameters are.
+
     Args:
         params: parameters or param groups. Every option but ``capturable`` may differ by group; each group steps
             by its own ``lr`` along its part of the one global direction.
@@ -58,15 +71,20 @@ class SNGD(Optimizer):
         weight_decay: λ ≥ 0.
         max_scale: cap on lr/‖g‖, in (0, inf].
         maximize: ascend instead of descend.
+        kahan_sum: for float16 and bfloat16 weights, sum up what rounding drops from each step and add it to the next
+            (Kahan summation). Costs one buffer of the weights' dtype; wider weights have none.
         foreach, fused: which implementation: ``foreach`` works on lists of tensors, ``fused`` in one kernel where
-            torch has one that is right for device and dtype (else foreach); ``foreach=False`` is the readable loop.
-            Default: the quickest.
-        capturable: take no decision on the host, so that a step can be captured (accelerator graphs).
+            torch has one that is right for device, dtype and memory layout (else foreach); ``foreach=False`` is the
+            readable loop. Default: the quickest.
+        capturable: take no decision on the host, so that a step can be captured (accelerator graphs). A float ``lr``
+            is captured as it is; a tensor on the accelerator can change between replays.
 
     Raises:
-        ValueError: an argument is out of its range.
-        RuntimeError: ``step`` met a sparse gradient.
+        ValueError: an argument is out of its range, or ``FullyShardedDataParallel`` flattened the parameters.
+        RuntimeError: ``step`` met a sparse gradient, or DTensors of which this rank cannot know the global norm.
     """
+
+    _step_supports_amp_scaling = True  # a GradScaler leaves the gradients scaled and sets grad_scale and found_inf
 
     def __init__(
         self,
@@ -78,34 +96,36 @@ class SNGD(Optimizer):
         weight_decay: float = 0.0,
         max_scale: float = inf,
         maximize: bool = False,
+        kahan_sum: bool = False,
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
     ) -> None:
-        options = (lr, momentum, normalize, weight_decay, max_scale, maximize, foreach, fused, capturable)
+        options = (lr, momentum, normalize, weight_decay, max_scale, maximize, kahan_sum, foreach, fused, capturable)
         defaults = dict(zip(_OPTIONS, options, strict=True))
         _check(defaults)
         super().__init__(params, defaults)
-        self._last_norm = torch.tensor(torch.nan)
-        self._skipped = torch.zeros((), dtype=torch.int64)
+        # a dict, because torch.compile loses assignments to an optimizer's attributes
+        self._last = {"norm": torch.tensor(torch.nan), "skipped": torch.zeros((), dtype=torch.int64)}
 
     @property
     def last_norm(self) -> Tensor:
-        """Global norm that the last step divided by: ‖g + λw‖, or ‖m‖ for ``normalize="momentum"``.
+        """Global norm that the last step divided by: ‖g + λw‖, or ‖m‖ for ``normalize="momentum"``; without loss scale.
 
         0-d tensor on the gradients' device (nan before the first step); only reading it on the host synchronizes.
         """
-        return self._last_norm
+        return self._last["norm"]
 
     @property
     def skipped_steps(self) -> int:
         """Steps that changed nothing because the norm was zero or not finite. Reading it synchronizes."""
-        return int(self._skipped)
+        return int(self._last["skipped"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, as in ``torch.optim``; its options are checked like the constructor's."""
         _check({**self.defaults, **param_group})
         super().add_param_group(param_group)
+        refuse_flat_shards(self.param_groups[-1]["params"])
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -114,14 +134,20 @@ class SNGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parts = [part for group in self.param_groups for part in self._parts(group)]
-        if not parts:
+        scale = getattr(self, "grad_scale", None)  # set by a GradScaler for the length of its step
+        cancels = not any(_feels_the_scale(group) for group in self.param_groups)
+        parts = [p for group in self.param_groups for p in self._parts(group, None if cancels else scale)]
+        everywhere = self._shardings()
+        if not (parts or everywhere):
             return loss
 
-        norm = norm_of_lists(part.vectors for part in parts)
+        norm = norm_of_lists(((part.sharding, part.vectors) for part in parts), everywhere)
         skip = ~((norm > 0) & (norm < inf))
-        self._last_norm = norm
-        self._skipped = self._skipped.to(norm.device).add_(skip)
+        if (found_inf := getattr(self, "found_inf", None)) is not None:
+            skip = skip | (found_inf.to(norm.device) > 0)
+        self._last["norm"] = norm / scale.to(norm.device) if scale is not None and cancels else norm
+        if not all(is_zero(group["lr"]) for group in self.param_groups):  # as when a checkpoint only wants the state
+            self._last["skipped"] = self._last["skipped"].to(norm.device).add_(skip)
         decide_here = self._host_may_read(norm)
         if decide_here and skip:
             return loss
@@ -129,29 +155,39 @@ class SNGD(Optimizer):
             part.update(norm, None if decide_here else skip)
         return loss
 
-    def _parts(self, group: dict[str, Any]) -> "list[_Part]":
+    def _parts(self, group: dict[str, Any], scale: Tensor | None) -> "list[_Part]":
         """The group's parameters that have a gradient, by device and dtype."""
         kinds = by_kind(p for p in group["params"] if p.grad is not None)
-        return [self._part(group, params) for params in kinds.values()]
+        return [self._part(group, params, scale) for params in kinds.values()]
 
-    def _part(self, group: dict[str, Any], params: list[Tensor]) -> "_Part":
-        grads = [cast(Tensor, p.grad) for p in params]
+    def _shardings(self) -> list[Sharding]:
+        """How parameters are sharded, with or without a gradient here: all ranks must take part in the same sums."""
+        return shardings(p for group in self.param_groups for p in group["params"] if p.requires_grad)
+
+    def _part(self, group: dict[str, Any], params: list[Tensor], scale: Tensor | None) -> "_Part":
+        sharding = sharding_of(params[0])
+        grads = [cast(Tensor, p.grad) for p in params] if sharding is None else [gradient(p) for p in params]
         for grad in grads:
             if grad.layout is not torch.strided:
                 raise RuntimeError(
                     f"SNGD does not support sparse gradients, and a parameter of shape {tuple(grad.shape)} has one: "
                     "build its layer with sparse=False"
                 )
-        buffers = [self._buffer(p) for p in params] if group["momentum"] else []
+        buffers = [self._buffer(p, "momentum_buffer") for p in params] if group["momentum"] else []
+        narrow = params[0].dtype != _at_least_float32(params[0].dtype)
+        dropped = [self._buffer(p, "kahan_buffer") for p in params] if group["kahan_sum"] and narrow else []
+        lists = [params, grads, buffers, dropped]
+        if sharding is not None:
+            lists = [all_local(tensors) for tensors in lists]
         if params[0].is_complex():
-            params, grads, buffers = (list(map(torch.view_as_real, tensors)) for tensors in (params, grads, buffers))
-        return _Part(group, params, grads, buffers)
+            lists = [list(map(torch.view_as_real, tensors)) for tensors in lists]
+        return _Part(group, *lists, sharding=sharding, scale=scale)
 
-    def _buffer(self, param: Tensor) -> Tensor:
+    def _buffer(self, param: Tensor, name: str) -> Tensor:
         state = self.state[param]
-        if state.get("momentum_buffer") is None:  # torch's SGD saves None before its first step
-            state["momentum_buffer"] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return cast(Tensor, state["momentum_buffer"])
+        if state.get(name) is None:  # torch's SGD saves None before its first step
+            state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        return cast(Tensor, state[name])
 
     def _host_may_read(self, norm: Tensor) -> bool:
         compiling = torch.compiler.is_compiling()
@@ -164,10 +200,10 @@ class SNGD(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` returned; one without ``skipped_steps`` (another optimizer's) counts from 0."""
         super().load_state_dict(state_dict)
-        self._skipped = torch.tensor(state_dict.get("skipped_steps", 0), dtype=torch.int64)
+        self._last["skipped"].fill_(state_dict.get("skipped_steps", 0))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_last_norm": self._last_norm, "_skipped": self._skipped}
+        return {**super().__getstate__(), "_last": self._last}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -194,15 +230,38 @@ def _check(options: dict[str, Any]) -> None:
         raise ValueError("foreach and fused cannot both be True: choose one")
 
 
+def _feels_the_scale(group: dict[str, Any]) -> bool:
+    """Whether gradients times a constant give another step."""
+    averages = group["momentum"] and group["normalize"] == "momentum"
+    return bool(averages or group["weight_decay"] or group["max_scale"] < inf)
+
+
+def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
 class _Part:
-    """Parameters of one group, device and dtype during one step.
+    """Parameters of one group, device, dtype and sharding during one step; of DTensors what is here.
 
     ``vectors`` are the v that the global norm is taken of: d = g + λw, or for ``normalize="momentum"`` the new
     momentum m = βm + (1−β)d. ``update`` then applies w ← w − α c v with c = min{1/‖v‖, max_scale/α}.
     """
 
-    def __init__(self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], buffers: list[Tensor]) -> None:
-        self.group, self.params, self.buffers = group, params, buffers
+    def __init__(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        buffers: list[Tensor],
+        dropped: list[Tensor],
+        *,
+        sharding: Sharding,
+        scale: Tensor | None,
+    ) -> None:
+        self.group, self.params, self.buffers, self.dropped = group, params, buffers, dropped
+        self.sharding = sharding
+        if scale is not None:
+            grads = _unscaled(grads, scale)
         loop = group["foreach"] is False and not group["fused"]
         directions = _single_tensor_directions if loop else _foreach_directions
         self.vectors = directions(
@@ -216,44 +275,52 @@ class _Part:
 
     def update(self, norm: Tensor, skip: Tensor | None) -> None:
         group, device = self.group, self.params[0].device
-        _implementation(group, self.params[0])(
+        later = device.type != "cpu"  # the CPU would read the copy before it is there
+        lr = _number(group["lr"], device)
+        _implementation(self)(
             self.params,
             self.vectors,
             self.buffers,
-            norm=norm.to(device, non_blocking=True),
-            skip=None if skip is None else skip.to(device, non_blocking=True),
-            lr=_number(group["lr"]),
+            c=_coefficient(norm.to(device, non_blocking=later), lr, group["max_scale"]),
+            skip=None if skip is None else skip.to(device, non_blocking=later),
+            lr=lr,
             momentum=group["momentum"],
             normalize=group["normalize"],
-            max_scale=group["max_scale"],
+            **({"dropped": self.dropped} if self.dropped else {}),
         )
 
 
-def _implementation(group: dict[str, Any], param: Tensor) -> Callable[..., None]:
-    foreach, fused = group["foreach"], group["fused"]
+def _unscaled(grads: list[Tensor], scale: Tensor) -> list[Tensor]:
+    """The gradients that the loss scale was to save: in float32, for float16 would lose them again."""
+    wide = _at_least_float32(grads[0].dtype)
+    return list(torch._foreach_div([g.to(wide) for g in grads], scale.to(grads[0].device, wide)))
+
+
+def _implementation(part: _Part) -> Callable[..., None]:
+    foreach, fused, momentum = (part.group[k] for k in ("foreach", "fused", "momentum"))
     if foreach is False and not fused:
         return _single_tensor_sngd
-    if foreach or fused is False or not _fused_is_right(param, group):
+    if foreach or fused is False or part.dropped:
         return _foreach_sngd
-    if param.device.type == "cpu" and not (fused or group["momentum"]):
+    if part.params[0].device.type == "cpu" and not (fused or momentum):
         return _foreach_sngd  # a single list addition there, and quicker than the kernel
-    return _fused_sngd
+    kept = part.buffers if part.group["normalize"] == "gradient" else []
+    return fused_sngd if fused_is_right(part.params, part.vectors, kept) else _foreach_sngd
 
 
-def _fused_is_right(param: Tensor, group: dict[str, Any]) -> bool:
-    wide = param.dtype in (torch.float32, torch.float64)
-    if param.device.type == "cpu":
-        return wide  # torch 2.13's kernel skips whole SIMD blocks of float16 and bfloat16
-    if param.device.type == "cuda":  # its tensor lr is float32: too coarse for float64 weights
-        before_rounding = not (group["momentum"] and group["normalize"] == "gradient")
-        return param.dtype == torch.float32 or (param.dtype != torch.float64 and before_rounding)
-    return False
+def _number(lr: Number, device: torch.device) -> Number:
+    """A tensor lr on the CPU as a float (free to read); on an accelerator and in a compiled graph it stays a tensor."""
+    if not isinstance(lr, Tensor):
+        return lr
+    if lr.device.type == "cpu" and not torch.compiler.is_compiling():
+        return float(lr)
+    return lr.squeeze().to(device, non_blocking=True)
 
 
-def _number(lr: Number) -> Number:
-    """A tensor lr on the CPU as a float (free to read); one on an accelerator stays there."""
-    on_host = isinstance(lr, Tensor) and lr.device.type == "cpu" and not torch.compiler.is_compiling()
-    return float(lr) if on_host else lr
+def is_zero(lr: Number) -> bool:
+    """Whether it is 0 as far as the host knows without asking."""
+    on_host = not isinstance(lr, Tensor) or (lr.device.type == "cpu" and not torch.compiler.is_compiling())
+    return on_host and float(lr) == 0
 
 
 def _coefficient(norm: Tensor, lr: Number, max_scale: float) -> Tensor:
@@ -280,7 +347,7 @@ def _single_tensor_directions(
         if weight_decay:
             v = v.add(param, alpha=weight_decay)  # one rounding, which bfloat16 feels
         if buffers:
-            v = buffers[i].lerp(v, 1 - momentum)
+            v = buffers[i].to(v.dtype).lerp(v, 1 - momentum)
         vectors.append(v)
     return vectors
 
@@ -290,27 +357,25 @@ def _single_tensor_sngd(
     vectors: list[Tensor],
     buffers: list[Tensor],
     *,
-    norm: Tensor,
+    c: Tensor,
     skip: Tensor | None,
     lr: Number,
     momentum: float,
     normalize: str,
-    max_scale: float,
+    dropped: Sequence[Tensor] = (),
 ) -> None:
     """The truth, one tensor at a time; the other implementations are held equal to it by tests."""
-    c = _coefficient(norm, lr, max_scale)
     for i, (param, v) in enumerate(zip(params, vectors, strict=True)):
-        u = c * v.to(torch.promote_types(v.dtype, torch.float32))
+        u = c * v.to(_at_least_float32(v.dtype))
         if buffers and normalize == "gradient":
             u = momentum * buffers[i] + u
         if buffers:
             new_buffer = u if normalize == "gradient" else v
-            buffers[i].copy_(_unless(skip, buffers[i], new_buffer))
-        param.copy_(_unless(skip, param, param - lr * u))
-
-
-def _unless(skip: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
-    return new if skip is None else torch.where(skip, old, new)
+            buffers[i].copy_(unless(skip, buffers[i], new_buffer))
+        if dropped:
+            single_tensor_kahan_sub_(param, lr * u, dropped[i], skip)
+        else:
+            param.copy_(unless(skip, param, param - lr * u))
 
 
 def _foreach_directions(
@@ -326,7 +391,8 @@ def _foreach_directions(
     if weight_decay:
         vectors = list(torch._foreach_add(vectors, params, alpha=weight_decay))
     if buffers:
-        vectors = list(torch._foreach_lerp(buffers, vectors, 1 - momentum))
+        old = [b.to(v.dtype) for b, v in zip(buffers, vectors, strict=True)]
+        vectors = list(torch._foreach_lerp(old, vectors, 1 - momentum))
     return vectors
 
 
@@ -335,63 +401,28 @@ def _foreach_sngd(
     vectors: list[Tensor],
     buffers: list[Tensor],
     *,
-    norm: Tensor,
+    c: Tensor,
     skip: Tensor | None,
     lr: Number,
     momentum: float,
     normalize: str,
-    max_scale: float,
+    dropped: Sequence[Tensor] = (),
 ) -> None:
-    c = _coefficient(norm, lr, max_scale)
-    wide = torch.promote_types(params[0].dtype, torch.float32)
+    wide = _at_least_float32(params[0].dtype)
     if not buffers and skip is None and c.device.type == "cpu" and params[0].dtype == wide:
         torch._foreach_add_(params, vectors, alpha=-float(lr * c))  # one pass over memory instead of three
         return
-    us = torch._foreach_mul([v.to(wide) for v in vectors], c.to(wide))
+    us = list(torch._foreach_mul([v.to(wide) for v in vectors], c.to(wide)))
     if buffers and normalize == "gradient":
         torch._foreach_add_(us, buffers, alpha=momentum)
     if buffers:
         news = us if normalize == "gradient" else vectors
-        torch._foreach_copy_(buffers, [_unless(skip, b, n) for b, n in zip(buffers, news, strict=True)])
+        torch._foreach_copy_(buffers, [unless(skip, b, n) for b, n in zip(buffers, news, strict=True)])
     torch._foreach_mul_(us, lr)
+    if dropped:
+        foreach_kahan_sub_(params, us, list(dropped), skip)
+        return
     if skip is not None:
         for u in us:  # 0·nan is nan, so a factor of zero would not do
             u.masked_fill_(skip, 0.0)
     torch._foreach_sub_(params, us)
-
-
-def _fused_sngd(
-    params: list[Tensor],
-    vectors: list[Tensor],
-    buffers: list[Tensor],
-    *,
-    norm: Tensor,
-    skip: Tensor | None,
-    lr: Number,
-    momentum: float,
-    normalize: str,
-    max_scale: float,
-) -> None:
-    c = _coefficient(norm, lr, max_scale)
-    heavy_ball = bool(buffers) and normalize == "gradient"
-    if heavy_ball:
-        scaled, rate = list(torch._foreach_mul(vectors, c.to(params[0].dtype))), lr
-    else:
-        scaled, rate = vectors, lr * c
-    if isinstance(rate, Tensor):  # the CPU's kernel reads a float, CUDA's a float32 on the device
-        rate = float(rate) if rate.device.type == "cpu" else rate.float()
-    torch._fused_sgd_(
-        params,
-        scaled,
-        buffers if heavy_ball else [],
-        weight_decay=0.0,
-        momentum=momentum if heavy_ball else 0.0,
-        lr=rate,
-        dampening=0.0,
-        nesterov=False,
-        maximize=False,
-        is_first_step=False,
-        found_inf=None if skip is None else skip.float(),
-    )
-    if buffers and not heavy_ball:
-        torch._foreach_copy_(buffers, [_unless(skip, b, v) for b, v in zip(buffers, vectors, strict=True)])

@@ -1,0 +1,72 @@
+"""torch's fused SGD kernel as the normalized step: when it is right, and how to call it."""
+
+import torch
+from torch import Tensor
+
+from sngd.optim.kahan import unless
+
+
+def fused_is_right(params: list[Tensor], vectors: list[Tensor], buffers: list[Tensor]) -> bool:
+    """Whether the kernel does on these tensors what the loop does.
+
+    Args:
+        params, vectors: what is stepped, and along what; of one device and dtype each.
+        buffers: the momentum that the kernel is to keep; may be empty.
+    """
+    dtype, device = params[0].dtype, params[0].device.type
+    if vectors[0].dtype != dtype or torch.compiler.is_compiling():  # torch.compile does its own fusing
+        return False
+    if device == "cpu":  # torch 2.13's kernel skips whole SIMD blocks of float16 and bfloat16
+        right = dtype in (torch.float32, torch.float64)
+    elif device == "cuda":  # its tensor lr is float32: too coarse for float64 weights; its momentum is rounded early
+        right = dtype == torch.float32 or (dtype != torch.float64 and not buffers)
+    else:
+        return False
+    return right and _in_one_order(params, vectors, buffers)
+
+
+def _in_one_order(params: list[Tensor], *others: list[Tensor]) -> bool:
+    """Whether each parameter's tensors lie in memory alike and without gaps.
+
+    The kernels rely on it. torch 2.13's CPU kernel does not look, and writes over what lies in the gaps.
+    """
+    if params[0].device.type == "cpu":
+        return all(t.is_contiguous() for tensors in (params, *others) for t in tensors)
+    alike = all(p.stride() == t.stride() for tensors in others for p, t in zip(params, tensors, strict=True))
+    return alike and all(p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last) for p in params)
+
+
+def fused_sngd(
+    params: list[Tensor],
+    vectors: list[Tensor],
+    buffers: list[Tensor],
+    *,
+    c: Tensor,
+    skip: Tensor | None,
+    lr: float | Tensor,
+    momentum: float,
+    normalize: str,
+) -> None:
+    """One step in one kernel, in place: see ``sngd.optim.sngd`` for the formula and the arguments."""
+    heavy_ball = bool(buffers) and normalize == "gradient"
+    if heavy_ball:
+        scaled, rate = list(torch._foreach_mul(vectors, c.to(params[0].dtype))), lr
+    else:
+        scaled, rate = vectors, lr * c
+    if isinstance(rate, Tensor):  # the CPU's kernel reads a float, CUDA's a float32 on the device
+        rate = float(rate) if rate.device.type == "cpu" else rate.float()
+    torch._fused_sgd_(
+        params,
+        scaled,
+        buffers if heavy_ball else [],
+        weight_decay=0.0,
+        momentum=momentum if heavy_ball else 0.0,
+        lr=rate,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+        is_first_step=False,
+        found_inf=None if skip is None else skip.float(),
+    )
+    if buffers and not heavy_ball:
+        torch._foreach_copy_(buffers, [unless(skip, b, v) for b, v in zip(buffers, vectors, strict=True)])

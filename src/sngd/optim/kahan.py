@@ -1,0 +1,38 @@
+"""Kahan summation: what a narrow weight cannot hold of a step is kept, and comes again with the next one."""
+
+import torch
+from torch import Tensor
+
+
+def single_tensor_kahan_sub_(param: Tensor, step: Tensor, dropped: Tensor, skip: Tensor | None) -> None:
+    """``param -= step`` in place, where ``param + dropped`` is the weight that is meant.
+
+    With s = w + k − step in float32 and w' its rounding to the weights' dtype: w ← w', k ← s − w'. In bfloat16 the
+    pair has at least 16 significant bits where w alone has 8 (Kahan 1965; for weight updates Zamirai et al. 2020,
+    "Revisiting BFloat16 Training", arXiv 2010.06192).
+
+    Args:
+        param: float16 or bfloat16 weights.
+        step: what is subtracted, float32, of the same shape.
+        dropped: k, of the same shape and dtype as ``param``; at most half a unit in its last place.
+        skip: 0-d bool tensor: if true nothing changes; None is never.
+    """
+    new = param + (dropped - step)
+    rounded = new.to(param.dtype)
+    dropped.copy_(unless(skip, dropped, new - rounded))
+    param.copy_(unless(skip, param, rounded))
+
+
+def foreach_kahan_sub_(params: list[Tensor], steps: list[Tensor], dropped: list[Tensor], skip: Tensor | None) -> None:
+    """``single_tensor_kahan_sub_`` on lists of tensors."""
+    news = list(torch._foreach_sub(dropped, steps))
+    torch._foreach_add_(news, params)
+    rounded = [new.to(p.dtype) for new, p in zip(news, params, strict=True)]
+    torch._foreach_sub_(news, rounded)
+    torch._foreach_copy_(dropped, [unless(skip, d, n) for d, n in zip(dropped, news, strict=True)])
+    torch._foreach_copy_(params, [unless(skip, p, r) for p, r in zip(params, rounded, strict=True)])
+
+
+def unless(skip: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
+    """``new``, or where the 0-d bool tensor ``skip`` is true ``old``."""
+    return new if skip is None else torch.where(skip, old, new)

@@ -1,0 +1,185 @@
+"""Parameters that are spread over processes: this rank's part of a ``DTensor``, and sums over all ranks' parts.
+
+FSDP2 (``fully_shard``) and tensor parallelism (``parallelize_module``) make parameters DTensors: a mesh of processes
+and, for each of the mesh's dimensions, a placement: sharded, replicated, or partial (to be summed first). Methods here
+compute on the local tensors; only norms need to hear of the other ranks. Under DDP parameters are plain tensors, equal
+on all ranks.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:  # slow to import, and of no use to one process
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+# None for a plain tensor; for a DTensor its mesh and those of the mesh's dimensions that shard it, perhaps none.
+Sharding = tuple["DeviceMesh", tuple[int, ...]] | None
+
+_PLAIN = {Tensor, nn.Parameter}
+
+
+def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
+    """Whether it is a ``DTensor``, told without importing them."""
+    return type(tensor) not in _PLAIN and hasattr(tensor, "device_mesh")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a DTensor, detached and sharing memory; a plain tensor as it is."""
+    if not is_dtensor(tensor):
+        return tensor
+    with torch.no_grad():  # with a graph it would cost ten times as much
+        return tensor.to_local()
+
+
+def all_local(tensors: Iterable[Tensor]) -> list[Tensor]:
+    """`local` of each: list kernels neither know all DTensor operations nor mix DTensors with plain tensors."""
+    return [local(tensor) for tensor in tensors]
+
+
+def sharding_of(tensor: Tensor) -> Sharding:
+    """Which mesh dimensions a tensor's numbers are spread over, those of one process left out.
+
+    Raises:
+        RuntimeError: the tensor has a partial placement, or this rank is not in its mesh.
+    """
+    if not is_dtensor(tensor):
+        return None
+    mesh, placements = tensor.device_mesh, tensor.placements
+    if any(placement.is_partial() for placement in placements):
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} has placements {placements}, but a partial sum has no norm: "
+            "redistribute it to Replicate() or Shard() first"
+        )
+    if mesh.get_coordinate() is None:
+        raise RuntimeError(
+            f"a tensor of shape {tuple(tensor.shape)} lies on {mesh}, which this rank is not part of, so that the "
+            "global norm cannot be known here: give every rank the same parameters"
+        )
+    dims = (dim for dim, placement in enumerate(placements) if not placement.is_replicate() and mesh.size(dim) > 1)
+    return mesh, tuple(dims)
+
+
+def shardings(tensors: Iterable[Tensor]) -> list[Sharding]:
+    """All the ways in which tensors are sharded, in order."""
+    others = [tensor for tensor in tensors if type(tensor) not in _PLAIN]
+    return [sharding for sharding in dict.fromkeys(map(sharding_of, others)) if sharding and sharding[1]]
+
+
+def gradient(param: Tensor) -> Tensor:
+    """``param.grad``, placed as the parameter is; of a partial one the sum is taken.
+
+    Sequence parallelism leaves partial gradients, for example.
+
+    Raises:
+        RuntimeError: one of parameter and gradient is a DTensor and the other is not, or their meshes differ.
+    """
+    grad = param.grad
+    assert grad is not None
+    if is_dtensor(param) and is_dtensor(grad) and param.device_mesh == grad.device_mesh:
+        same = param.placements == grad.placements
+        return grad if same else grad.redistribute(placements=param.placements)
+    if is_dtensor(param) or is_dtensor(grad):
+        raise RuntimeError(
+            f"a parameter of shape {tuple(param.shape)} is {_described(param)} but its gradient is {_described(grad)}"
+        )
+    return grad
+
+
+def _described(tensor: Tensor) -> str:
+    return f"a DTensor on {tensor.device_mesh}" if is_dtensor(tensor) else "a plain tensor"
+
+
+@torch.no_grad()
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor of ``like``'s shape with ``like``'s placements, device and dtype; communicates only to move shards.
+
+    Args:
+        tensor: the whole, equal on all ranks, or a DTensor on ``like``'s mesh.
+        like: what it is to resemble, plain or a DTensor.
+
+    Raises:
+        ValueError: ``tensor`` is a DTensor and ``like`` is not on its mesh.
+    """
+    if is_dtensor(tensor):
+        if not (is_dtensor(like) and tensor.device_mesh == like.device_mesh):
+            raise ValueError(
+                f"a tensor of shape {tuple(tensor.shape)} is {_described(tensor)}, but wanted is {_described(like)}: "
+                "load sharded states with torch.distributed.checkpoint"
+            )
+        placed: Tensor = tensor.redistribute(placements=like.placements)
+    elif is_dtensor(like):
+        from torch.distributed.tensor import DTensor, Replicate
+
+        whole = DTensor.from_local(tensor, like.device_mesh, [Replicate()] * like.device_mesh.ndim, run_check=False)
+        placed = whole.redistribute(placements=like.placements)
+    else:
+        placed = tensor
+    return placed.to(like.device, like.dtype)
+
+
+def sum_of_shards(values: dict[Sharding, Tensor]) -> Tensor:
+    """Σ over all shardings and over all ranks that hold shards: one all-reduce for each mesh dimension that shards.
+
+    Every rank in a mesh must call it with the same shardings in the same order, and gets the same bits.
+
+    Args:
+        values: 0-d tensors of one dtype, of at least one sharding.
+
+    Returns:
+        0-d tensor on an accelerator if any value is.
+    """
+    import torch.distributed as dist
+
+    devices = [value.device for value in values.values()]
+    home = next((device for device in devices if device.type != "cpu"), devices[0])
+    groups = {sharding: _groups(sharding) for sharding in values}
+    totals = dict(values)
+    for group, device in dict.fromkeys(pair for pairs in groups.values() for pair in pairs):
+        sharded = [sharding for sharding in values if (group, device) in groups[sharding]]
+        together = torch.stack([totals[sharding].to(device) for sharding in sharded])
+        dist.all_reduce(together, group=group)
+        totals.update(zip(sharded, together.unbind(), strict=True))
+    return torch.stack([total.to(home) for total in totals.values()]).sum()
+
+
+def _groups(sharding: Sharding) -> list[tuple[object, str]]:
+    """The process groups to sum over, and the type of device that they talk through."""
+    if sharding is None:
+        return []
+    mesh, dims = sharding
+    return [(mesh.get_group(dim), mesh.device_type) for dim in dims]
+
+
+def own_generator(params: Sequence[Tensor]) -> torch.Generator:
+    """A CPU generator seeded from torch's global one; in a distributed run on all ranks from rank 0's."""
+    return torch.Generator().manual_seed(shared_seed(int(torch.randint(2**62, ())), params))
+
+
+def shared_seed(seed: int, params: Sequence[Tensor]) -> int:
+    """A seed that all ranks have: rank 0's. One process keeps its own.
+
+    Ranks often seed torch differently, for their data; what is done to replicas and to shards of one tensor must be
+    drawn alike all the same. It communicates: every rank must call it.
+    """
+    import torch.distributed as dist
+
+    if not (dist.is_available() and dist.is_initialized()):
+        return seed
+    device = params[0].device_mesh.device_type if is_dtensor(params[0]) else params[0].device
+    shared = torch.tensor(seed % 2**63, dtype=torch.int64, device=device)
+    dist.broadcast(shared, src=0)
+    return int(shared)
+
+
+def refuse_flat_shards(params: Iterable[Tensor]) -> None:
+    """ValueError for parameters of FSDP's first version: shards that look like plain tensors."""
+    for param in params:
+        if getattr(param, "_fsdp_flattened", False):
+            raise ValueError(
+                f"params has one of shape {tuple(param.shape)} that FullyShardedDataParallel flattened, which hides "
+                "how it is sharded: use torch.distributed.fsdp.fully_shard"
+            )

@@ -1,0 +1,226 @@
+"""The step under torch.compile, and captured in a CUDA graph."""
+
+import copy
+import logging
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.testing import assert_close
+
+from sngd import SNGD, Perturbed, StagewiseLR, stages
+
+VARIANTS = {
+    "plain": {},
+    "decay, maximize": {"weight_decay": 0.01, "maximize": True},
+    "sngm": {"momentum": 0.9},
+    "nsgd-momentum, capped": {"momentum": 0.9, "normalize": "momentum", "max_scale": 0.02},
+    "loop": {"momentum": 0.9, "foreach": False},
+    "fused": {"momentum": 0.9, "fused": True},
+    "kahan": {"kahan_sum": True, "momentum": 0.9},
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # dynamo's own
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled_before():
+    torch._dynamo.reset()
+    logging.getLogger("torch").setLevel(logging.ERROR)  # it says that it ignores the profiler's name of the step
+    yield
+    torch._dynamo.reset()
+
+
+def parameters(dtypes=(torch.float32, torch.float64, torch.bfloat16), device="cpu"):
+    draws = torch.Generator().manual_seed(0)
+    shapes = (4, 3), (4,), (9,)
+    return [
+        nn.Parameter(torch.randn(shape, generator=draws).to(device, dtype))
+        for shape, dtype in zip(shapes, dtypes, strict=True)
+    ]
+
+
+def set_gradients(params, step):
+    """Gradients of very unequal size; zero in step 2, and not finite in step 4."""
+    draws = torch.Generator().manual_seed(step)
+    for p in params:
+        g = {2: 0.0, 4: torch.inf}.get(step, 10.0 ** (step % 3 - 1)) * torch.randn(p.shape, generator=draws).abs()
+        p.grad = g.to(p.device, p.dtype) if p.grad is None else p.grad.copy_(g)
+
+
+def pair(make):
+    """Two equal optimizers on equal parameters."""
+    return [(params, make(params)) for params in (parameters(), parameters())]
+
+
+def assert_equal_state(ours, theirs):
+    (params, optimizer), (others, other) = ours, theirs
+    for p, q in zip(params, others, strict=True):
+        tolerance = {torch.float32: 1e-6, torch.float64: 1e-6, torch.bfloat16: 1.6e-2}[p.dtype]  # float32 lr
+        assert_close(q, p, rtol=tolerance, atol=tolerance)
+    assert optimizer.skipped_steps == other.skipped_steps
+
+
+# --- torch.compile
+
+
+SCHEDULERS = {
+    "ExponentialLR": lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9),
+    "StagewiseLR": lambda optimizer: StagewiseLR(optimizer, stages.multistep(0.05, 7, (2, 5), steps_per_epoch=1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("variant", "scheduler"), [*((variant, "ExponentialLR") for variant in VARIANTS), ("sngm", "StagewiseLR")]
+)
+def test_a_compiled_step_is_the_step_and_one_graph_serves_every_lr(variant, scheduler):
+    eager, compiled = pair(lambda params: SNGD(params, lr=torch.tensor(0.05), **VARIANTS[variant]))
+    schedulers = [SCHEDULERS[scheduler](optimizer) for _, optimizer in (eager, compiled)]
+    counter = CompileCounterWithBackend("aot_eager")
+    step = torch.compile(compiled[1].step, backend=counter)
+    frames = []
+    for t in range(8):
+        for params, _ in (eager, compiled):
+            set_gradients(params, t)
+        eager[1].step()
+        step()
+        for schedule in schedulers:
+            schedule.step()
+        frames.append(counter.frame_count)
+        assert_equal_state(eager, compiled)
+        assert_close(compiled[1].last_norm, eager[1].last_norm, rtol=1e-6, atol=0, equal_nan=True, check_dtype=False)
+    assert compiled[1].skipped_steps >= 1
+    assert frames[0] == 1
+    # where the first step makes buffers, the second meets a state that the graph was not made for; no third does
+    assert set(frames[1:]) == {2 if compiled[1].state else 1}
+
+
+def test_the_whole_step_is_one_graph():
+    params = parameters()
+    optimizer = SNGD(params, lr=torch.tensor(0.05), momentum=0.9, weight_decay=0.01)
+    set_gradients(params, 0)
+    torch.compile(lambda: optimizer.step(), backend="eager", fullgraph=True)()
+    assert optimizer.last_norm > 0
+
+
+def test_a_float_lr_is_right_but_compiles_anew_when_it_changes():
+    """So it is with torch.optim.SGD: the number is part of the graph. Keep lr in a tensor."""
+    eager, compiled = pair(lambda params: SNGD(params, lr=0.05))
+    counter = CompileCounterWithBackend("aot_eager")
+    step = torch.compile(compiled[1].step, backend=counter)
+    frames = []
+    for t, lr in enumerate([0.05, 0.05, 0.04, 0.03]):
+        for params, optimizer in (eager, compiled):
+            set_gradients(params, 5 * t)
+            optimizer.param_groups[0]["lr"] = lr
+        eager[1].step()
+        step()
+        frames.append(counter.frame_count)
+        assert_equal_state(eager, compiled)
+    assert frames[0] == frames[1] < frames[2] < frames[3]
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at the loss's
+def test_forward_backward_and_step_compile_together():
+    runs = []
+    for wrap in (lambda f: f, lambda f: torch.compile(f, backend="aot_eager")):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 2))
+        optimizer = SNGD(model.parameters(), lr=torch.tensor(0.05), momentum=0.9)
+
+        @wrap
+        def train(x, model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        draws = torch.Generator().manual_seed(1)
+        runs.append([train(torch.randn(16, 4, generator=draws)).item() for _ in range(5)])
+    assert_close(*runs, rtol=1e-5, atol=1e-6)
+
+
+def test_perturbed_compiles_to_the_same_steps():
+    def noisy(params):
+        return Perturbed(SNGD(params, lr=torch.tensor(0.05)), 0.01, every=2, generator=torch.Generator().manual_seed(3))
+
+    eager, compiled = pair(noisy)
+    step = torch.compile(compiled[1].step, backend="aot_eager")
+    for t in range(5):
+        for params, _ in (eager, compiled):
+            set_gradients(params, t)
+        eager[1].step()
+        step()
+        assert_equal_state(eager, compiled)
+    assert compiled[1].steps == 5
+
+
+def test_a_compiled_optimizer_saves_and_loads():
+    eager, compiled = pair(lambda params: SNGD(params, lr=torch.tensor(0.05), momentum=0.9))
+    step = torch.compile(compiled[1].step, backend="aot_eager")
+    for t in range(3):
+        for params, _ in (eager, compiled):
+            set_gradients(params, t)
+        eager[1].step()
+        step()
+    compiled[1].load_state_dict(copy.deepcopy(eager[1].state_dict()))
+    for params, _ in (eager, compiled):
+        set_gradients(params, 0)
+    eager[1].step()
+    step()
+    assert_equal_state(eager, compiled)
+
+
+@pytest.mark.slow
+def test_inductor_compiles_it():
+    eager, compiled = pair(lambda params: SNGD(params, lr=torch.tensor(0.05), momentum=0.9, kahan_sum=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        step = torch.compile(compiled[1].step)
+        for t in range(6):
+            for params, _ in (eager, compiled):
+                set_gradients(params, t)
+            eager[1].step()
+            step()
+            assert_equal_state(eager, compiled)
+
+
+# --- CUDA graphs
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "loop"])
+def test_a_captured_step_replays_at_the_lr_of_the_moment(variant):
+    runs = []
+    for captured in (False, True):
+        params = parameters(device="cuda")
+        lr = torch.tensor(0.05, device="cuda")
+        optimizer = SNGD(params, lr=lr, capturable=True, **VARIANTS[variant])
+        set_gradients(params, 0)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            optimizer.step()  # a warm-up makes the buffers
+        torch.cuda.current_stream().wait_stream(side)
+        step = optimizer.step
+        if captured:
+            graph = torch.cuda.CUDAGraph()
+            before = [t.clone() for t in [*params, *(b for s in optimizer.state.values() for b in s.values())]]
+            with torch.cuda.graph(graph):
+                optimizer.step()
+            for t, old in zip(
+                [*params, *(b for s in optimizer.state.values() for b in s.values())], before, strict=True
+            ):
+                assert torch.equal(t, old)  # capturing takes no step
+            step = graph.replay
+        for t in range(1, 6):
+            set_gradients(params, t)
+            lr.fill_(0.05 / (t + 1))
+            step()
+        runs.append((params, optimizer))
+    assert_equal_state(*runs)
+    assert runs[1][1].skipped_steps == 2
+    assert_close(runs[0][1].last_norm, runs[1][1].last_norm)
