@@ -278,6 +278,74 @@ def test_meaningless_constants_are_named(sngd, words, message):
     assert err.startswith(f"sngd: {message}")
 
 
+# --- diagnose
+
+
+def test_diagnose_a_tracked_run(sngd, tmp_path):
+    assert sngd("train", "saddle", "--epochs", 0.5, "--track", "smoothness", "--out", "run")[0] == 0
+    code, out, _ = sngd("diagnose", "run", "--only", "noise,curvature")
+    assert code == 0
+    assert "λ_max of ∇²F" in out
+    assert "written: run/diagnosis.json" in out
+    found = json.loads(sngd("diagnose", "saddle", "--only", "noise", "--samples", 100, "--json")[1])
+    assert found["oracle_calls"] == 100
+    assert found["files"] == ["runs/diagnose-saddle/diagnosis.json"]
+    assert (tmp_path / found["files"][0]).exists()
+    code, _, err = sngd("diagnose", "saddle", "--only", "noize")
+    assert (code, err) == (
+        2,
+        "sngd: only: unknown quantity 'noize', did you mean 'noise'? must be some of smoothness,noise,curvature\n",
+    )
+
+
+# --- certify and reproduce
+
+
+def test_certify_a_planned_run(sngd, tmp_path):
+    planned = sngd("plan", "sngd", "--L", 1, "--sigma", 0.1, "--gap", 2, "--epsilon", 0.1, "--json")[1]
+    (tmp_path / "plan.json").write_text(planned)
+    words = ["train", "saddle", "--planned", "plan.json", "--eval-every", 0.002, "--out", "run"]
+    assert sngd(*words)[0] == 0
+    code, out, _ = sngd("certify", "run", "--json")
+    (certificate,) = json.loads(out)["certificates"]
+    assert (code, certificate["verdict"], certificate["theorem"]) == (0, "holds", "Theorem 1")
+    assert certificate["measured"]["high"] <= certificate["bound"]
+    assert (tmp_path / "run" / "certificate.json").exists()
+    code, out, _ = sngd("certify", "run", "--gap", 0.01)
+    assert code == 0
+    assert "sngd: not certified" in out
+    assert "gap violated" in out
+    assert sngd("certify", "run", "--L", 1, "--L0", 1)[2] == "sngd: give either --L, or --L0 and --L1\n"
+    assert sngd("certify", "nowhere")[2] == "sngd: nowhere: no such folder\n"
+
+
+def test_reproduce_claims(sngd, tmp_path):
+    code, out, _ = sngd("reproduce", "claims", "--only", "C9,C1", "--json", "--out", "here")
+    assert code == 0
+    verdicts = {verdict["claim"]: verdict for verdict in json.loads(out)["verdicts"]}
+    assert verdicts["C1"]["outcome"] == "not tested in this profile"
+    assert verdicts["C9"]["quantities"]
+    assert (tmp_path / "here" / "relaxed" / "measurements.json").exists()
+    code, out, _ = sngd("reproduce", "claims", "--only", "C9", "--out", "here")  # from what is stored
+    assert verdicts["C9"]["outcome"] in out
+    assert (tmp_path / "here" / "verdicts.md").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["claims", "--only", "C11"], "unknown claim 'C11'; must be one of C1, C2"),
+        (["claims", "--profile", "huge"], "unknown profile 'huge'; claims have quick, small"),
+        (["fig1", "--only", "C1"], "--only chooses among claims, fig1 is one study: leave it out"),
+        (["fig9"], "unknown figure 'fig9'; must be one of fig1, conformance"),
+    ],
+)
+def test_what_cannot_be_reproduced_is_named(sngd, words, message):
+    code, out, err = sngd("reproduce", *words)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"sngd: {message}")
+
+
 # --- what is needed to import
 
 

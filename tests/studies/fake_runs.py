@@ -32,13 +32,14 @@ def write_run(
     diverge: int | None = None,
     drawn: bool = False,
     test: bool = True,
+    tracked: bool = False,
     answer: dict[str, Any] | None = None,
     config: dict[str, Any] | None = None,
 ) -> Path:
     """One run whose training loss decays to about `floor`.
 
     `stop` leaves it unfinished and `diverge` makes it diverge after so many rows; `drawn` ends it with a random
-    iterate; `answer` overwrites fields of the last row.
+    iterate; `tracked` adds what `--track smoothness,noise,curvature` does; `answer` overwrites fields of the last row.
     """
     path.mkdir(parents=True)
     settings = {
@@ -49,6 +50,8 @@ def write_run(
     (path / "config.json").write_text(json.dumps(settings | (config or {})))
     (path / "environment.json").write_text(json.dumps(ENVIRONMENT))
     rows = [_row(i * every, seed, lr, floor, noise, test) for i in range(int(epochs / every) + 1)]
+    if tracked:
+        rows = [row | _tracked(row["grads_over_n"]) for row in rows]
     if diverge is not None:
         rows = rows[: diverge + 1]
         rows[-1] |= {"train_loss": None, "test_loss": None, "grad_norm": None, "diverged": True, "final": True}
@@ -71,6 +74,16 @@ def _row(cost: float, seed: int, lr: float, floor: float, noise: float, test: bo
         "train_loss": loss, "train_accuracy": accuracy, "test_loss": 1.1 * loss if test else None,
         "test_accuracy": accuracy - 0.01 if test else None, "grad_norm": 0.7 * loss, "skipped_steps": 0,
         "seconds": 0.02 * cost, "iterate": "last", "final": False, "diverged": False,
+    }  # fmt: skip
+
+
+def _tracked(cost: float) -> dict[str, Any]:
+    sharp, noise = 2 + cost, 10 * 1.5**cost
+    return {
+        "noise_variance": 4.0, "noise_variance_low": 3.0, "noise_variance_high": 5.0, "noise_scale": noise,
+        "noise_scale_low": 0.8 * noise, "noise_scale_high": None, "smoothness_grad_norm": 1.0,
+        "smoothness_along": 0.5 * sharp, "smoothness_off": 0.2 * sharp, "hessian_max": sharp,
+        "hessian_max_error": 0.01, "hessian_min": -0.1 * sharp, "hessian_min_error": 0.01, "tracking_calls": 0,
     }  # fmt: skip
 
 

@@ -6,7 +6,9 @@ import time
 import pytest
 from fake_runs import write_comparison, write_run, write_study
 
+from sngd.studies.certify import certify
 from sngd.studies.report import write_report
+from sngd.theory import Smooth
 
 CHROMIUM = shutil.which("chromium")
 EVIL = "<script>window.broken = true</script>\"'&<img src=x onerror='window.broken = true'>"
@@ -105,6 +107,55 @@ def test_labels_are_text(tmp_path):
     assert "<img src=x" not in page
 
 
+def test_charts_of_what_was_tracked(tmp_path):
+    tracked = [f'id="chart-{key}"' for key in ("smoothness_along", "noise_scale", "hessian_max")]
+    write_run(tmp_path / "plain" / "a")
+    assert not any(chart in page_of(tmp_path / "plain") for chart in tracked)
+    write_run(tmp_path / "tracked" / "a", tracked=True)
+    page = page_of(tmp_path / "tracked")
+    assert all(chart in page for chart in tracked)
+    assert "Largest eigenvalue of the Hessian (smallest: thin)" in visible(page)
+    assert page.count('"batch size 32"') == 1  # beside the noise scale, nowhere else
+
+
+# ---- certificates --------------------------------------------------------------------------------------------
+
+
+def test_certificates_are_shown_where_constants_are_known(tmp_path):
+    assert "Certificate" not in visible(page_of(write_run(tmp_path / "a")))
+    text = visible(page_of(write_run(tmp_path / "b", config={"problem": "saddle", "plan": "constant"})))
+    assert "Certificate | method | verdict | mean ‖∇F‖ | 95 % interval | bound | progress | curvature | noise |" in text
+    assert (
+        "sngd: Theorem 1, and what it rests on | Not certified by Theorem 1 (gap violated, batches violated): " in text
+    )
+    assert "smoothness | given | L = 1 known of the problem; nothing was measured to compare it with" in text
+    assert "batches | violated | cut from shuffled passes" in text
+
+
+def test_certificates_of_given_constants_are_shown(tmp_path):
+    write_study(tmp_path, {"sgd": 0.1, EVIL: 0.2, "sngm": 0.1})
+    for path in tmp_path.rglob("config.json"):
+        config = json.loads(path.read_text())
+        path.write_text(json.dumps(config | {"method": "sngd" if config["label"] == EVIL else config["label"]}))
+    certify(tmp_path, smoothness=Smooth(4), sigma=1, gap=3)
+    page = page_of(tmp_path)
+    text = visible(page)
+    assert "sgd: Ghadimi and Lan 2013, Theorem 2.1, and what it rests on" in text
+    assert "sngm: no theorem | Not certified: no theorem covers sngm." in text
+    assert f"{EVIL}: Theorem 1, and what it rests on" in text.replace("| ", "")
+    assert "<img src=x" not in page
+
+
+def test_a_certificate_of_other_runs_is_not_shown(tmp_path):
+    write_run(tmp_path / "a", seed=0)
+    certify(tmp_path, smoothness=Smooth(4), sigma=1, gap=3)
+    assert "what it rests on" in visible(page_of(tmp_path))
+    write_run(tmp_path / "b", seed=1)
+    text = visible(page_of(tmp_path))
+    assert "certificate.json is about other runs than those that are here; sngd certify makes it anew." in text
+    assert "what it rests on" not in text
+
+
 # ---- in a browser --------------------------------------------------------------------------------------------
 
 
@@ -168,6 +219,19 @@ def test_a_click_on_the_legend_hides_curve_and_band_everywhere(tmp_path, open_pa
     assert shown(page, "lr")["arm-1"] == [False]  # no band: all seeds have one learning rate
     entry.press("Enter")  # by keyboard, and back
     assert shown(page, "train_loss")["arm-1"] == [True, True]
+
+
+def test_a_click_on_the_legend_hides_thin_lines_too(tmp_path, open_page):
+    for label in ("sgd", "sngd"):
+        write_run(tmp_path / label, label, tracked=True)
+    page = open_page(write_report(tmp_path))
+    page.get_by_role("button", name="sngd", exact=True).click()
+    for chart in ("smoothness_along", "hessian_max"):
+        assert shown(page, chart) == {"arm-0": [True, True], "arm-1": [False, False]}
+    widths = "document.getElementById('chart-hessian_max').data.map(trace => trace.line.width)"
+    assert page.evaluate(widths) == [2.2, 2.2, 1.1, 1.1]
+    levels = "document.getElementById('chart-noise_scale').data.map(trace => trace.y[0])"
+    assert page.evaluate(levels) == [10, 10, 32]  # the last one is the batch size
 
 
 def test_the_switch_changes_the_axis(tmp_path, open_page):

@@ -33,6 +33,7 @@ def test_survives_json():
         ({"threads": -2}, "threads must be a whole number of at least 1, got -2"),
         ({"weight_decay": -0.1}, "weight_decay must be finite and at least 0, got -0.1"),
         ({"sampling": "sorted"}, "sampling must be 'shuffled' or 'independent', got 'sorted'"),
+        ({"track": "noise,curvatur"}, "track: unknown quantity 'curvatur', did you mean 'curvature'? must be some of"),
         ({"output": "best"}, "output must be 'last' or 'random', got 'best'"),
         ({"device": "tpu9"}, "device must be 'cpu', 'cuda' or 'cuda:N', got 'tpu9'"),
         ({"device": "cuda:77"}, "device 'cuda:77' is not there: torch sees "),

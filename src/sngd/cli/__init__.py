@@ -6,10 +6,12 @@ try:
     import typer
 
     from sngd.cli.catalogue import methods, problems
+    from sngd.cli.certify import certify
     from sngd.cli.compare import compare, report
     from sngd.cli.console import err
+    from sngd.cli.diagnose import diagnose
+    from sngd.cli.plan import plan
     from sngd.cli.reproduce import reproduce
-    from sngd.cli.theory import plan
     from sngd.cli.train import train
 except ImportError as error:
     sys.exit(f"sngd: the command line needs the package {error.name}: pip install 'sngd[lab]'")
@@ -24,7 +26,7 @@ app = typer.Typer(
     "Try first: [bold]sngd compare digits-mlp[/bold] (no network, under a minute), then open the report it names.",
     rich_markup_mode="rich",
 )
-for command in (methods, problems, train, compare, report, plan, reproduce):
+for command in (methods, problems, train, compare, report, plan, certify, diagnose, reproduce):
     app.command()(command)
 
 

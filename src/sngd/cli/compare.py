@@ -28,6 +28,7 @@ from sngd.cli.options import (
     Problem,
     Sampling,
     Threads,
+    Track,
     WeightDecay,
     file_name,
 )
@@ -49,6 +50,7 @@ def compare(
     output: Output = "last",
     eval_every: EvalEvery = 1.0,
     grad_norm: GradNorm = True,
+    track: Track = None,
     device: Device = "cpu",
     threads: Threads = None,
     data: Data = None,
@@ -86,6 +88,7 @@ def compare(
         output=output,
         eval_every=eval_every,
         grad_norm=grad_norm,
+        track=track,
         device=device,
         threads=threads,
     )

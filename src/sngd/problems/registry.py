@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import nn
 
 from sngd.problems import cifar10, datasets
-from sngd.problems.analytic import relaxed_smooth, sharp_and_flat, strict_saddle, tensor_decomposition
+from sngd.problems.analytic import Analytic, relaxed_smooth, sharp_and_flat, strict_saddle, tensor_decomposition
 from sngd.problems.augment import random_crop_and_flip
 from sngd.problems.models import mlp
 from sngd.problems.problem import Problem, Samples
@@ -34,6 +34,19 @@ def _classification(build_model: Callable[[], nn.Module], samples: tuple[Samples
 def _cifar10_resnet(depth: int, data: Path | None) -> Problem:
     problem = _classification(partial(cifar_resnet, depth), cifar10.cifar10(data))
     return replace(problem, augment=random_crop_and_flip, prepare=cifar10.prepare)
+
+
+ANALYTIC: dict[str, Callable[[], Analytic]] = {
+    "saddle": strict_saddle,
+    "sharp-flat": sharp_and_flat,
+    "relaxed-smooth": relaxed_smooth,
+    "tensor-decomposition": tensor_decomposition,
+}
+"""The built-in problems whose constants are known."""
+
+
+def _analytic(name: str, summary: str) -> Row:
+    return Row(name, summary, lambda _: ANALYTIC[name]().problem)
 
 
 PROBLEMS: dict[str, Row] = {
@@ -69,17 +82,11 @@ PROBLEMS: dict[str, Row] = {
             "CIFAR-10 likewise, residual network of 56 layers, 0.85 M parameters, as in the paper",
             partial(_cifar10_resnet, 56),
         ),
-        Row("saddle", "strict saddle in 10 dimensions, κ = 10, noise of σ = 0.1", lambda _: strict_saddle().problem),
-        Row("sharp-flat", "a sharp minimum beside a flat one, both global", lambda _: sharp_and_flat().problem),
-        Row(
-            "relaxed-smooth",
-            "Σ cosh w_i: (L0, L1)-smooth, L-smooth for no L",
-            lambda _: relaxed_smooth().problem,
-        ),
-        Row(
-            "tensor-decomposition",
-            "independent components from samples: known saddles, all local minima global",
-            lambda _: tensor_decomposition().problem,
+        _analytic("saddle", "strict saddle in 10 dimensions, κ = 10, noise of σ = 0.1"),
+        _analytic("sharp-flat", "a sharp minimum beside a flat one, both global"),
+        _analytic("relaxed-smooth", "Σ cosh w_i: (L0, L1)-smooth, L-smooth for no L"),
+        _analytic(
+            "tensor-decomposition", "independent components from samples: known saddles, all local minima global"
         ),
     )
 }

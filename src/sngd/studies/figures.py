@@ -38,12 +38,17 @@ class Panel(NamedTuple):
     title: str
     scale: float  # from the file's unit to the axis's
     may_be_log: bool
+    thin: str | None = None  # key of a second quantity, drawn in thin lines
 
 
 TRAIN_LOSS = Panel("train_loss", "training loss", 1, True)
 TEST_ACCURACY = Panel("test_accuracy", "test accuracy (%)", 100, False)
 GRAD_NORM = Panel("grad_norm", "gradient norm", 1, True)
 LR = Panel("lr", "learning rate", 1, True)
+# What ``sngd train --track`` adds to rows.
+SMOOTHNESS = Panel("smoothness_along", "smoothness along the step (off it: thin)", 1, True, "smoothness_off")
+NOISE_SCALE = Panel("noise_scale", "gradient noise scale (samples)", 1, True)
+HESSIAN = Panel("hessian_max", "largest eigenvalue of the Hessian (smallest: thin)", 1, False, "hessian_min")
 
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
@@ -109,7 +114,7 @@ def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
         look = styles(study.labels)
         lines: dict[str, Line2D] = {}
         for ax, (panel, curves) in zip(axes, panels, strict=True):
-            lines |= _draw_panel(ax, panel, curves, look)
+            lines |= draw_panel(ax, panel, curves, look)
         shown = [label for label in study.labels if label in lines]
         figure.legend(
             [lines[label] for label in shown],
@@ -134,7 +139,7 @@ def save(figure: Figure, path: Path, dpi: int) -> list[Path]:
     return files
 
 
-def _draw_panel(ax: Axes, panel: Panel, curves: dict[str, Band], look: dict[str, Style]) -> dict[str, Line2D]:
+def draw_panel(ax: Axes, panel: Panel, curves: dict[str, Band], look: dict[str, Style]) -> dict[str, Line2D]:
     lines = {}
     if wants_log(panel, curves):
         _log_axis(ax, curves)

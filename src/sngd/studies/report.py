@@ -9,12 +9,16 @@ from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from sngd.studies.certify import is_certified, shown_certificates
 from sngd.studies.figures import (
     DASH_LENGTHS,
     GRAD_NORM,
+    HESSIAN,
     LR,
+    NOISE_SCALE,
+    SMOOTHNESS,
     TEST_ACCURACY,
     TRAIN_LOSS,
     Panel,
@@ -25,19 +29,21 @@ from sngd.studies.figures import (
     view,
     wants_log,
 )
-from sngd.studies.runs import Band, Run, Study, read_study
+from sngd.studies.runs import Band, Run, Study, read_study, value
 from sngd.studies.table import cells, statements
 from sngd.training.run_folder import replace_file
 
 _BUTTONS = ["toImage", "zoom2d", "pan2d", "resetScale2d"]  # named, because plotly's own choice has one that uploads
-_PANELS = (TRAIN_LOSS, TEST_ACCURACY, GRAD_NORM, LR)
+_TRACKED = (SMOOTHNESS, NOISE_SCALE, HESSIAN)
+_PANELS = (TRAIN_LOSS, TEST_ACCURACY, GRAD_NORM, LR, *_TRACKED)
 
 
 def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
     """Read the study in ``folder`` and write its report, by default to ``folder/report.html``.
 
-    The page holds the findings, the table, curves against #grad/n with bands over seeds, the search for the
-    learning rate if there was one, the configuration, the environment, and the command that repeats it all.
+    The page holds the findings, the table, curves against #grad/n with bands over seeds, certificates where constants
+    are known (see `sngd.studies.certify`), the search for the learning rate if there was one, the configuration, the
+    environment, and the command that repeats it all.
     The file is replaced as a whole; the page makes no request, and its content security policy forbids any.
 
     Returns:
@@ -75,6 +81,7 @@ style-src 'unsafe-inline'; img-src data: blob:">
 {_findings(study)}
 {_table(study)}
 {_curves(study)}
+{_certificates(study)}
 {_tuning(study)}
 {_configuration(study)}
 {_environment(study)}
@@ -137,12 +144,15 @@ def _tags(tag: str, contents: Iterable[str], attributes: str = "") -> str:
 
 def _curves(study: Study) -> str:
     look = styles(study.labels)
-    charts = [(panel, bands(study, panel)) for panel in _PANELS]
-    charts = [(panel, curves) for panel, curves in charts if curves]
+    charts = [(panel, _lines(study, panel)) for panel in _PANELS]
+    charts = [(panel, lines) for panel, lines in charts if lines]
     if not charts:
         return _section("Curves", "<p>Nothing has been measured yet.</p>")
+    batch_sizes = sorted({size for run in study.runs if (size := value(run.config, "batch_size"))})
     legend = "".join(_legend_entry(i, label, look[label]) for i, label in enumerate(study.labels))
-    figures = "".join(_chart(panel, curves, look) for panel, curves in charts)
+    figures = "".join(
+        _chart(panel, lines, look, batch_sizes if panel is NOISE_SCALE else []) for panel, lines in charts
+    )
     note = (
         f"{band_note(study)}. #grad/n: gradient evaluations so far, over the number of training samples. "
         "Click a method to hide or show it in every chart; drag to zoom, double-click to undo."
@@ -163,12 +173,29 @@ def _legend_entry(index: int, label: str, style: Style) -> str:
     return f'<button type="button" aria-pressed="true" data-arm="arm-{index}">{swatch}{escape(label)}</button>'
 
 
-def _chart(panel: Panel, curves: dict[str, Band], look: dict[str, Style]) -> str:
-    log = wants_log(panel, curves)
+class _Line(NamedTuple):
+    """An arm's curve in a chart."""
+
+    label: str
+    name: str
+    curve: Band
+    width: float
+
+
+def _lines(study: Study, panel: Panel) -> list[_Line]:
+    lines = [_Line(label, label, curve, 2.2) for label, curve in bands(study, panel).items()]
+    if panel.thin:
+        thin = bands(study, panel._replace(key=panel.thin))
+        lines += [_Line(label, f"{label} (thin)", curve, 1.1) for label, curve in thin.items()]
+    return lines
+
+
+def _chart(panel: Panel, lines: list[_Line], look: dict[str, Style], references: Sequence[float]) -> str:
+    log = wants_log(panel, {line.name: line.curve for line in lines})
     switch = _axis_switch(panel) if log else ""
     return (
-        f'<figure class="chart"><figcaption>{escape(panel.title.capitalize())}{switch}</figcaption>'
-        f"{_plot(panel, curves, look, log)}</figure>"
+        f'<figure class="chart"><figcaption>{escape(panel.title[0].upper() + panel.title[1:])}{switch}</figcaption>'
+        f"{_plot(panel, lines, look, references, log)}</figure>"
     )
 
 
@@ -180,19 +207,21 @@ def _axis_switch(panel: Panel) -> str:
     return f'<span class="switch" role="group" aria-label="Axis of {escape(panel.title)}">{buttons}</span>'
 
 
-def _plot(panel: Panel, curves: dict[str, Band], look: dict[str, Style], log: bool) -> str:
+def _plot(panel: Panel, lines: list[_Line], look: dict[str, Style], references: Sequence[float], log: bool) -> str:
     import plotly.graph_objects as go
     from plotly.io import to_html
 
     figure = go.Figure()
     order = list(look)
     axis = {"linecolor": "#8c959f", "ticks": "outside"}
-    limits = None if log else view(curves)
-    for label, curve in curves.items():
-        group = f"arm-{order.index(label)}"
-        if (curve.high > curve.low).any():
-            figure.add_trace(_band_trace(curve, look[label], group))
-        figure.add_trace(_mean_trace(label, curve, look[label], group))
+    limits = None if log or panel in _TRACKED else view({line.name: line.curve for line in lines})
+    for line in lines:
+        group = f"arm-{order.index(line.label)}"
+        if (line.curve.high > line.curve.low).any():
+            figure.add_trace(_band_trace(line.curve, look[line.label], group))
+        figure.add_trace(_mean_trace(line, look[line.label], group))
+    for batch_size in references:
+        figure.add_trace(_reference_trace(batch_size, max(line.curve.cost[-1] for line in lines)))
     figure.update_yaxes(type="log" if log else "linear")
     figure.update_layout(
         template="plotly_white",
@@ -215,19 +244,33 @@ def _plot(panel: Panel, curves: dict[str, Band], look: dict[str, Style], log: bo
     )
 
 
-def _mean_trace(label: str, curve: Band, style: Style, group: str) -> dict[str, Any]:
+def _mean_trace(line: _Line, style: Style, group: str) -> dict[str, Any]:
+    curve = line.curve
     spread = list(zip(_plain(curve.low), _plain(curve.high), strict=True))
     varies = (curve.high > curve.low).any()
     return {
         "type": "scatter",
         "mode": "lines",
-        "name": escape(label),  # plotly reads names as HTML
+        "name": escape(line.name),  # plotly reads names as HTML
         "legendgroup": group,
         "x": _plain(curve.cost),
         "y": _plain(curve.mean),
         "customdata": spread,
-        "line": {"color": style.color, "dash": style.dash, "width": 2.2},
+        "line": {"color": style.color, "dash": style.dash, "width": line.width},
         "hovertemplate": "%{y:.4g}" + (" [%{customdata[0]:.4g}, %{customdata[1]:.4g}]" if varies else ""),
+    }
+
+
+def _reference_trace(batch_size: float, end: float) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "mode": "lines+text",
+        "x": [0, float(end)],
+        "y": [batch_size] * 2,
+        "text": ["", f"batch size {batch_size:g}"],
+        "textposition": "top left",
+        "line": {"color": "#57606a", "dash": "dot", "width": 1.2},
+        "hoverinfo": "skip",
     }
 
 
@@ -248,6 +291,63 @@ def _band_trace(curve: Band, style: Style, group: str) -> dict[str, Any]:
 def _plain(numbers: Iterable[float]) -> list[float | None]:
     """Six digits are more than a chart shows; what is not finite becomes null, which JSON has."""
     return [float(f"{number:.6g}") if math.isfinite(number) else None for number in numbers]
+
+
+# ---- certificates --------------------------------------------------------------------------------------------
+
+_TERMS = ("progress", "curvature", "noise")
+
+
+def _certificates(study: Study) -> str:
+    entries = shown_certificates(study)
+    if not entries:
+        return ""
+    if not all(is_certified(entry, study) for entry in entries):
+        warning = "certificate.json is about other runs than those that are here; sngd certify makes it anew."
+        return _section("Certificate", f'<p class="warning">{warning}</p>')
+    head = _row("th", ["method", "verdict", "mean ‖∇F‖", "95 % interval", "bound", *_TERMS], ' scope="col"')
+    body = [
+        f'<tr><th scope="row">{escape(entry["label"])}</th>{_tags("td", _certified(entry))}</tr>' for entry in entries
+    ]
+    note = (
+        "The bound is on E‖∇F(w̄)‖ for an iterate w̄ drawn at random from those that a step was taken from; beside it "
+        "the measured mean over the same iterates. Neither says anything of the last iterate. The three terms add up "
+        "to the bound, for SGD to its square."
+    )
+    return _section(
+        "Certificate",
+        _scroll("Certificate", head, body)
+        + f'<p class="note">{note}</p>'
+        + "".join(_assumptions(entry, unfolded=len(entries) == 1) for entry in entries),
+    )
+
+
+def _certified(entry: dict[str, Any]) -> list[str]:
+    measured, terms = entry["measured"] or {}, entry["terms"] or {}
+    interval = f"[{_short(measured['low'])}, {_short(measured['high'])}]" if measured else "–"
+    numbers = [_short(entry["bound"]), *(_short(terms.get(name)) for name in _TERMS)]
+    verdict = f"<strong>{escape(entry['verdict'])}</strong>"
+    return [verdict, _short(measured.get("value")), interval, *numbers]
+
+
+def _assumptions(entry: dict[str, Any], unfolded: bool) -> str:
+    items = "".join(
+        f'<tr><th scope="row">{escape(assumption["name"])}</th>'
+        f'<td class="text {escape(assumption["status"])}">{escape(assumption["status"])}</td>'
+        f'<td class="text">{escape(assumption["detail"])}</td></tr>'
+        for assumption in entry["assumptions"]
+    )
+    head = _row("th", ["assumption", "status", "why"], ' scope="col" class="text"')
+    theorem = f"{entry['theorem']}, and what it rests on" if entry["theorem"] else "no theorem"
+    title = f"{entry['label']}: {theorem}"
+    return (
+        f"<details{' open' * unfolded}><summary>{escape(title)}</summary>"
+        f"<p>{escape(entry['statement'])}</p>{_scroll('Assumptions of ' + entry['label'], head, [items])}</details>"
+    )
+
+
+def _short(number: float | None) -> str:
+    return "–" if number is None else f"{number:.4g}"
 
 
 # ---- the search for the learning rate ------------------------------------------------------------------------
@@ -379,6 +479,11 @@ th { font-weight: 600; }
 thead th { border-bottom: 2px solid #8c959f; }
 tbody th, th:first-child { text-align: left; }
 td strong { color: #00507d; }
+th.text, td.text { text-align: left; }
+td.violated, td.unchecked { color: #a33c00; font-weight: 600; }
+td.text + td.text { white-space: normal; min-width: 18rem; }
+details { margin: 1rem 0; }
+summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
 dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 1fr));
   gap: 0.5rem 1.8rem; margin: 0; }
 dl div { border-bottom: 1px solid var(--line); padding-bottom: 0.3rem; }
@@ -399,7 +504,9 @@ button:hover { background: #f0f4f8; }
 .legend button[aria-pressed="false"] svg { opacity: 0.25; }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 1.4rem 1.8rem; }
 .chart { margin: 0; min-width: 0; }
-figcaption { display: flex; justify-content: space-between; align-items: center; min-height: 2.2rem; font-weight: 600; }
+figcaption { display: flex; justify-content: space-between; align-items: center; gap: 0.6rem; min-height: 2.2rem;
+  font-weight: 600; }
+.switch { flex: none; }
 .switch button { padding: 0.05rem 0.6rem; font-size: 0.85rem; }
 .switch button:first-child { border-radius: 6px 0 0 6px; }
 .switch button:last-child { border-radius: 0 6px 6px 0; border-left: 0; }

@@ -25,6 +25,9 @@ Floats = npt.NDArray[np.float64]
 _MEASURES = (
     "step", "epoch", "oracle_calls", "grads_over_n", "lr", "train_loss", "train_accuracy",
     "test_loss", "test_accuracy", "grad_norm", "skipped_steps", "seconds",
+    "noise_variance", "noise_variance_low", "noise_variance_high", "noise_scale", "noise_scale_low", "noise_scale_high",
+    "smoothness_grad_norm", "smoothness_along", "smoothness_off",
+    "hessian_max", "hessian_max_error", "hessian_min", "hessian_min_error", "tracking_calls",
 )  # fmt: skip
 _ARM_SETTINGS = ("method", "lr", "batch_size", "epochs", "weight_decay", "plan", "params", "sampling", "output")
 _EARLIER = {"sampling": "shuffled"}  # what runs did before their config.json said so

@@ -7,6 +7,7 @@ import statistics
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+from sngd.diagnose.interval import student_t
 from sngd.studies.runs import Run, Study, value
 
 
@@ -173,9 +174,7 @@ def _student_interval(differences: list[float]) -> tuple[float, float] | None:
     n = len(differences)
     if n < 2:
         return None
-    from scipy.stats import t  # imported here: slow, and one seed needs none
-
-    half = float(t.ppf(0.975, n - 1)) * statistics.stdev(differences) / math.sqrt(n)
+    half = student_t(n - 1) * statistics.stdev(differences) / math.sqrt(n)
     mean = statistics.fmean(differences)
     return mean - half, mean + half
 

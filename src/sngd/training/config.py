@@ -11,6 +11,7 @@ import torch
 from sngd.training.methods import check_parameters, find_method, parameter_values
 from sngd.training.plans import build_plan, inline
 from sngd.training.sampler import SAMPLERS
+from sngd.training.tracking import tracked_names
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class RunConfig:
         output: "last" iterate, or "random": drawn with the plan's weights (Algorithms 1 and 2).
         eval_every: epochs between evaluations, > 0.
         grad_norm: whether an evaluation measures ‖∇F(w)‖, which takes a backward pass through all training samples.
+        track: constants to measure at each evaluation, some of "smoothness,noise,curvature"; their oracle calls are
+            counted apart, as ``tracking_calls``. Default: none.
         device: "cpu", "cuda", "cuda:1", …
         threads: CPU threads, ≥ 1; part of the configuration because sums depend on it in their last bits. Default:
             torch's.
@@ -52,6 +55,7 @@ class RunConfig:
     output: str = "last"
     eval_every: float = 1.0
     grad_norm: bool = True
+    track: str | None = None
     device: str = "cpu"
     threads: int | None = None
 
@@ -87,6 +91,8 @@ class RunConfig:
         for name, allowed in (("sampling", tuple(SAMPLERS)), ("output", ("last", "random"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
+        if self.track is not None:
+            tracked_names("track", self.track)
         check_parameters(find_method(self.method), self.params)
         _check_device(self.device)
         build_plan(str(self.plan), self.lr or 0.0, self.epochs, 1e3)  # a misspelt plan is found before data is loaded

@@ -20,6 +20,7 @@ from sngd.training.methods import Setting, find_method
 from sngd.training.plans import build_plan
 from sngd.training.run_folder import RunFolder
 from sngd.training.sampler import SAMPLERS, Sampler
+from sngd.training.tracking import Tracker, tracked_names, training_objective
 
 CHECKPOINT_SECONDS = 30.0  # of training between checkpoints, beside the one at each evaluation
 PROGRESS_SECONDS = 0.1
@@ -179,6 +180,11 @@ class Run:
             params = [p for p in self.model.parameters() if p.requires_grad]
             self.iterate = RandomIterate([*params, *self.model.buffers()], _generator(config.seed, "output"))
 
+        self.tracker = None
+        if config.track:
+            measured = training_objective(self.problem, self.model, self.loss_of, config.batch_size)
+            self.tracker = Tracker(tracked_names("track", config.track), measured)
+
         self.steps = 0
         self.seen = 0  # samples drawn, those of full batches included
         self.rows = 0  # of metrics written so far
@@ -206,7 +212,7 @@ class Run:
         started = time.perf_counter()
         if self.iterate is not None:
             self.iterate.update(self.loop.iterate_weight)
-        self.loss = self.loop.step(self._loss_of, self._draw(self.loop.next_batch_size))
+        self.loss = self.loop.step(self.loss_of, self._draw(self.loop.next_batch_size))
         self.steps += 1
         self.seconds += time.perf_counter() - started
 
@@ -221,7 +227,7 @@ class Run:
         self.seen += len(inputs)
         return inputs, targets
 
-    def _loss_of(self, batch: Samples) -> Tensor:
+    def loss_of(self, batch: Samples) -> Tensor:
         inputs, targets = batch
         if self.problem.prepare is not None:
             inputs = self.problem.prepare(inputs)
@@ -232,6 +238,8 @@ class Run:
         row = self._row(finished)
         diverged = not isfinite(row["train_loss"])
         row |= {"final": finished or diverged, "diverged": diverged}
+        if self.tracker is not None and not diverged:
+            row |= self.tracker.measure(row["lr"], _generator(self.config.seed, f"tracking at step {self.steps}"))
         self.evaluations = int(self.loop.oracle_calls / self.problem.n / self.config.eval_every + 1e-9) + 1
         rows = [row]
         if row["final"] and self.iterate is not None and not diverged:
@@ -265,6 +273,7 @@ class Run:
             "samples": self.samples.state_dict(),
             "augmentation": self.augmentation.get_state(),
             "iterate": self.iterate.state_dict() if self.iterate is not None else None,
+            "tracking_calls": self.tracker.oracle_calls if self.tracker is not None else 0,
             "rng": torch.get_rng_state(),  # dropout and the like draw from the global generators
             "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
             "steps": self.steps,
@@ -279,6 +288,8 @@ class Run:
             getattr(self, part).load_state_dict(state[part])
         if self.iterate is not None:
             self.iterate.load_state_dict(state["iterate"])
+        if self.tracker is not None:
+            self.tracker.oracle_calls = state["tracking_calls"]
         self.augmentation.set_state(state["augmentation"])
         torch.set_rng_state(state["rng"])
         if self.device.type == "cuda":

@@ -6,16 +6,16 @@ import typer
 from rich.table import Table
 
 from sngd.cli.console import out, print_json
-from sngd.cli.options import Json
+from sngd.cli.options import Json, Smoothness0, Smoothness1, SmoothnessL, smoothness_of
 
 
 def plan(
     methods: Annotated[
         str, typer.Argument(help="sngd, s-sngd:harmonic, s-sngd:geometric, sgd, spider-sfo; several joined by commas.")
     ],
-    smoothness: Annotated[float | None, typer.Option("--L", help="F is L-smooth.")] = None,
-    l0: Annotated[float | None, typer.Option("--L0", help="With --L1: F is (L0, L1)-smooth.")] = None,
-    l1: Annotated[float | None, typer.Option("--L1", help="See --L0.")] = None,
+    smoothness: SmoothnessL = None,
+    l0: Smoothness0 = None,
+    l1: Smoothness1 = None,
     sigma: Annotated[float, typer.Option(help="σ: bound on the gradient noise of one sample.")] = 0.0,
     gap: Annotated[float, typer.Option(help="Δ: F(w_0) − inf F.")] = 1.0,
     epsilon: Annotated[
@@ -25,12 +25,11 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """From constants to a run: learning rate, batch size, steps or stages, cost, and the guaranteed E‖∇F(w̄)‖."""
-    from sngd.theory import RelaxedSmooth, Smooth
     from sngd.theory import plan as plan_run
 
-    if (smoothness is None) == (l0 is None) or (l0 is None) != (l1 is None):
+    given = smoothness_of(smoothness, l0, l1)
+    if given is None:
         raise ValueError("give either --L, or --L0 and --L1")
-    given = Smooth(smoothness) if smoothness is not None else RelaxedSmooth(l0 or 0.0, l1 or 0.0)
     names = [name.strip() for name in methods.split(",")]
     plans = [plan_run(names[0], given, sigma, gap, epsilon=epsilon, target=target)]
     plans += [plan_run(name, given, sigma, gap, target=plans[0].target) for name in names[1:]]

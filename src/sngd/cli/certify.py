@@ -1,0 +1,45 @@
+"""From a run to what it guarantees."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from sngd.cli.console import out, print_json
+from sngd.cli.options import Data, Json, Smoothness0, Smoothness1, SmoothnessL, smoothness_of
+
+
+def certify(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or one of several runs.")],
+    smoothness: SmoothnessL = None,
+    l0: Smoothness0 = None,
+    l1: Smoothness1 = None,
+    sigma: Annotated[float | None, typer.Option(help="σ: bound on the gradient noise of one sample.")] = None,
+    gap: Annotated[float | None, typer.Option(help="Δ: F(w_0) − inf F.")] = None,
+    data: Data = None,
+    as_json: Json = False,
+) -> None:
+    """Hold runs against their theorem: mean ‖∇F(w)‖ measured, bound, its terms, verdict, and every assumption.
+
+    Constants that are not given are the problem's own, where known, or measured by a run with --track. No theorem is
+    claimed when an assumption is violated or unchecked.
+    """
+    from sngd.studies.certify import certify as certify_runs
+
+    given = smoothness_of(smoothness, l0, l1)
+    found = certify_runs(folder, smoothness=given, sigma=sigma, gap=gap, data=data)
+    if as_json:
+        print_json({"folder": str(folder), "certificates": [certificate.as_json() for certificate in found]})
+        return
+    for certificate in found:
+        table = Table(title=f"{escape(certificate.label)}: {certificate.verdict}", title_justify="left")
+        for name in ("assumption", "status", "why"):
+            table.add_column(name, overflow="fold")
+        for assumption in certificate.assumptions:
+            color = "green" if assumption.status in ("given", "measured") else "red"
+            table.add_row(assumption.name, f"[{color}]{assumption.status}[/]", escape(assumption.detail))
+        out.print(table)
+        out.print(certificate.statement, soft_wrap=True, highlight=False, markup=False)
+    out.print(f"written: {folder / 'certificate.json'}", soft_wrap=True, highlight=False)

@@ -1,0 +1,73 @@
+"""From a model to its constants."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from sngd.cli.console import out, print_json, progress_bars
+from sngd.cli.options import Data, Device, Json, file_name
+from sngd.training.tracking import tracked_names
+
+
+def diagnose(
+    target: Annotated[
+        str,
+        typer.Argument(metavar="RUN|PROBLEM", help="A run's folder (its last weights), or a problem (initial ones)."),
+    ],
+    only: Annotated[str, typer.Option(help="Some of smoothness,noise,curvature.")] = "smoothness,noise,curvature",
+    samples: Annotated[int, typer.Option(help="Training samples drawn for each quantity.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
+    device: Device = "cpu",
+    data: Data = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option("--out", help="Where it goes. (default: the run's folder, or runs/diagnose-PROBLEM)"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure a model's constants: gradient noise, local smoothness, the ends of the Hessian's spectrum.
+
+    Each comes with an interval and its cost. On a run trained with --track it also fits L0 and L1 along the run.
+    """
+    from sngd.studies.diagnosis import diagnose as measure
+    from sngd.studies.diagnosis import write_diagnosis
+
+    folder = folder or (Path(target) if Path(target).is_dir() else Path("runs", f"diagnose-{file_name(target)}"))
+    with progress_bars() as bars:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, most: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=most, loss="")
+            bars.update(tasks[what], completed=done)
+
+        found = measure(
+            target,
+            only=tracked_names("only", only),
+            samples=samples,
+            seed=seed,
+            device=device,
+            data=data,
+            on_progress=show,
+        )
+    written = write_diagnosis(found, folder, command=shlex.join(["sngd", *sys.argv[1:]]))
+    if as_json:
+        print_json({"files": [str(path) for path in written], **found.as_json()})
+        return
+    out.print(f"{found.target}: {found.where}; n = {found.n:,}, d = {found.dim:,}", soft_wrap=True, highlight=False)
+    table = Table()
+    for name in ("quantity", "value", "interval", "calls"):
+        table.add_column(name, justify="left" if name == "quantity" else "right", no_wrap=name != "quantity")
+    for quantity, interval, calls in found.table():
+        ends = escape(f"[{interval.low:.4g}, {interval.high:.4g}]")
+        table.add_row(quantity, f"{interval.value:.4g}", ends, calls)
+    out.print(table)
+    if found.curvature:
+        out.print(f"by its curvature the point is: {found.curvature.kind}")
+    for path in written:
+        out.print(f"written: {path}", soft_wrap=True, highlight=False)

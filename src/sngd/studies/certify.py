@@ -1,0 +1,368 @@
+"""Certificates of runs: what the theorems guarantee for them, from config.json and metrics.jsonl."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from sngd.diagnose.certificate import (
+    Assumption,
+    Certificate,
+    Curvature,
+    Curve,
+    Rule,
+    bound_of,
+    find_theorem,
+    judge_gap,
+    judge_noise,
+    judge_smoothness,
+    mean_norm,
+    played,
+)
+from sngd.diagnose.interval import Interval
+from sngd.problems import Problem, load_problem
+from sngd.problems.analytic import Analytic
+from sngd.problems.registry import ANALYTIC
+from sngd.stages import StagePlan
+from sngd.studies.runs import Row, Run, Study, read_study, value
+from sngd.theory import RelaxedSmooth, Smooth, Smoothness
+from sngd.theory.checks import non_negative
+from sngd.training.loop import Composed
+from sngd.training.methods import (
+    CAPPED,
+    FULL,
+    GRADIENT,
+    METHODS,
+    MINIBATCH,
+    NORMALIZED,
+    SPIDER,
+    Method,
+    Setting,
+    parameter_values,
+)
+from sngd.training.plans import build_plan
+from sngd.training.run_folder import read_json, write_json
+
+_FLOAT32 = 2.0**-23  # relative error of a rounded gradient
+_DIFFERENCES = 0.02  # relative error granted to differences of float32 gradients over a short step
+
+
+def certify(
+    folder: str | os.PathLike[str],
+    *,
+    smoothness: Smoothness | None = None,
+    sigma: float | None = None,
+    gap: float | None = None,
+    data: Path | None = None,
+) -> list[Certificate]:
+    """Certify the runs in ``folder`` and write ``certificate.json`` there, which the report shows.
+
+    A constant that is not given is the problem's own where it is known (the analytic ones), and otherwise measured, if
+    the runs were tracked. The problem is loaded, to see whether steps and evaluations are about the same function.
+
+    Args:
+        folder: a run or a study.
+        smoothness: L, or L0 and L1; in mean square over the samples for spider-sfo.
+        sigma: σ ≥ 0, E‖∇f(w; a) − ∇F(w)‖² ≤ σ².
+        gap: Δ = F(w_0) − inf F ≥ 0; for stages, at the start of each.
+        data: folder of data sets, see ``sngd.problems.load_problem``.
+
+    Returns:
+        One certificate for each method with a finished run, in the study's order.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_study``; a constant is out of its range; no run has finished.
+    """
+    sigma = None if sigma is None else non_negative("sigma", sigma)
+    gap = None if gap is None else non_negative("gap", gap)
+    study = read_study(folder)
+    constants = _constants(study.problem, smoothness, sigma, gap)
+    found = _certificates(study, constants, lambda: load_problem(study.problem, data))
+    if not found:
+        raise ValueError(f"{folder}: no run has finished, there is nothing to certify")
+    write_json(Path(folder) / "certificate.json", {"certificates": [certificate.as_json() for certificate in found]})
+    return found
+
+
+def shown_certificates(study: Study) -> list[dict[str, Any]]:
+    """What the report shows: ``certificate.json``, or else, for a problem with known constants, certificates made now.
+
+    Raises:
+        ValueError: the file is not what `certify` writes.
+    """
+    path = study.folder / "certificate.json"
+    if not path.exists():
+        if study.problem not in ANALYTIC:
+            return []
+        found = _certificates(study, _constants(study.problem), lambda: ANALYTIC[study.problem]().problem)
+        return [certificate.as_json() for certificate in found] if any(one.bound for one in found) else []
+    entries = read_json(path).get("certificates")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) and entry.keys() >= _KEYS for entry in entries):
+        raise ValueError(f"{path}: must hold a list of certificates, as sngd certify writes it")
+    return entries
+
+
+def is_certified(entry: dict[str, Any], study: Study) -> bool:
+    """Whether the certificate, in JSON, is about the finished runs that the study has under its label."""
+    runs = [run for run in study.arms.get(entry["label"], []) if run.finished]
+    return bool(runs) and entry["seeds"] == [run.seed for run in runs] and entry["steps"] == runs[0].answer.get("step")
+
+
+class _Constants(NamedTuple):
+    """What is known before anything is measured, None where nothing is; and by whom, for the text."""
+
+    smoothness: Smoothness | None
+    sigma: float | None
+    gap: float | None
+    infimum: float | None
+    sources: tuple[str, ...]
+
+
+def _constants(
+    problem: str, smoothness: Smoothness | None = None, sigma: float | None = None, gap: float | None = None
+) -> _Constants:
+    if problem not in ANALYTIC:
+        return _Constants(smoothness, sigma, gap, None, ("as given",) * 3)
+    exact = ANALYTIC[problem]()
+    return _Constants(
+        smoothness or _smoothness(exact),
+        exact.sigma if sigma is None else sigma,
+        exact.gap if gap is None else gap,
+        0.0,
+        tuple("known of the problem" if given is None else "as given" for given in (smoothness, sigma, gap)),
+    )
+
+
+def _smoothness(exact: Analytic) -> Smoothness | None:
+    if exact.L is not None:
+        return Smooth(exact.L)
+    return None if exact.L0 is None or exact.L1 is None else RelaxedSmooth(exact.L0, exact.L1)
+
+
+def _certificates(study: Study, constants: _Constants, load: Callable[[], Problem]) -> list[Certificate]:
+    finished = {label: [run for run in runs if run.finished] for label, runs in study.arms.items()}
+    if not any(finished.values()):
+        return []
+    same_function = _same_function(load)
+    return [_certificate(label, runs, constants, same_function) for label, runs in finished.items() if runs]
+
+
+def _certificate(label: str, runs: list[Run], constants: _Constants, same_function: Assumption) -> Certificate:
+    """The certificate of one arm's finished runs, step by step: theorem, constants, bound, measured mean."""
+    config, steps = runs[0].config, int(value(runs[0].answer, "step") or 0)
+    seeds = tuple(run.seed for run in runs)
+    method = METHODS.get(str(config.get("method")))
+    rule = _rule(method)
+    if diverged := [str(run.seed) for run in runs if run.diverged]:
+        return _refused(label, seeds, steps, "runs", "violated", f"the run of seed {', '.join(diverged)} diverged")
+    if method is None or rule is None:
+        return _refused(label, seeds, steps, "method", "unchecked", f"no theorem covers {config.get('method')}")
+    plan = played(_plan(method, runs[0]), steps)
+    source = constants.sources
+    # SPIDER wants L in mean square over the samples; F's own can refute that one, not stand in for it.
+    usable = rule != "spider" or constants.smoothness is not None
+    smoothness, smooth = judge_smoothness(constants.smoothness, _curvatures(runs) if usable else [], source[0])
+    theorem = find_theorem(rule, smoothness, plan)
+    if theorem is None:
+        reason = f"the theorem for {method.name} is for a constant learning rate"
+        return _refused(label, seeds, steps, "method", "unchecked", reason)
+    exact = method.estimate is FULL
+    sigma, noise = _no_noise() if exact else judge_noise(constants.sigma, _variances(runs), source[1])
+    losses = _curves(runs, "train_loss")
+    gap, bounded = judge_gap(constants.gap, losses, plan, infimum=constants.infimum, source=source[2])
+    bound, condition = None, None
+    if smoothness is not None and sigma is not None and gap is not None:
+        batch_size = 1 if exact else int(config["batch_size"])
+        options = _options(method, runs[0])
+        bound, condition = bound_of(
+            rule, smoothness, sigma=sigma, gap=gap, plan=plan, batch_size=batch_size, options=options
+        )
+    norms, measurements = _measurements(runs, plan)
+    return Certificate(
+        label=label,
+        seeds=seeds,
+        steps=steps,
+        theorem=theorem,
+        smoothness=smoothness,
+        sigma=sigma,
+        gap=gap,
+        bound=bound,
+        measured=mean_norm(norms, plan) if norms else None,
+        first=fmean(curve[0][1] for curve in norms) if norms else None,
+        assumptions=(
+            smooth,
+            noise,
+            bounded,
+            *([condition] if condition else []),
+            _batches(config, exact),
+            _objective(config, same_function),
+            _steps(runs),
+            measurements,
+        ),
+    )
+
+
+def _refused(label: str, seeds: tuple[int, ...], steps: int, *assumption: Any) -> Certificate:
+    return Certificate(label, seeds, steps, None, None, None, None, None, None, None, (Assumption(*assumption),))
+
+
+_KEYS = _refused("", (), 0, "", "unchecked", "").as_json().keys()
+
+
+# ---- what the runs did ---------------------------------------------------------------------------------------
+
+
+def _rule(method: Method | None) -> Rule | None:
+    """Which kind of steps the method takes; None where no theorem of `sngd.theory` is about them."""
+    if method is None:
+        return None
+    if method.estimate in (MINIBATCH, FULL) and method.step_rule is NORMALIZED:
+        return "normalized"
+    if method.estimate in (MINIBATCH, FULL) and method.step_rule is GRADIENT:
+        return "gradient"
+    return "spider" if method.estimate is SPIDER and method.step_rule is CAPPED else None
+
+
+def _plan(method: Method, run: Run) -> StagePlan:
+    """The stage plan of a run, made as the engine makes it."""
+    config, n = run.config, _samples(run)
+    setting = Setting(
+        model=nn.Linear(1, 1),
+        n=n,
+        batch_size=int(config["batch_size"]),
+        lr=float(config["lr"]),
+        weight_decay=0.0,
+        generator=lambda _: torch.Generator(),
+        values=_options(method, run),
+    )
+    spelled = str(config.get("plan") or method.plan)
+    loop = method.build(setting, lambda cost: build_plan(spelled, setting.lr, float(config["epochs"]), n / cost))
+    assert isinstance(loop, Composed)  # the only other kind has no theorem
+    return loop.plan
+
+
+def _samples(run: Run) -> int:
+    """n, the number of training samples."""
+    calls, passes = value(run.answer, "oracle_calls"), value(run.answer, "grads_over_n")
+    if not calls or not passes:
+        raise ValueError(f"{run.path / 'metrics.jsonl'}: the last row has no oracle_calls and grads_over_n")
+    return round(calls / passes)
+
+
+def _options(method: Method, run: Run) -> dict[str, float]:
+    return parameter_values(method, run.config.get("params") or {}, int(run.config["batch_size"]), _samples(run))
+
+
+def _curves(runs: Sequence[Run], key: str) -> list[Curve]:
+    """(step, value) of every evaluation that has a value, run by run."""
+    return [
+        [(int(row["step"]), number) for row in run.curve if (number := value(row, key)) is not None] for run in runs
+    ]
+
+
+def _curvatures(runs: Sequence[Run]) -> list[Curvature]:
+    """What ``--track smoothness,curvature`` measured at evaluations."""
+    return [curvature for run in runs for row in run.curve for curvature in _curvatures_of(row)]
+
+
+def _curvatures_of(row: Row) -> Iterator[Curvature]:
+    step, norm, lr = int(row["step"]), value(row, "grad_norm"), value(row, "lr")
+    if norm is None or lr is None:
+        return
+    for key in ("smoothness_along", "smoothness_off"):  # at distances up to the learning rate
+        if (number := value(row, key)) is not None:
+            yield Curvature(step, number, _DIFFERENCES * number, norm, reach=lr)
+    for key in ("hessian_max", "hessian_min"):
+        number, error = value(row, key), value(row, f"{key}_error")
+        if number is not None and error is not None:
+            yield Curvature(step, number, error, norm)
+
+
+def _variances(runs: Sequence[Run]) -> list[Interval]:
+    """σ² as ``--track noise`` measured it at evaluations, give or take the rounding of gradients."""
+    return [interval for run in runs for row in run.curve if (interval := _variance_of(row)) is not None]
+
+
+def _variance_of(row: Row) -> Interval | None:
+    variance, low, high = (value(row, f"noise_variance{end}") for end in ("", "_low", "_high"))
+    if variance is None or low is None or high is None:
+        return None
+    rounding = _FLOAT32 * (value(row, "grad_norm") or 0.0)
+    return Interval(variance, max(0.0, max(0.0, low) ** 0.5 - rounding) ** 2, (high**0.5 + rounding) ** 2)
+
+
+# ---- what can be checked without constants -------------------------------------------------------------------
+
+
+def _no_noise() -> tuple[float, Assumption]:
+    return 0.0, Assumption("noise", "given", "σ = 0: the method takes full gradients")
+
+
+def _batches(config: dict[str, Any], exact: bool) -> Assumption:
+    if exact:
+        return Assumption("batches", "given", "every step sees all samples")
+    if config.get("sampling", "shuffled") == "independent":
+        return Assumption("batches", "given", "every sample is drawn uniformly and independently of all others")
+    detail = "cut from shuffled passes: given the batches before, what is left of a pass is a biased sample"
+    return Assumption("batches", "violated", detail)
+
+
+def _objective(config: dict[str, Any], same_function: Assumption) -> Assumption:
+    decay = config.get("weight_decay") or 0.0
+    if decay:
+        detail = f"weight decay {decay:g} makes the steps about F + {decay:g}/2 ‖w‖², while F is what is evaluated"
+        return Assumption("objective", "violated", detail)
+    return same_function
+
+
+def _same_function(load: Callable[[], Problem]) -> Assumption:
+    """Whether the steps' loss is the one that is evaluated: no augmentation, nothing that differs in eval mode."""
+    try:
+        problem = load()
+    except (ValueError, OSError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        return Assumption("objective", "unchecked", f"the problem cannot be loaded ({reason})")
+    if problem.augment is not None:
+        detail = "steps see samples with random augmentation, F is evaluated without"
+        return Assumption("objective", "violated", detail)
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model = problem.build_model()
+        x, y = problem.train[0][:64], problem.train[1][:64]
+        x = x if problem.prepare is None else problem.prepare(x)
+        training, evaluation = (problem.loss(model.train(mode)(x), y) for mode in (True, False))
+    if not torch.equal(training, evaluation):
+        detail = "the model differs between training and evaluation (dropout, BatchNorm): steps are about another F"
+        return Assumption("objective", "violated", detail)
+    detail = "the loss of a batch is the same in training and in evaluation; no weight decay, no augmentation"
+    return Assumption("objective", "measured", detail)
+
+
+def _steps(runs: Sequence[Run]) -> Assumption:
+    skipped = [value(run.answer, "skipped_steps") for run in runs]
+    if None in skipped:
+        return Assumption("steps", "unchecked", "the runs did not count skipped steps")
+    total = int(sum(count or 0 for count in skipped))
+    if total:
+        return Assumption("steps", "violated", f"{total} skipped, the gradient having been zero or not finite")
+    return Assumption("steps", "measured", "none was skipped")
+
+
+def _measurements(runs: Sequence[Run], plan: StagePlan) -> tuple[list[Curve], Assumption]:
+    """The curves of ‖∇F(w_t)‖ from w_0 to w_N, or none if a run has gaps."""
+    curves = _curves(runs, "grad_norm")
+    for run, curve in zip(runs, curves, strict=True):
+        ends = [curve[0][0], curve[-1][0]] if len(curve) > 1 else []
+        if ends != [0, plan.steps] or len(curve) < len(run.curve):
+            detail = f"not every row of seed {run.seed}, from step 0 to {plan.steps}, has a grad_norm"
+            return [], Assumption("measurements", "unchecked", detail)
+    rows = min(map(len, curves))
+    if rows == plan.steps + 1:
+        return curves, Assumption("measurements", "measured", "‖∇F‖ at every iterate")
+    detail = f"‖∇F‖ at {rows} of {plan.steps + 1} iterates of a run, interpolated in between"
+    return curves, Assumption("measurements", "measured", detail)

@@ -1,0 +1,115 @@
+"""The paper's claims, C1 to C10: which study measures each, and the verdicts computed from its measurements."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sngd.studies import relaxed, variance
+from sngd.studies.judges import judge_bounds, judge_escape
+from sngd.studies.reproduce import PROFILES, reproduce, stored
+from sngd.studies.verdicts import Evidence, Verdict, as_json, as_markdown
+from sngd.training.run_folder import replace_file, write_json
+
+
+class Claim(NamedTuple):
+    """A claim, its place in the paper, the figures that measure it, and the judge of their measurements, in order."""
+
+    name: str
+    text: str
+    where: str
+    figures: tuple[str, ...] = ()
+    judge: Callable[..., Evidence] | None = None
+
+
+CLAIMS = {
+    claim.name: claim
+    for claim in (
+        Claim("C1", "SNGD with α = 0.1 beats SPIDER-SFO with α = 0.1 and 0.001 on MNIST", "§6.1, Figure 2"),
+        Claim("C2", "with α = 0.001 SPIDER-SFO converges faster than SNGD", "§6.1, Figure 2"),
+        Claim("C3", "with large α SPIDER-SFO's curves vary strongly, SNGD's are smooth", "§6, Figures 2 and 3"),
+        Claim("C4", "S-SNGD v1 and v2 beat SNGD and SPIDER-SFO on ResNet20 and ResNet56", "§6.2, Figure 3"),
+        Claim("C5", "S-SNGD v2 equals SNGD with α = 0.5 until epoch 80", "§6.2, Figure 3"),
+        Claim("C6", "at batch size 4096 S-SNGD beats S-SGD in training loss and test accuracy", "§6.2, Figure 4"),
+        Claim("C7", "the bounds of Theorems 1–4 hold", "§3, §4", ("conformance", "scaling"), judge_bounds),
+        Claim("C8", "SNGD leaves saddles and sharp minima faster than SGD", "§1, Figure 1", ("fig1",), judge_escape),
+        Claim(
+            "C9",
+            "SNGD handles (L0, L1)-smooth objectives without clipping",
+            "§3, Theorem 2",
+            ("relaxed",),
+            relaxed.judge,
+        ),
+        Claim(
+            "C10",
+            "the variance of SPIDER's estimator grows with α, that of SNGD's does not",
+            "§5, eq. 15",
+            ("variance",),
+            variance.judge,
+        ),
+    )
+}
+
+
+def reproduce_claims(
+    only: Sequence[str],
+    profile: str,
+    out: Path,
+    command: str = "",
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> list[Verdict]:
+    """Measure what is missing, draw it, and judge: ``out`` gets a folder a figure, verdicts.json and verdicts.md.
+
+    Measurements of the same profile that ``out`` holds already are kept, so an interrupted call can be repeated.
+
+    Args:
+        only: names such as "C9"; none for all.
+        profile: ``quick`` or ``small``.
+        out: folder, made if need be.
+        command: the command line, kept with what it measured and with the verdicts.
+        on_progress: told the name of each figure before it is measured or drawn.
+
+    Returns:
+        The verdicts, in the order of ``CLAIMS``.
+
+    Raises:
+        ValueError: unknown claim or profile, or a measurements.json that is none.
+    """
+    chosen = _chosen(only)
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; claims have {', '.join(PROFILES)}")
+    for figure in dict.fromkeys(figure for claim in chosen for figure in claim.figures):
+        on_progress(figure)
+        reproduce(figure, profile, out / figure, command, reuse=True)
+    verdicts = judge(out, only)
+    described = [as_json(verdict) for verdict in verdicts]
+    write_json(out / "verdicts.json", {"command": command, "profile": profile, "verdicts": described})
+    title = f"# Verdicts on the paper's claims, {profile} profile"
+    replace_file(out / "verdicts.md", f"{title}\n\n{as_markdown(verdicts)}".encode())
+    return verdicts
+
+
+def judge(folder: Path, only: Sequence[str] = ()) -> list[Verdict]:
+    """The verdicts that follow from the measurements in ``folder``/FIGURE/measurements.json, and from nothing else.
+
+    Args:
+        folder: where ``reproduce_claims`` measured. A claim with measurements missing is not tested.
+        only: names such as "C9"; none for all.
+
+    Raises:
+        ValueError: unknown claim, or a measurements.json that is none.
+    """
+    return [_verdict(claim, [stored(folder / figure) for figure in claim.figures]) for claim in _chosen(only)]
+
+
+def _chosen(only: Sequence[str]) -> list[Claim]:
+    for name in only:
+        if name not in CLAIMS:
+            raise ValueError(f"unknown claim {name!r}; must be one of {', '.join(CLAIMS)}")
+    return [claim for claim in CLAIMS.values() if not only or claim.name in only]
+
+
+def _verdict(claim: Claim, measurements: list[dict[str, Any] | None]) -> Verdict:
+    if claim.judge is None or None in measurements:
+        return Verdict(claim.name, claim.text, claim.where)
+    sources = tuple(f"{figure}/measurements.json" for figure in claim.figures)
+    return Verdict(claim.name, claim.text, claim.where, claim.judge(*measurements), sources)

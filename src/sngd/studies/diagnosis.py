@@ -1,0 +1,371 @@
+"""Constants measured on a real model: at a problem's initial weights, or at the end of a run and along it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from sngd.diagnose import (
+    Curvature,
+    Eigenvalue,
+    Fit,
+    Interval,
+    LocalSmoothness,
+    Noise,
+    Objective,
+    extreme_eigenvalues,
+    fit_relaxed_smooth,
+    gradient_noise,
+    local_smoothness,
+)
+from sngd.problems import load_problem
+from sngd.studies.figures import save
+from sngd.studies.runs import Row, read_run, value
+from sngd.training import RunConfig
+from sngd.training.engine import Run
+from sngd.training.run_folder import RunFolder, environment, write_json
+from sngd.training.tracking import TRACKED, training_objective
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+DISTANCES = (0.01, 0.1, 1.0)  # in learning rates
+ENVELOPE = 0.95  # quantile of the fit that is meant for plans
+
+Progress = Callable[[str, int, int], object]  # what is measured, steps done, steps at most
+
+
+class Diagnosis(NamedTuple):
+    """What was measured; None is what was not asked for, or cannot be measured there.
+
+    ``noise``, ``smoothness`` and ``curvature`` are at one point, described by ``where``; ``rows`` are a run's tracked
+    rows, and ``fits`` what they say of L0 and L1: through the middle of the points, and above most of them.
+    """
+
+    target: str
+    where: str
+    n: int
+    dim: int
+    batch_size: int
+    noise: Noise | None
+    smoothness: LocalSmoothness | None
+    curvature: Curvature | None
+    rows: list[Row]
+    fits: dict[str, Fit]
+
+    @property
+    def oracle_calls(self) -> int:
+        """∇f(w; a) evaluated for the measurements at the point."""
+        return sum(part.oracle_calls for part in (self.noise, self.smoothness, self.curvature) if part)
+
+    def table(self) -> list[tuple[str, Interval, str]]:
+        """Quantity, interval and oracle calls of everything measured; costs stand beside the first of a group."""
+        rows: list[tuple[str, Interval, str]] = []
+        if self.noise:
+            rows += [
+                ("σ² of one sample's gradient", self.noise.variance, f"{self.noise.oracle_calls:,}"),
+                ("‖∇F‖²", self.noise.grad_norm_squared, ""),
+                ("noise scale σ²/‖∇F‖², samples", self.noise.scale, ""),
+            ]
+        if self.smoothness:
+            calls = f"{self.smoothness.oracle_calls:,}"
+            for s, along in zip(self.smoothness.lengths, self.smoothness.along, strict=True):
+                rows.append((f"L̂ along the step, s = {s:.3g}", along, calls))
+                calls = ""
+            rows += [
+                (f"L̂ off the step, s = {s:.3g}", off, "")
+                for s, off in zip(self.smoothness.lengths, self.smoothness.off, strict=False)
+            ]
+        if self.curvature:
+            calls = f"{self.curvature.oracle_calls:,}"
+            rows += [
+                ("λ_max of ∇²F, the sharpness", self.curvature.largest.interval, calls),
+                ("λ_min of ∇²F", self.curvature.smallest.interval, ""),
+            ]
+        for name, fit in self.fits.items():
+            rows += [(f"L0, {name} of the run", fit.L0, ""), (f"L1, {name} of the run", fit.L1, "")]
+        return rows
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers; an interval is {value, low, high}, with null for an end that is infinite."""
+        return {
+            "target": self.target,
+            "where": self.where,
+            "n": self.n,
+            "dim": self.dim,
+            "oracle_calls": self.oracle_calls,
+            "noise": _plain(self.noise),
+            "smoothness": _plain(self.smoothness),
+            "curvature": _curvature_json(self.curvature),
+            "tracked_points": len(self.rows),
+            "fits": _plain(self.fits),
+        }
+
+
+def diagnose(
+    target: str,
+    *,
+    only: Sequence[str] = tuple(TRACKED),
+    samples: int = 2048,
+    seed: int = 0,
+    device: str = "cpu",
+    data: Path | None = None,
+    on_progress: Progress = lambda *_: None,
+) -> Diagnosis:
+    """Measure ``target``.
+
+    Args:
+        target: a run's folder (measured at its last weights, as its checkpoint has them), or a problem (at the initial
+            weights that ``seed`` draws).
+        only: some of ``TRACKED``.
+        samples: of the training set, drawn for each quantity, ≥ 3; at most n are used.
+        seed: of all that is drawn.
+        device: where to measure.
+        data: folder of data sets.
+        on_progress: told of each quantity, and of each step of the search for eigenvalues.
+
+    Raises:
+        FileNotFoundError, ValueError: no such run or problem, or an argument out of its range.
+    """
+    if samples < 3:
+        raise ValueError(f"samples must be at least 3, got {samples}")
+    run, where, rows = _point(target, seed, device, data)
+    objective = training_objective(run.problem, run.model, run.loss_of, run.config.batch_size)(_generator(seed))
+    size = min(samples, objective.n)
+
+    noise = smoothness = curvature = None
+    if "noise" in only:
+        on_progress("noise", 0, 1)
+        noise = gradient_noise(objective, samples=size, generator=_generator(seed + 1))
+        on_progress("noise", 1, 1)
+    if "smoothness" in only:
+        on_progress("smoothness", 0, 1)
+        smoothness = _smoothness(objective, run.loop.lr, size, _generator(seed + 2))
+        on_progress("smoothness", 1, 1)
+    if "curvature" in only:
+        generator = _generator(seed + 3)
+        curvature = extreme_eigenvalues(
+            objective,
+            batch=objective.draw(size, generator),
+            generator=generator,
+            on_progress=lambda done, most: on_progress("curvature", done, most),
+        )
+    return Diagnosis(
+        target,
+        where,
+        objective.n,
+        objective.dim,
+        run.config.batch_size,
+        noise,
+        smoothness,
+        curvature,
+        rows,
+        _fits(rows, seed),
+    )
+
+
+def _point(target: str, seed: int, device: str, data: Path | None) -> tuple[Run, str, list[Row]]:
+    """The model in its run, what to call the point, and the tracked rows up to it."""
+    if not Path(target).is_dir():
+        problem = load_problem(target, data)
+        batch_size = min(RunConfig.batch_size, problem.n)
+        config = RunConfig(target, "sngd", seed=seed, batch_size=batch_size, device=device)
+        return Run(config.resolved(problem.n), problem), f"initial weights, seed {seed}", []
+    found = read_run(target)
+    checkpoint = RunFolder(target).load_checkpoint()
+    if checkpoint is None:
+        raise FileNotFoundError(f"{target}: has no checkpoint.pt, the weights to measure are not there")
+    config = replace(RunConfig.from_json(found.config), device=device, track=None)
+    problem = load_problem(config.problem, data)
+    run = Run(config.resolved(problem.n), problem)
+    run.model.load_state_dict(checkpoint["model"])
+    run.loop.load_state_dict(checkpoint["loop"])
+    cost = run.loop.oracle_calls / problem.n
+    return run, f"{found.label}, seed {found.seed}, after {cost:.4g} #grad/n", found.curve
+
+
+def _smoothness(objective: Objective, lr: float, samples: int, generator: torch.Generator) -> LocalSmoothness:
+    return local_smoothness(
+        objective,
+        lengths=[lr * distance for distance in DISTANCES],
+        directions=4 if objective.dim > 4 else 0,
+        batch=objective.draw(samples, generator),
+        generator=generator,
+    )
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _fits(rows: Sequence[Row], seed: int) -> dict[str, Fit]:
+    """L0 and L1 from the tracked rows, as far as there are enough of them."""
+    points = [point for row in rows if (point := _smoothness_point(row))]
+    if len({x for x, _ in points}) < 3:
+        return {}
+    norms, measured = zip(*points, strict=True)
+    return {
+        name: fit_relaxed_smooth(norms, measured, quantile=quantile, generator=_generator(seed))
+        for name, quantile in (("middle", 0.5), ("envelope", ENVELOPE))
+    }
+
+
+def _smoothness_point(row: Row) -> tuple[float, float] | None:
+    """‖∇F‖ and the larger L̂, along the step or off it."""
+    norm = value(row, "smoothness_grad_norm")
+    found = [number for key in ("smoothness_along", "smoothness_off") if (number := value(row, key)) is not None]
+    return (norm, max(found)) if norm is not None and found else None
+
+
+# ---- files and pictures --------------------------------------------------------------------------------------
+
+
+def write_diagnosis(diagnosis: Diagnosis, folder: Path, command: str = "") -> list[Path]:
+    """Write diagnosis.json, diagnosis.png and diagnosis.svg into ``folder``; returns the three paths."""
+    content = {"command": command, "environment": environment(), **diagnosis.as_json()}
+    write_json(folder / "diagnosis.json", content)
+    return [folder / "diagnosis.json", *draw(diagnosis, folder)]
+
+
+def _plain(content: Any) -> Any:
+    """Named tuples as dicts, numbers that are not finite as None."""
+    if isinstance(content, float):
+        return content if abs(content) < float("inf") else None  # neither infinite nor NaN
+    if hasattr(content, "_asdict"):
+        content = content._asdict()
+    if isinstance(content, Mapping):
+        return {key: _plain(part) for key, part in content.items()}
+    if isinstance(content, list | tuple):
+        return [_plain(part) for part in content]
+    return content
+
+
+def _curvature_json(curvature: Curvature | None) -> dict[str, Any] | None:
+    if curvature is None:
+        return None
+
+    def end(eigenvalue: Eigenvalue) -> dict[str, Any]:
+        return {**_plain(eigenvalue.interval), "residual": _plain(eigenvalue.residual)}
+
+    return {
+        "largest": end(curvature.largest),
+        "smallest": end(curvature.smallest),
+        "kind": curvature.kind,
+        "steps": curvature.steps,
+        "oracle_calls": curvature.oracle_calls,
+    }
+
+
+def draw(diagnosis: Diagnosis, folder: Path) -> list[Path]:
+    """Draw what there is: L̂ against distance, and along a tracked run L̂ against ‖∇F‖ with the fits, the spectrum's
+    ends, and the noise scale. Returns the pictures' paths; none if there is nothing to draw."""
+    panels: list[Callable[[Axes], None]] = []
+    if diagnosis.smoothness:
+        smoothness = diagnosis.smoothness
+        panels.append(lambda ax: _draw_distances(ax, smoothness))
+    if any(_smoothness_point(row) for row in diagnosis.rows):
+        panels.append(lambda ax: _draw_fit(ax, diagnosis))
+    if _column(diagnosis.rows, "hessian_max"):
+        panels.append(lambda ax: _draw_spectrum(ax, diagnosis.rows))
+    if _column(diagnosis.rows, "noise_scale"):
+        panels.append(lambda ax: _draw_noise(ax, diagnosis))
+    if not panels:
+        return []
+    import matplotlib
+    from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
+
+    columns = min(2, len(panels))
+    rows = -(-len(panels) // columns)
+    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+        figure = Figure(figsize=(6 * columns, 4.2 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, squeeze=False).flat
+        for ax, panel in zip(axes, panels, strict=False):
+            panel(ax)
+            ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
+        for ax in list(axes)[len(panels) :]:
+            ax.remove()
+        figure.suptitle(f"{diagnosis.target}\n{diagnosis.where}".replace("$", r"\$"), fontsize=10)
+        return save(figure, folder / "diagnosis", dpi=130)
+
+
+def _column(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
+    """(#grad/n, value) of the rows that have it."""
+    return [(row["grads_over_n"], number) for row in rows if (number := value(row, key)) is not None]
+
+
+def _draw_distances(ax: Axes, smoothness: LocalSmoothness) -> None:
+    series = (("along the step", smoothness.along, "#0072B2"), ("off it, random directions", smoothness.off, "#D55E00"))
+    for label, intervals, color in series:
+        if intervals:
+            _errorbars(ax, smoothness.lengths, intervals, color, label)
+    ax.plot(smoothness.lengths, smoothness.rounding, color="#999999", linewidth=1, linestyle=":", label="rounding")
+    ax.set(xscale="log", yscale="log", xlabel="distance s", ylabel="local smoothness L̂(s)")
+    ax.set_title("how fast the gradient changes, 95 % intervals", fontsize=10)
+    ax.legend(fontsize=8)
+
+
+def _errorbars(ax: Axes, xs: Sequence[float], intervals: Sequence[Interval], color: str, label: str) -> None:
+    below = [i.value - i.low for i in intervals]
+    above = [i.high - i.value if i.high < float("inf") else 0.0 for i in intervals]
+    ax.errorbar(
+        xs, [i.value for i in intervals], yerr=[below, above], color=color, label=label, marker="o", markersize=4,
+        linewidth=1.4, capsize=3,
+    )  # fmt: skip
+
+
+def _draw_fit(ax: Axes, diagnosis: Diagnosis) -> None:
+    norms, measured = zip(*(point for row in diagnosis.rows if (point := _smoothness_point(row))), strict=True)
+    points = ax.scatter(norms, measured, c=range(len(norms)), cmap="viridis", s=22, zorder=3)
+    ax.figure.colorbar(points, ax=ax, label="evaluation")
+    ends = [0.0, max(norms)]
+    looks = {"middle": ("#0072B2", "-"), "envelope": ("#D55E00", "--")}
+    for name, fit in diagnosis.fits.items():
+        color, style = looks[name]
+        ys = [fit.L0.value + fit.L1.value * x for x in ends]
+        label = f"{name} (q = {fit.quantile:g}): L0 = {fit.L0.value:.3g}, L1 = {fit.L1.value:.3g}"
+        ax.plot(ends, ys, color=color, linestyle=style, label=label)
+    ax.set(xlabel="‖∇F(w)‖", ylabel="local smoothness L̂", xlim=(0, None), ylim=(0, None))
+    ax.set_title("L̂ against ‖∇F‖ along the run", fontsize=10)
+    if diagnosis.fits:
+        ax.legend(fontsize=8)
+
+
+def _draw_spectrum(ax: Axes, rows: Sequence[Row]) -> None:
+    for key, label, color in (("hessian_max", "largest", "#D55E00"), ("hessian_min", "smallest", "#0072B2")):
+        points = [(row["grads_over_n"], value(row, key), value(row, f"{key}_error")) for row in rows]
+        found = [(x, y, error or 0.0) for x, y, error in points if y is not None]
+        xs, ys, errors = zip(*found, strict=True)
+        ax.errorbar(xs, ys, yerr=errors, color=color, marker=".", label=label, linewidth=1.4, capsize=2)
+    ax.axhline(0, color="black", linewidth=0.6)
+    ax.margins(y=0.15)
+    ax.set_yscale("symlog", linthresh=1e-2)
+    ax.set(xlabel="#grad/n", ylabel="eigenvalue of ∇²F")
+    ax.set_title("ends of the Hessian's spectrum, with error bounds", fontsize=10)
+    ax.legend(fontsize=8)
+
+
+def _draw_noise(ax: Axes, diagnosis: Diagnosis) -> None:
+    rows = [row for row in diagnosis.rows if value(row, "noise_scale") is not None]
+    xs = [row["grads_over_n"] for row in rows]
+    intervals = [
+        Interval(
+            row["noise_scale"],
+            value(row, "noise_scale_low") or 0.0,
+            float("inf") if value(row, "noise_scale_high") is None else row["noise_scale_high"],
+        )
+        for row in rows
+    ]
+    _errorbars(ax, xs, intervals, "#009E73", "simple noise scale σ²/‖∇F‖²")
+    hidden = [row for row in diagnosis.rows if value(row, "noise_scale") is None and value(row, "noise_scale_low")]
+    if hidden:
+        ends = [row["noise_scale_low"] for row in hidden]
+        label = "at least: ‖∇F‖ is lost in noise"
+        ax.plot([row["grads_over_n"] for row in hidden], ends, "^", color="#009E73", markersize=6, label=label)
+    ax.axhline(diagnosis.batch_size, color="black", linewidth=0.8, linestyle=":", label="batch size")
+    ax.set(yscale="log", xlabel="#grad/n", ylabel="samples")
+    ax.set_title("noise scale along the run, 95 % intervals", fontsize=10)
+    ax.legend(fontsize=8)

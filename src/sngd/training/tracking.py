@@ -1,0 +1,140 @@
+"""Constants of the loss measured along a run: of the very function that training steps on, beside its budget."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from sngd.diagnose import Eigenvalue, Interval, Objective, extreme_eigenvalues, gradient_noise, local_smoothness
+from sngd.problems.problem import Problem, Samples
+from sngd.spelling import suggestion
+
+SAMPLES = 1024  # of noise and smoothness, at most
+CURVATURE_SAMPLES, CURVATURE_STEPS, CURVATURE_TOLERANCE = 512, 40, 0.05  # two oracle calls a sample and step
+DISTANCES = (0.01, 0.1, 1.0)  # at which smoothness is measured, in learning rates: SNGD's step has length lr
+DIRECTIONS = 2  # off the step
+
+Row = dict[str, float | None]
+Generator = Callable[[str], torch.Generator]
+
+
+@dataclass(frozen=True)
+class Point:
+    """Where something is measured."""
+
+    objective: Objective
+    lr: float
+    generator: torch.Generator
+
+    def batch(self, size: int) -> object:
+        return self.objective.draw(min(size, self.objective.n), self.generator)
+
+
+def _noise(at: Point) -> Row:
+    batch_size = min(at.objective.chunk_size, SAMPLES // 8)  # BatchNorm, if any, normalizes as in training
+    noise = gradient_noise(at.objective, samples=SAMPLES, batch_size=batch_size, generator=at.generator)
+    return _interval("noise_variance", noise.variance) | _interval("noise_scale", noise.scale)
+
+
+def _smoothness(at: Point) -> Row:
+    directions = DIRECTIONS if at.objective.dim > DIRECTIONS else 0
+    found = local_smoothness(
+        at.objective,
+        lengths=[at.lr * distance for distance in DISTANCES],
+        directions=directions,
+        batch=at.batch(SAMPLES),
+        generator=at.generator,
+    )
+    return {
+        "smoothness_grad_norm": found.grad_norm.value,
+        "smoothness_along": found.largest_along.value,
+        "smoothness_off": found.largest_off.value if found.largest_off else None,
+    }
+
+
+def _curvature(at: Point) -> Row:
+    found = extreme_eigenvalues(
+        at.objective,
+        batch=at.batch(CURVATURE_SAMPLES),
+        max_steps=CURVATURE_STEPS,
+        tolerance=CURVATURE_TOLERANCE,
+        generator=at.generator,
+    )
+    return _end("hessian_max", found.largest) | _end("hessian_min", found.smallest)
+
+
+def _end(name: str, eigenvalue: Eigenvalue) -> Row:
+    """Its error is the residual, or the distance at which the extreme eigenvalue itself may be, if that is larger."""
+    low, high = eigenvalue.interval[1:]
+    return {name: eigenvalue.value, f"{name}_error": max(eigenvalue.residual, high - low)}
+
+
+def _interval(name: str, interval: Interval) -> Row:
+    return {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
+
+
+TRACKED: dict[str, Callable[[Point], Row]] = {"smoothness": _smoothness, "noise": _noise, "curvature": _curvature}
+
+
+def tracking_cost() -> str:
+    """Oracle calls of one evaluation, at most, in words."""
+    calls = {
+        "smoothness": SAMPLES * (1 + len(DISTANCES) * (1 + DIRECTIONS)),
+        "noise": SAMPLES,
+        "curvature": 2 * CURVATURE_SAMPLES * CURVATURE_STEPS,
+    }
+    return ", ".join(f"{name}: {count:,}" for name, count in calls.items())
+
+
+def tracked_names(option: str, spelled: str) -> list[str]:
+    """``smoothness,noise`` as a list; ValueError names the option, and what is not in ``TRACKED``."""
+    names = [name.strip() for name in spelled.split(",")]
+    for name in names:
+        if name not in TRACKED:
+            meant = suggestion(name, TRACKED) or ";"
+            raise ValueError(f"{option}: unknown quantity {name!r}{meant} must be some of {','.join(TRACKED)}")
+    return names
+
+
+class Tracker:
+    """Measures what ``names`` say, whenever it is asked; every time on other samples.
+
+    Attributes:
+        oracle_calls: ∇f(w; a) evaluated for it so far, no part of the run's budget.
+    """
+
+    def __init__(self, names: Iterable[str], objective: Callable[[torch.Generator], Objective]) -> None:
+        self.names, self.objective = list(names), objective
+        self.oracle_calls = 0
+
+    def measure(self, lr: float, generator: torch.Generator) -> Row:
+        """The columns of a row of metrics; what cannot be measured here (no direction, a loss not finite) is left out.
+
+        Args:
+            lr: the learning rate of the next step, the unit of distance for smoothness.
+            generator: all chance is drawn from it, so that a resumed run measures the same.
+        """
+        objective = self.objective(generator)
+        row: Row = {}
+        for name in self.names:
+            try:
+                row |= TRACKED[name](Point(objective, lr, generator))
+            except ValueError:  # documented there: w is stationary, or something is not finite
+                continue
+        self.oracle_calls += objective.oracle_calls
+        return row | {"tracking_calls": self.oracle_calls}
+
+
+def training_objective(
+    problem: Problem, model: torch.nn.Module, loss: Callable[[Samples], torch.Tensor], batch_size: int
+) -> Callable[[torch.Generator], Objective]:
+    """Makes F as training sees it: augmented inputs, dropout masks, BatchNorm over ``batch_size`` samples at a time."""
+
+    def objective(generator: torch.Generator) -> Objective:
+        inputs, targets = problem.train
+        if problem.augment is not None:
+            inputs = problem.augment(inputs, generator)
+        seed = int(torch.randint(2**62, (), generator=generator))
+        return Objective(model, loss, (inputs, targets), chunk_size=batch_size, seed=seed)
+
+    return objective
