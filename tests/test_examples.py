@@ -10,6 +10,12 @@ import pytest
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRINTS = {  # what a script prints last, and what must hold of its first number
     "spider_with_adam.py": (r"accuracy ([\d.]+) after 40000 gradient evaluations", lambda share: share > 0.9),
+    "accelerate_digits.py": (r"accuracy ([\d.]+)", lambda share: share > 0.9),
+    "hugging_face_trainer.py": (
+        r"optimizer_cls_and_kwargs: accuracy ([\d.]+) after 145 steps",
+        lambda share: share > 0.9,
+    ),
+    "lightning_digits.py": (r"accuracy ([\d.]+) after 290 steps", lambda share: share > 0.9),
     "svrg_in_your_loop.py": (r"loss ([\d.]+) after 5280 gradient evaluations", lambda loss: loss < 0.02),
 }
 PROBLEMS = {"my_problem.py"}  # a user's problem: tests/problems trains it

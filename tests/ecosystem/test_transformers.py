@@ -1,0 +1,80 @@
+"""SNGD and its plan in Hugging Face's Trainer, given as `optimizers` and as `optimizer_cls_and_kwargs`."""
+
+from functools import partial
+
+import pytest
+
+import sngd
+from ecosystem.observe import assert_same_weights, load_example, observed_steps
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),
+]
+WAYS = ["optimizers", "optimizer_cls_and_kwargs"]
+STEPS = 40  # an epoch has 29
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_example("hugging_face_trainer")
+
+
+@pytest.fixture(scope="module")
+def forty_steps(digits, tmp_path_factory):
+    trainer = digits.train(str(tmp_path_factory.mktemp("trainer")), "optimizers", max_steps=STEPS)
+    return trainer.model
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="two micro-batches a step"),
+        pytest.param(
+            {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1}, id="accumulation is the large batch"
+        ),
+        pytest.param({"max_grad_norm": 0.01}, id="clipping cancels"),
+    ],
+)
+def test_the_same_steps(changes, way, digits, forty_steps, tmp_path):
+    with observed_steps() as steps:
+        trainer = digits.train(str(tmp_path), way, max_steps=STEPS, **changes)
+    steps.assert_played(digits.PLAN, range(STEPS))
+    assert_same_weights(trainer.model, forty_steps, atol=1e-4)
+
+
+def test_groups_and_schedule_of_the_trainers_own(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(digits, "StagewiseTrainer", digits.Trainer)
+    with observed_steps() as steps:
+        trainer = digits.train(str(tmp_path), "optimizer_cls_and_kwargs", max_steps=5, weight_decay=0.1)
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.1, 0.0]
+    assert steps.lrs == pytest.approx([0.5, 0.4, 0.3, 0.2, 0.1])  # linear, from the lr in optimizer_cls_and_kwargs
+    assert steps.lengths == pytest.approx(steps.lrs, rel=1e-4)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_resumes_in_mid_epoch(way, digits, forty_steps, tmp_path):
+    digits.train(str(tmp_path), way, max_steps=10, save_steps=10)
+    with observed_steps() as steps:
+        trainer = digits.train(str(tmp_path), way, resume=True, max_steps=STEPS)
+    steps.assert_played(digits.PLAN, range(10, STEPS))
+    assert_same_weights(trainer.model, forty_steps, atol=0 if way == "optimizers" else 1e-4)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        pytest.param(partial(sngd.SNGD, momentum=0.9), id="momentum"),
+        pytest.param(lambda params: sngd.Perturbed(SNGD(params), std=1e-3), id="perturbed"),
+    ],
+)
+def test_what_an_optimizer_remembers_resumes(optimizer, digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(sngd, "SNGD", optimizer)
+    whole = digits.train(str(tmp_path / "whole"), "optimizers", max_steps=STEPS)
+    digits.train(str(tmp_path), "optimizers", max_steps=10, save_steps=10)
+    resumed = digits.train(str(tmp_path), "optimizers", resume=True, max_steps=STEPS)
+    assert_same_weights(resumed.model, whole.model)
+
+
+SNGD = sngd.SNGD  # which the test above replaces
