@@ -9,25 +9,27 @@ import pytest
 from sngd.studies import claims, reproduce
 from sngd.studies.claims import CLAIMS, judge, reproduce_claims
 from sngd.studies.judges import judge_bounds, judge_escape
-from sngd.studies.reproduce import FIGURES, Figure
+from sngd.studies.reproduce import FIGURES, Figure, RunFigure
 from sngd.studies.verdicts import (
     IN_PART,
     NOT_REPRODUCED,
     NOT_TESTED,
     REPRODUCED,
     Evidence,
+    Reading,
     Verdict,
     at_least,
 )
 
-FIG1 = Path(__file__).parents[2] / "results" / "fig1" / "measurements.json"
+FIG1 = Path(__file__).parents[2] / "results" / "small" / "fig1" / "measurements.json"
 
 
 def test_the_table_is_complete_and_every_figure_exists():
     assert list(CLAIMS) == [f"C{number}" for number in range(1, 11)]
     for claim in CLAIMS.values():
+        assert claim.figures
         assert set(claim.figures) <= set(FIGURES)
-        assert bool(claim.figures) == (claim.judge is not None)
+    assert claims.ALTERNATIVES in FIGURES
 
 
 # ---- C7 ------------------------------------------------------------------------------------------------------
@@ -139,6 +141,13 @@ def test_gds_time_that_does_not_grow_is_a_part_missing(escape):
 # ---- measured, kept, judged ----------------------------------------------------------------------------------
 
 
+OTHERWISE = {
+    "as in the figures": {"figures": {"fig2": {"profile": "quick", "value": 3.0}, "fig3": {"value": 2.0}}},
+    "by step": {"figures": {"fig3": {"value": 0.5}}},
+    "scaled": {"figures": {"fig2": {"profile": "quick", "value": 2.0}}},
+}
+
+
 @pytest.fixture
 def studies(monkeypatch):
     """Every figure is measured in no time, as a number that must be at least 1; returns what has been called."""
@@ -147,7 +156,7 @@ def studies(monkeypatch):
     def figure(name):
         def measure(profile):
             calls.append(("measure", name, profile))
-            return {"profile": profile, "value": 2.0}
+            return {"profile": profile, "value": 2.0, "alternatives": OTHERWISE}
 
         def draw(_measurements, folder):
             calls.append(("draw", name, folder.name))
@@ -157,10 +166,10 @@ def studies(monkeypatch):
 
     def judged(*measurements):
         quantities = tuple(at_least("value", m["value"], 1) for m in measurements)
-        return Evidence(measurements[0]["profile"], quantities, "none", 0.0)
+        return Evidence(measurements[0].get("profile", "quick"), quantities, "none", 0.0)
 
     monkeypatch.setattr(reproduce, "FIGURES", {name: figure(name) for name in FIGURES})
-    table = {name: claim._replace(judge=claim.judge and judged) for name, claim in CLAIMS.items()}
+    table = {name: claim._replace(judge=judged) for name, claim in CLAIMS.items()}
     monkeypatch.setattr(claims, "CLAIMS", table)
     return calls
 
@@ -172,8 +181,9 @@ def measured_figures(calls):
 def test_claims_are_measured_drawn_judged_and_written(studies, tmp_path):
     told = []
     verdicts = reproduce_claims([], "quick", tmp_path, command="sngd reproduce claims", on_progress=told.append)
-    assert told == measured_figures(studies) == ["conformance", "scaling", "fig1", "relaxed", "variance"]
-    assert [v.outcome for v in verdicts] == [NOT_TESTED] * 6 + [REPRODUCED] * 4
+    runs, others = ["fig2", "fig3", "fig4"], ["conformance", "scaling", "fig1", "relaxed", "variance"]
+    assert told == measured_figures(studies) == [*runs, *others, "alternatives"]
+    assert [v.outcome for v in verdicts] == [REPRODUCED] * 10
     assert verdicts[6].sources == ("conformance/measurements.json", "scaling/measurements.json")
     kept = json.loads((tmp_path / "relaxed" / "measurements.json").read_text("utf-8"))
     assert kept["command"] == "sngd reproduce claims"
@@ -213,10 +223,74 @@ def test_verdicts_follow_from_the_stored_measurements_alone(tmp_path):
     assert judge(tmp_path, ["C7"])[0].outcome == NOT_TESTED
 
 
+@pytest.mark.usefixtures("studies")
+def test_claims_without_their_figures_are_not_tested(tmp_path):
+    reproduce_claims(["C4"], "quick", tmp_path)
+    outcomes = {verdict.claim: verdict.outcome for verdict in judge(tmp_path)}
+    assert outcomes == dict.fromkeys(CLAIMS, NOT_TESTED) | {"C4": REPRODUCED, "C5": REPRODUCED}
+
+
+def test_options_reach_the_figures_made_of_runs(studies, monkeypatch, tmp_path):
+    def run(profile, out, **options):
+        out.mkdir(parents=True)
+        studies.append(("run", profile, options))
+
+    def measure(profile, _out):
+        return {"profile": profile, "value": 2.0}
+
+    figure = RunFigure("C0: nothing", run, measure, lambda _measurements, _folder: [])
+    monkeypatch.setitem(reproduce.FIGURES, "fig4", figure)
+    (verdict,) = reproduce_claims(["C6"], "paper", tmp_path, "sngd", jobs=2)
+    assert ("run", "paper", {"command": "sngd", "jobs": 2}) in studies
+    assert verdict.evidence.profile == "paper"
+    reproduce_claims(["C6"], "paper", tmp_path, "sngd", jobs=2)
+    assert [call[0] for call in studies].count("run") == 1
+
+
+# ---- other readings ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("studies")
+def test_ambiguous_claims_are_judged_under_each_reading_that_touches_them(tmp_path):
+    verdicts = {verdict.claim: verdict for verdict in reproduce_claims([], "quick", tmp_path)}
+    base = Reading("as in the figures", REPRODUCED)
+    assert verdicts["C1"].readings == (base, Reading("scaled", REPRODUCED))
+    assert verdicts["C1"].depends_on == ()
+    assert verdicts["C1"].sources == ("fig2/measurements.json", "alternatives/measurements.json")
+    assert verdicts["C4"].readings == (base, Reading("by step", NOT_REPRODUCED, ("value",)))
+    assert verdicts["C4"].depends_on == ("by step",)
+    assert verdicts["C4"].outcome == REPRODUCED  # the verdict is the figure's own
+    assert [reading.name for reading in verdicts["C3"].readings] == ["as in the figures", "by step", "scaled"]
+    assert verdicts["C6"].readings == ()  # Figure 4 is not among the alternatives here
+    assert verdicts["C9"].readings == ()
+    written = json.loads((tmp_path / "verdicts.json").read_text("utf-8"))
+    assert written["verdicts"][3]["readings"][1] == {
+        "name": "by step",
+        "outcome": NOT_REPRODUCED,
+        "changed": ["value"],
+    }
+    text = (tmp_path / "verdicts.md").read_text("utf-8")
+    assert "| claim | as in the figures | scaled | by step | the verdict |" in text
+    assert "| C1 | reproduced | reproduced | – | does not depend on them |" in text
+    assert "| C4 | reproduced | – | not reproduced (1 changed) | depends on: by step |" in text
+
+
+@pytest.mark.usefixtures("studies")
+def test_without_alternatives_there_are_no_other_readings(tmp_path):
+    reproduce_claims(["C1"], "quick", tmp_path)
+    (tmp_path / "alternatives" / "measurements.json").unlink()
+    (verdict,) = judge(tmp_path, ["C1"])
+    assert (verdict.outcome, verdict.readings) == (REPRODUCED, ())
+    assert verdict.sources == ("fig2/measurements.json",)
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------
+
+
 def test_mistakes_are_named_and_nothing_is_written(tmp_path):
     with pytest.raises(ValueError, match="unknown claim 'C11'; must be one of C1, C2, "):
         reproduce_claims(["C11"], "quick", tmp_path)
-    with pytest.raises(ValueError, match="unknown profile 'huge'; claims have quick, small"):
+    with pytest.raises(ValueError, match="unknown profile 'huge'; claims have quick, small, paper"):
         reproduce_claims(["C9"], "huge", tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -83,7 +83,7 @@ def test_the_study_measures_what_it_says(measured):
 
 
 def test_on_three_components_saddle_ngd_leaves_before_noisy_gd(measured):
-    """Of this instance alone: with six components, ``results/fig1``, Noisy-GD leaves first and ends higher."""
+    """Of this instance alone: with six components, ``results/small/fig1``, Noisy-GD leaves first and ends higher."""
     losses, steps = measured["tensor"]["losses"], measured["tensor"]["steps"]
 
     def first_below_half(curve):

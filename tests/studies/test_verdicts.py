@@ -23,6 +23,7 @@ from sngd.studies.verdicts import (
     between,
     error_rate,
     every,
+    half,
     mean_interval,
     never,
     reported,
@@ -77,6 +78,9 @@ def test_without_evidence_nothing_was_tested():
         (every("x", 3, 3), True, "all"),
         (every("x", 2, 3), False, "all"),
         (every("x", 0, 0), False, "all"),
+        (half("x", 2, 4), True, "half"),
+        (half("x", 2, 5), False, "half"),
+        (half("x", 0, 0), False, "half"),
         (never("x", 0, 3), True, "none"),
         (never("x", 1, 3), False, "none"),
         (never("x", 0, 0), False, "none"),
@@ -102,6 +106,10 @@ def test_the_mean_interval_covers_the_mean_as_often_as_it_says():
         _, low, high = mean_interval([rng.gauss(3, 2) for _ in range(4)])
         missed += not low <= 3 <= high
     assert 15 <= missed <= 45  # 30 expected, standard deviation 5.5
+
+
+def test_another_level_gives_another_interval():
+    assert mean_interval([1.0, 2.0, 3.0], 0.95).high == pytest.approx(2 + 4.30265 / 3**0.5, rel=1e-5)
 
 
 def test_the_error_rate_is_a_union_bound():

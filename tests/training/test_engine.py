@@ -147,6 +147,14 @@ def test_a_step_across_several_evaluations_is_evaluated_once(tmp_path, tiny):
 # --- what it returns
 
 
+def test_a_finished_run_without_its_weights_is_finished(tmp_path, plain):
+    row = train(CONFIG, tmp_path, problem=plain)
+    rows = (tmp_path / "metrics.jsonl").read_bytes()
+    (tmp_path / "checkpoint.pt").unlink()  # as in results/, which keeps settings and rows alone
+    assert train(CONFIG, tmp_path, problem=lambda: pytest.fail("it was run again"), resume=True) == row
+    assert (tmp_path / "metrics.jsonl").read_bytes() == rows
+
+
 def test_the_random_output_is_one_of_the_iterates_and_comes_last(tmp_path, plain):
     config = replace(CONFIG, output="random", eval_every=7 / 60, epochs=2)
     answer = train(config, tmp_path, problem=plain)

@@ -15,6 +15,9 @@ from sngd.training.plans import build_plan, inline
         ("constant", stages.constant(0.4, 50)),
         ("poly", stages.poly(0.4, 20, 2.5)),
         ("poly:power=2", stages.poly(0.4, 20, 2.5, power=2)),
+        ("poly:stages=5", stages.poly(0.4, 5, 10)),
+        ("poly:stages=50", stages.poly(0.4, 50)),  # t counts steps
+        ("poly:stages=1000", stages.poly(0.4, 1000, 0.05)),  # more stages than steps
         ("multistep", stages.multistep(0.4, 20, (10, 15), 2.5)),
         ("multistep:milestones=4/8.5:factor=0.5", stages.multistep(0.4, 20, (4, 8.5), 2.5, factor=0.5)),
         ("harmonic:stages=3:distance=2", stages.harmonic(0.4, 3, 2)),
@@ -37,11 +40,17 @@ def test_without_a_distance_the_plan_fills_the_run(name):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("polly", "unknown plan 'polly', did you mean 'poly'? must be constant | poly[:power=1.1] | multistep"),
+        (
+            "polly",
+            "unknown plan 'polly', did you mean 'poly'? must be constant | poly[:power=1.1][:stages=T] | multistep",
+        ),
         ("zzz", "unknown plan 'zzz'; must be constant | poly"),
-        ("poly:factor=2", "plan 'poly:factor=2': 'factor=2' is no option of poly, which takes power=…, warmup=…"),
+        (
+            "poly:factor=2",
+            "plan 'poly:factor=2': 'factor=2' is no option of poly, which takes power=…, stages=…, warmup=…",
+        ),
         ("constant:x=1", "plan 'constant:x=1': 'x=1' is no option of constant, which takes warmup=…"),
-        ("poly:power", "plan 'poly:power': 'power' is no option of poly, which takes power=…, warmup=…"),
+        ("poly:power", "plan 'poly:power': 'power' is no option of poly, which takes power=…, stages=…, warmup=…"),
         ("poly:power=two", "plan 'poly:power=two': power must be a number, got 'two'"),
         ("harmonic:stages=0", "plan 'harmonic:stages=0': stages must be a whole number of at least 1, got '0'"),
         (

@@ -12,6 +12,7 @@ try:
     from sngd.cli.diagnose import diagnose
     from sngd.cli.plan import plan
     from sngd.cli.reproduce import reproduce
+    from sngd.cli.torchrun import first_rank_speaks
     from sngd.cli.train import train
 except ImportError as error:
     sys.exit(f"sngd: the command line needs the package {error.name}: pip install 'sngd[lab]'")
@@ -30,6 +31,7 @@ for command in (methods, problems, train, compare, report, plan, certify, diagno
     app.command()(command)
 
 
+@first_rank_speaks()
 def main() -> None:
     """Run the command line; a user's mistake is one clear line on standard error and exit code 2."""
     try:

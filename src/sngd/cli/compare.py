@@ -2,17 +2,15 @@
 
 import shlex
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
-from rich.progress import Progress
 from rich.table import Table
 
-from sngd import training
-from sngd.cli.console import loss, out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.console import out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.many import Jobs, Ray, RayCpus, RayGpus, RunsOverview, cluster, warn
 from sngd.cli.options import (
     BatchSize,
     Data,
@@ -27,6 +25,7 @@ from sngd.cli.options import (
     Plan,
     Problem,
     Sampling,
+    TensorBoard,
     Threads,
     Track,
     WeightDecay,
@@ -57,7 +56,11 @@ def compare(
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where runs, figures and report go. (default: runs/compare-PROBLEM)")
     ] = None,
-    jobs: Annotated[int | None, typer.Option(help="Runs at a time. (default: the number of cores)")] = None,
+    jobs: Jobs = None,
+    ray: Ray = None,
+    ray_cpus: RayCpus = 1.0,
+    ray_gpus: RayGpus = None,
+    tensorboard: TensorBoard = False,
     tune: Annotated[
         bool, typer.Option("--tune", help="First give every method the same grid of learning rates; keep its best.")
     ] = False,
@@ -100,10 +103,13 @@ def compare(
             folder,
             grid=tuning,
             jobs=jobs,
+            ray=cluster(ray, ray_cpus, ray_gpus),
             data=data,
             overwrite=overwrite,
+            tensorboard=tensorboard,
             command=shlex.join(["sngd", *sys.argv[1:]]),
-            begin=lambda title, tasks: _Overview(bars, title, tasks),
+            begin=lambda title, tasks: RunsOverview(bars, title, tasks),
+            on_warning=warn,
             should_stop=should_stop,
         )
     _print_study(study, folder, as_json)
@@ -135,24 +141,6 @@ def _numbers(text: str, name: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ValueError(f"{name} must be numbers joined by commas, got {text!r}") from None
-
-
-class _Overview:
-    """Progress of many runs: a bar for all of them together, and one for each that is running."""
-
-    def __init__(self, bars: Progress, title: str, tasks: Sequence[Any]) -> None:
-        self.bars, self.tasks = bars, tasks
-        self.all = bars.add_task(f"{title}: {len(tasks)}", total=len(tasks), loss="")
-        self.running: dict[int, Any] = {}
-        self.share = [0.0] * len(tasks)
-
-    def __call__(self, index: int, progress: training.Progress) -> None:
-        config = self.tasks[index].config
-        if index not in self.running:
-            self.running[index] = self.bars.add_task(f"  {config.label}, seed {config.seed}", total=1.0, loss="")
-        self.share[index] = share = min(1.0, progress.oracle_calls / max(1, progress.budget))
-        self.bars.update(self.running[index], completed=share, loss=loss(progress), visible=share < 1)
-        self.bars.update(self.all, completed=sum(self.share))
 
 
 def _print_study(study: Any, folder: Path, as_json: bool) -> None:

@@ -5,10 +5,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from sngd import training
 
@@ -44,12 +46,22 @@ def progress_bars() -> Progress:
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TaskProgressColumn(),
-        TimeRemainingColumn(),
+        _TimeLeft(),
         TextColumn("{task.fields[loss]}"),
         console=err,
         transient=True,
         disable=not err.is_terminal,
     )
+
+
+class _TimeLeft(TimeRemainingColumn):
+    """rich's own estimate, unless the task has a field ``seconds_left``."""
+
+    def render(self, task: Task) -> Text:
+        if "seconds_left" not in task.fields:
+            return super().render(task)
+        seconds = task.fields["seconds_left"]
+        return Text("-:--:--" if seconds is None else str(timedelta(seconds=round(seconds))), "progress.remaining")
 
 
 def loss(progress: training.Progress) -> str:

@@ -37,6 +37,7 @@ Data = Annotated[
     Path | None,
     typer.Option(envvar="SNGD_DATA", help="Folder of data sets in their official files. (default: a download cache)"),
 ]
+TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files into run folders too.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away what the output folder holds.")]
 
 SmoothnessL = Annotated[float | None, typer.Option("--L", help="F is L-smooth.")]

@@ -2,49 +2,86 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
-from sngd.cli.console import err, out, print_json
-from sngd.cli.options import Json
+from sngd.cli.console import out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.many import Jobs, Ray, RayCpus, RayGpus, RunsOverview, cluster, warn
+from sngd.cli.options import Data, Json, TensorBoard
 
 
 def reproduce(
     what: Annotated[
         str,
-        typer.Argument(help="claims (verdicts), or one study: fig1, conformance, scaling, relaxed, variance."),
+        typer.Argument(
+            help="all, or claims (verdicts), or one study: fig1, fig2, fig3, fig4, sensitivity, alternatives, "
+            "conformance, scaling, relaxed, variance."
+        ),
     ],
-    profile: Annotated[str, typer.Option(help="quick (under a minute a study) or small (minutes).")] = "quick",
+    profile: Annotated[
+        str, typer.Option(help="quick (minutes), small (about two hours on 2 cores) or paper (wants a GPU).")
+    ] = "quick",
     only: Annotated[str | None, typer.Option(help="Of the claims, these: C7,C9,C10.")] = None,
+    data: Data = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where it goes. (default: runs/reproduce-WHAT-PROFILE)")
     ] = None,
+    jobs: Jobs = None,
+    ray: Ray = None,
+    ray_cpus: RayCpus = 1.0,
+    ray_gpus: RayGpus = None,
+    tensorboard: TensorBoard = False,
     as_json: Json = False,
 ) -> None:
     """Measure and draw what the paper shows, and judge what it claims.
 
-    Claims are judged by measurements alone; those of the same profile that are in the folder already are not repeated.
+    Runs and verdicts go on from what the folder holds, so the same command continues after any interruption. Claims are
+    judged by measurements alone.
     """
-    folder = folder or Path("runs", f"reproduce-{what}-{profile}")
-    command = shlex.join(["sngd", *sys.argv[1:]])
-    if what == "claims":
-        _claims(only, profile, folder, command, as_json)
-    elif only is not None:
-        raise ValueError(f"--only chooses among claims, {what} is one study: leave it out")
-    else:
-        _study(what, profile, folder, command, as_json)
-
-
-def _study(figure: str, profile: str, folder: Path, command: str, as_json: bool) -> None:
-    from sngd.studies.reproduce import FIGURES
+    from sngd.studies import claims
     from sngd.studies.reproduce import reproduce as measure_and_draw
 
-    with err.status(f"{figure}, profile {profile}"):
-        pictures = measure_and_draw(figure, profile, folder, command=command)
+    if only is not None and what != "claims":
+        raise ValueError(f"--only chooses among claims, {what} is not that: leave it out")
+    folder = folder or Path("runs", f"reproduce-{what}-{profile}")
+    command = shlex.join(["sngd", *sys.argv[1:]])
+    with stop_on_interrupt() as should_stop, progress_bars() as bars:
+        options: dict[str, Any] = {
+            "jobs": jobs,
+            "ray": cluster(ray, ray_cpus, ray_gpus),
+            "data": data,
+            "tensorboard": tensorboard,
+            "begin": lambda title, tasks: RunsOverview(bars, title, tasks),
+            "on_warning": warn,
+            "should_stop": should_stop,
+        }
+        present = bars.add_task(what, total=None, loss="")
+
+        def tell(figure: str) -> None:
+            bars.update(present, description=f"{figure}, profile {profile}")
+
+        if what == "all":
+            verdicts = claims.reproduce_all(profile, folder, command, tell, **options)
+        elif what == "claims":
+            names = [name.strip() for name in only.split(",")] if only else []
+            verdicts = claims.reproduce_claims(names, profile, folder, command, tell, **options)
+        else:
+            tell(what)
+            pictures = measure_and_draw(what, profile, folder, command, **options)
+    if what in ("all", "claims"):
+        _print_verdicts(verdicts, folder, as_json)
+    else:
+        _print_pictures(what, pictures, folder, as_json)
+
+
+def _print_pictures(figure: str, pictures: Sequence[Path], folder: Path, as_json: bool) -> None:
+    from sngd.studies.reproduce import FIGURES
+
     if as_json:
         print_json({"folder": str(folder), "pictures": [str(path) for path in pictures]})
         return
@@ -53,16 +90,10 @@ def _study(figure: str, profile: str, folder: Path, command: str, as_json: bool)
         out.print(f"picture: {path}", soft_wrap=True, highlight=False)
 
 
-def _claims(only: str | None, profile: str, folder: Path, command: str, as_json: bool) -> None:
-    from sngd.studies.claims import reproduce_claims
+def _print_verdicts(verdicts: Sequence[Any], folder: Path, as_json: bool) -> None:
     from sngd.studies.verdicts import as_json as verdict_json
-    from sngd.studies.verdicts import cells, quantity_cells
+    from sngd.studies.verdicts import cells, quantity_cells, reading_cells
 
-    names = [name.strip() for name in only.split(",")] if only else []
-    with err.status(f"claims, profile {profile}") as status:
-        verdicts = reproduce_claims(
-            names, profile, folder, command, lambda figure: status.update(f"{figure}, profile {profile}")
-        )
     if as_json:
         print_json({"folder": str(folder), "verdicts": [verdict_json(verdict) for verdict in verdicts]})
         return
@@ -71,10 +102,13 @@ def _claims(only: str | None, profile: str, folder: Path, command: str, as_json:
             _print_table(f"{verdict.claim}: {verdict.text}", *quantity_cells(verdict.evidence))
     header, rows = cells(verdicts)
     _print_table("verdicts", header[:3], [row[:3] for row in rows])
+    header, rows = reading_cells(verdicts)
+    if rows:
+        _print_table("where the paper is ambiguous", header, rows)
     out.print(f"written: {folder / 'verdicts.md'}", soft_wrap=True, highlight=False)
 
 
-def _print_table(title: str, header: list[str], rows: list[list[str]]) -> None:
+def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     table = Table(title=title, title_justify="left")
     for name in header:
         table.add_column(name, overflow="fold")

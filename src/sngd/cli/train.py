@@ -25,6 +25,7 @@ from sngd.cli.options import (
     Plan,
     Problem,
     Sampling,
+    TensorBoard,
     Threads,
     Track,
     WeightDecay,
@@ -33,6 +34,7 @@ from sngd.cli.options import (
 from sngd.problems import load_problem
 from sngd.training import RunConfig
 from sngd.training.planned import planned_settings, read_plan
+from sngd.training.ranks import joined
 
 
 def train(
@@ -60,6 +62,7 @@ def train(
     folder: Annotated[
         Path | None, typer.Option("--out", help="The run's folder. (default: runs/PROBLEM/METHOD/seed-SEED)")
     ] = None,
+    tensorboard: TensorBoard = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
@@ -67,6 +70,8 @@ def train(
     """Train one model with one method.
 
     Ctrl-C saves and stops; --resume goes on, also after a kill or a power cut, and ends with the same weights.
+
+    Several processes: torchrun --nproc-per-node N -m sngd train …
     """
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
@@ -95,7 +100,7 @@ def train(
         _exclude(context, "--planned", settings)
         config = replace(config, **settings)
     folder = folder or Path("runs", file_name(problem), config.method, f"seed-{seed}")
-    with stop_on_interrupt() as should_stop, progress_bars() as bars:
+    with joined() as ranks, stop_on_interrupt() as should_stop, progress_bars() as bars:
         bar = bars.add_task(f"{config.method}, seed {seed}", total=None, loss="")
         row = training.train(
             config,
@@ -104,6 +109,8 @@ def train(
             problem=(lambda: loaded) if loaded else None,
             resume=resume,
             overwrite=overwrite,
+            tensorboard=tensorboard,
+            ranks=ranks,
             on_progress=lambda p: bars.update(bar, total=p.budget, completed=p.oracle_calls, loss=loss(p)),
             should_stop=should_stop,
         )

@@ -15,6 +15,7 @@ from sngd.problems.models import mlp
 from sngd.problems.problem import Problem, Samples
 from sngd.problems.resnet import cifar_resnet
 from sngd.problems.user import load_user_problem
+from sngd.problems.variants import vary
 from sngd.spelling import suggestion
 
 
@@ -96,15 +97,17 @@ def load_problem(spec: str, data: Path | None = None) -> Problem:
     """Loads a problem with its data, named `spec` unless it has a name of its own.
 
     Args:
-        spec: a name in `PROBLEMS`, or `path/to/file.py:factory` for the user's own, see `sngd.problems.user`.
+        spec: a name in `PROBLEMS`, or `path/to/file.py:factory` for the user's own, see `sngd.problems.user`. A name
+            may be followed by variations, see `sngd.problems.variants`: `mnist-mlp:6000` has its first 6000 samples.
         data: folder of data sets; by default SNGD_DATA, else a cache that is filled by a download.
 
     Raises:
-        ValueError: unknown name, or a user's file that does not give a problem.
+        ValueError: unknown name or variation, or a user's file that does not give a problem.
         DataError: (a ValueError) data that is absent or broken.
     """
-    if spec in PROBLEMS:
-        problem = PROBLEMS[spec].load(data)
+    name, *words = spec.split(":")
+    if name in PROBLEMS:
+        problem = _varied(name, words, data)
     elif ":" in spec or spec.endswith(".py"):
         problem = load_user_problem(spec)
     else:
@@ -113,3 +116,13 @@ def load_problem(spec: str, data: Path | None = None) -> Problem:
             f"unknown problem {spec!r}{meant} must be one of {', '.join(PROBLEMS)}, or path/to/file.py:factory"
         )
     return problem if problem.name else replace(problem, name=spec)
+
+
+def _varied(name: str, words: list[str], data: Path | None) -> Problem:
+    problem = PROBLEMS[name].load(data)
+    for word in words:
+        try:
+            problem = replace(vary(problem, word), name="")
+        except ValueError as error:
+            raise ValueError(f"problem {':'.join([name, *words])!r}: {error}") from None
+    return problem

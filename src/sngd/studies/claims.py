@@ -1,35 +1,85 @@
 """The paper's claims, C1 to C10: which study measures each, and the verdicts computed from its measurements."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sngd.studies import relaxed, variance
 from sngd.studies.judges import judge_bounds, judge_escape
-from sngd.studies.reproduce import PROFILES, reproduce, stored
-from sngd.studies.verdicts import Evidence, Verdict, as_json, as_markdown
+from sngd.studies.paper import judges
+from sngd.studies.reproduce import FIGURES, PROFILES, reproduce, stored
+from sngd.studies.verdicts import NOT_TESTED, Evidence, Reading, Verdict, as_json, as_markdown
 from sngd.training.run_folder import replace_file, write_json
 
 
 class Claim(NamedTuple):
-    """A claim, its place in the paper, the figures that measure it, and the judge of their measurements, in order."""
+    """A claim, its place in the paper, the figures that measure it, and the judge of their measurements, in order.
+
+    Where it is ``ambiguous`` what the paper did, ``alternatives`` measures the same figures under other readings.
+    """
 
     name: str
     text: str
     where: str
-    figures: tuple[str, ...] = ()
-    judge: Callable[..., Evidence] | None = None
+    figures: tuple[str, ...]
+    judge: Callable[..., Evidence]
+    ambiguous: bool = False
 
+
+ALTERNATIVES = "alternatives"
 
 CLAIMS = {
     claim.name: claim
     for claim in (
-        Claim("C1", "SNGD with α = 0.1 beats SPIDER-SFO with α = 0.1 and 0.001 on MNIST", "§6.1, Figure 2"),
-        Claim("C2", "with α = 0.001 SPIDER-SFO converges faster than SNGD", "§6.1, Figure 2"),
-        Claim("C3", "with large α SPIDER-SFO's curves vary strongly, SNGD's are smooth", "§6, Figures 2 and 3"),
-        Claim("C4", "S-SNGD v1 and v2 beat SNGD and SPIDER-SFO on ResNet20 and ResNet56", "§6.2, Figure 3"),
-        Claim("C5", "S-SNGD v2 equals SNGD with α = 0.5 until epoch 80", "§6.2, Figure 3"),
-        Claim("C6", "at batch size 4096 S-SNGD beats S-SGD in training loss and test accuracy", "§6.2, Figure 4"),
+        Claim(
+            "C1",
+            "SNGD with α = 0.1 beats SPIDER-SFO with α = 0.1 and 0.001 on MNIST",
+            "§6.1, Figure 2",
+            ("fig2",),
+            judges.judge_large_rate,
+            ambiguous=True,
+        ),
+        Claim(
+            "C2",
+            "with α = 0.001 SPIDER-SFO converges faster than SNGD",
+            "§6.1, Figure 2",
+            ("fig2",),
+            judges.judge_small_rate,
+            ambiguous=True,
+        ),
+        Claim(
+            "C3",
+            "with large α SPIDER-SFO's curves vary strongly, SNGD's are smooth",
+            "§6, Figures 2 and 3",
+            ("fig2", "fig3"),
+            judges.judge_variation,
+            ambiguous=True,
+        ),
+        Claim(
+            "C4",
+            "S-SNGD v1 and v2 beat SNGD and SPIDER-SFO on ResNet20 and ResNet56",
+            "§6.2, Figure 3",
+            ("fig3",),
+            judges.judge_stages,
+            ambiguous=True,
+        ),
+        Claim(
+            "C5",
+            "S-SNGD v2 equals SNGD with α = 0.5 until epoch 80",
+            "§6.2, Figure 3",
+            ("fig3",),
+            judges.judge_until_milestone,
+            ambiguous=True,
+        ),
+        Claim(
+            "C6",
+            "at batch size 4096 S-SNGD beats S-SGD in training loss and test accuracy",
+            "§6.2, Figure 4",
+            ("fig4",),
+            judges.judge_large_batch,
+            ambiguous=True,
+        ),
         Claim("C7", "the bounds of Theorems 1–4 hold", "§3, §4", ("conformance", "scaling"), judge_bounds),
         Claim("C8", "SNGD leaves saddles and sharp minima faster than SGD", "§1, Figure 1", ("fig1",), judge_escape),
         Claim(
@@ -56,36 +106,50 @@ def reproduce_claims(
     out: Path,
     command: str = "",
     on_progress: Callable[[str], None] = lambda _: None,
+    **options: Any,
 ) -> list[Verdict]:
     """Measure what is missing, draw it, and judge: ``out`` gets a folder a figure, verdicts.json and verdicts.md.
 
-    Measurements of the same profile that ``out`` holds already are kept, so an interrupted call can be repeated.
+    Measurements of the same profile, and runs, that ``out`` holds already are kept, so an interrupted call can be
+    repeated.
 
     Args:
         only: names such as "C9"; none for all.
-        profile: ``quick`` or ``small``.
+        profile: ``quick``, ``small`` or ``paper``.
         out: folder, made if need be.
         command: the command line, kept with what it measured and with the verdicts.
         on_progress: told the name of each figure before it is measured or drawn.
+        options: for the figures made of runs, see ``reproduce``.
 
     Returns:
         The verdicts, in the order of ``CLAIMS``.
 
     Raises:
-        ValueError: unknown claim or profile, or a measurements.json that is none.
+        ValueError: unknown claim or profile, or a measurements.json that is none; for runs see ``compare``.
+        Interrupted: ``should_stop`` said so.
     """
     chosen = _chosen(only)
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; claims have {', '.join(PROFILES)}")
-    for figure in dict.fromkeys(figure for claim in chosen for figure in claim.figures):
+    for figure in _figures(chosen):
         on_progress(figure)
-        reproduce(figure, profile, out / figure, command, reuse=True)
+        reproduce(figure, profile, out / figure, command, reuse=True, **options)
     verdicts = judge(out, only)
     described = [as_json(verdict) for verdict in verdicts]
     write_json(out / "verdicts.json", {"command": command, "profile": profile, "verdicts": described})
     title = f"# Verdicts on the paper's claims, {profile} profile"
     replace_file(out / "verdicts.md", f"{title}\n\n{as_markdown(verdicts)}".encode())
     return verdicts
+
+
+def reproduce_all(
+    profile: str, out: Path, command: str = "", on_progress: Callable[[str], None] = lambda _: None, **options: Any
+) -> list[Verdict]:
+    """Every figure, those that no claim needs too, and then ``reproduce_claims``; arguments as there."""
+    for figure in FIGURES:
+        on_progress(figure)
+        reproduce(figure, profile, out / figure, command, reuse=True, **options)
+    return reproduce_claims((), profile, out, command, on_progress, **options)
 
 
 def judge(folder: Path, only: Sequence[str] = ()) -> list[Verdict]:
@@ -98,7 +162,9 @@ def judge(folder: Path, only: Sequence[str] = ()) -> list[Verdict]:
     Raises:
         ValueError: unknown claim, or a measurements.json that is none.
     """
-    return [_verdict(claim, [stored(folder / figure) for figure in claim.figures]) for claim in _chosen(only)]
+    chosen = _chosen(only)
+    measurements = {figure: stored(folder / figure) for figure in _figures(chosen)}
+    return [_verdict(claim, {name: found for name, found in measurements.items() if found}) for claim in chosen]
 
 
 def _chosen(only: Sequence[str]) -> list[Claim]:
@@ -108,8 +174,42 @@ def _chosen(only: Sequence[str]) -> list[Claim]:
     return [claim for claim in CLAIMS.values() if not only or claim.name in only]
 
 
-def _verdict(claim: Claim, measurements: list[dict[str, Any] | None]) -> Verdict:
-    if claim.judge is None or None in measurements:
-        return Verdict(claim.name, claim.text, claim.where)
-    sources = tuple(f"{figure}/measurements.json" for figure in claim.figures)
-    return Verdict(claim.name, claim.text, claim.where, claim.judge(*measurements), sources)
+def _figures(claims: Sequence[Claim]) -> list[str]:
+    """Each once, those under other readings last."""
+    figures = dict.fromkeys(figure for claim in claims for figure in claim.figures)
+    return [*figures, *([ALTERNATIVES] if any(claim.ambiguous for claim in claims) else [])]
+
+
+def _verdict(claim: Claim, measurements: Mapping[str, dict[str, Any]]) -> Verdict:
+    verdict = Verdict(claim.name, claim.text, claim.where)
+    if not set(claim.figures) <= set(measurements):
+        return verdict
+    evidence = claim.judge(*(measurements[figure] for figure in claim.figures))
+    found = measurements.get(ALTERNATIVES) if claim.ambiguous else None
+    readings = _readings(claim, found["alternatives"]) if found else ()
+    sources = [*claim.figures, *([ALTERNATIVES] if readings else [])]
+    return replace(
+        verdict,
+        evidence=evidence,
+        sources=tuple(f"{figure}/measurements.json" for figure in sources),
+        readings=readings,
+    )
+
+
+def _readings(claim: Claim, alternatives: Mapping[str, Any]) -> tuple[Reading, ...]:
+    """The claim judged under each reading that touches one of its figures; the others are the first reading's."""
+    base = next(iter(alternatives.values()))["figures"]
+    readings: list[Reading] = []
+    met: dict[str, bool | None] = {}
+    for name, reading in alternatives.items():
+        figures = {**base, **reading["figures"]}
+        if not set(claim.figures) <= set(figures) or not set(claim.figures) & set(reading["figures"]):
+            continue
+        evidence = claim.judge(*(figures[figure] for figure in claim.figures))
+        outcome = Verdict(claim.name, claim.text, claim.where, evidence).outcome
+        if outcome == NOT_TESTED:
+            continue
+        met = met or {quantity.name: quantity.met for quantity in evidence.quantities}
+        changed = (q.name for q in evidence.quantities if q.met != met.get(q.name, q.met))
+        readings.append(Reading(name, outcome, tuple(changed)))
+    return tuple(readings)

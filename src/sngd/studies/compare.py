@@ -1,15 +1,18 @@
 """Methods × seeds on one problem, at the same budget of oracle calls and, if asked, with equal tuning."""
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from math import inf
 from pathlib import Path
 
 from sngd.problems import load_problem
-from sngd.studies.parallel import OnProgress, Task, run_all
+from sngd.studies.parallel import run_all
 from sngd.studies.publish import publish
+from sngd.studies.ray_runs import RayCluster
 from sngd.studies.runs import Study
+from sngd.studies.task import OnProgress, OnWarning, Task
 from sngd.training import RunConfig
 from sngd.training.methods import find_method
 from sngd.training.run_folder import write_json
@@ -73,10 +76,13 @@ def compare(
     *,
     grid: Sequence[float] | None = None,
     jobs: int | None = None,
+    ray: RayCluster | None = None,
     data: Path | None = None,
     overwrite: bool = False,
+    tensorboard: bool = False,
     command: str = "",
     begin: Begin = lambda _title, _tasks: lambda _index, _progress: None,
+    on_warning: OnWarning = lambda text: warnings.warn(text, stacklevel=2),
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Study:
     """Run every arm with every seed, in ``out/runs/LABEL/seed-K``, and write compare.json, table, figures and report.
@@ -88,7 +94,7 @@ def compare(
             lowest final training loss is kept. None: no tuning.
         command: the command line, for the report.
         begin: called with a title and the tasks before each batch of runs; what it returns follows their progress.
-        jobs, data, overwrite, should_stop: see ``run_all``.
+        jobs, ray, data, overwrite, tensorboard, on_warning, should_stop: see ``run_all``.
 
     Raises:
         ValueError: bad settings; all of an arm's trial runs diverged.
@@ -99,8 +105,17 @@ def compare(
         raise ValueError("seeds must hold at least one seed, got none")
 
     def do(title: str, tasks: Sequence[Task]) -> list[float | None]:
-        follow = begin(title, tasks)
-        rows = run_all(tasks, jobs=jobs, data=data, overwrite=overwrite, on_progress=follow, should_stop=should_stop)
+        rows = run_all(
+            tasks,
+            jobs=jobs,
+            ray=ray,
+            data=data,
+            overwrite=overwrite,
+            tensorboard=tensorboard,
+            on_progress=begin(title, tasks),
+            on_warning=on_warning,
+            should_stop=should_stop,
+        )
         return [None if row["diverged"] else row["train_loss"] for row in rows]
 
     tuning = None

@@ -2,26 +2,48 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from sngd.studies import conformance, escape, relaxed, scaling, variance
+from sngd.studies.paper import alternatives, pictures, runs, sensitivity
 from sngd.training.run_folder import environment, read_json, write_json
 
-PROFILES = ("quick", "small")
+PROFILES = ("quick", "small", "paper")
 
 
 class Figure(NamedTuple):
-    """A study of a claim: how it is measured (by profile) and drawn (into a folder)."""
+    """A study of a claim: how it is measured (by profile) and drawn (into a folder).
+
+    It has no setting of the paper's own: its ``paper`` profile is ``small``.
+    """
 
     claim: str
     measure: Callable[[str], dict[str, Any]]
     draw: Callable[[dict[str, Any], Path], list[Path]]
 
 
-FIGURES = {
+class RunFigure(NamedTuple):
+    """A figure made of training runs.
+
+    ``run`` (profile, folder, options of ``compare``) does those that are missing in the folder, ``measure`` (profile,
+    folder) reads them all, ``draw`` draws what was measured into a folder.
+    """
+
+    claim: str
+    run: Callable[..., None]
+    measure: Callable[[str, Path], dict[str, Any]]
+    draw: Callable[[dict[str, Any], Path], list[Path]]
+
+
+def _curves(name: str, claim: str) -> RunFigure:
+    return RunFigure(claim, partial(runs.run, name), partial(runs.measure, name), pictures.draw)
+
+
+FIGURES: dict[str, Figure | RunFigure] = {
     "fig1": Figure("C8: SNGD leaves saddles and sharp minima faster than SGD", escape.measure, escape.draw),
     "conformance": Figure("C7: the bounds of Theorems 1–4 hold", conformance.measure, conformance.draw),
     "scaling": Figure("C7: how oracle calls grow as the target falls", scaling.measure, scaling.draw),
@@ -29,37 +51,66 @@ FIGURES = {
     "variance": Figure(
         "C10: the variance of SPIDER's estimator grows with α, that of SNGD's does not", variance.measure, variance.draw
     ),
+    "fig2": _curves("fig2", "C1, C2, C3: SNGD and SPIDER-SFO on a small model, MNIST"),
+    "fig3": _curves("fig3", "C3, C4, C5: S-SNGD, SNGD and SPIDER-SFO on residual networks, CIFAR-10"),
+    "fig4": _curves("fig4", "C6: S-SNGD and S-SGD with large batches, equally tuned"),
+    "sensitivity": RunFigure(
+        "beyond the paper: how wide each method's plateau of learning rates is",
+        partial(runs.run, "sensitivity"),
+        sensitivity.measure,
+        sensitivity.draw,
+    ),
+    "alternatives": RunFigure(
+        "C1 to C6 where the paper is ambiguous: the figures under its other readings",
+        partial(runs.run, "alternatives"),
+        alternatives.measure,
+        alternatives.draw,
+    ),
 }
 
 
-def reproduce(figure: str, profile: str, out: Path, command: str = "", *, reuse: bool = False) -> list[Path]:
-    """Measure and draw one figure; ``out`` gets measurements.json and the pictures.
+def reproduce(
+    figure: str, profile: str, out: Path, command: str = "", *, reuse: bool = False, **options: Any
+) -> list[Path]:
+    """Measure and draw one figure; ``out`` gets measurements.json and the pictures, and the runs if it is made of runs.
+
+    Runs that ``out`` holds are never repeated, so that an interrupted call can be.
 
     Args:
         figure: a key of ``FIGURES``.
-        profile: how much is measured, ``quick`` or ``small``.
+        profile: how much is measured: ``quick``, ``small`` or ``paper``.
         out: folder, made if need be.
         command: the command line, kept with the measurements.
-        reuse: draw the measurements that ``out`` holds, if they are of this profile, and measure only if not.
+        reuse: draw the measurements that ``out`` holds, if they are of this profile, and measure only if not. Where
+            their runs are there too, they are measured anew from these alone.
+        options: for runs: jobs, ray, data, tensorboard, begin, on_warning, should_stop, see ``compare``.
 
     Returns:
         The pictures' paths.
 
     Raises:
-        ValueError: unknown figure or profile, or ``reuse`` met a file that is no JSON.
+        ValueError: unknown figure or profile, or ``reuse`` met a file that is no JSON; for runs see ``compare``.
+        Interrupted: ``should_stop`` said so.
     """
     if figure not in FIGURES:
         raise ValueError(f"unknown figure {figure!r}; must be one of {', '.join(FIGURES)}")
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; {figure} has {', '.join(PROFILES)}")
-    _, measure, draw = FIGURES[figure]
-    measurements = stored(out, profile) if reuse else None
-    if measurements is None:
+    entry, kept = FIGURES[figure], stored(out, profile) if reuse else None
+    if isinstance(entry, RunFigure):
+        if kept is None:
+            entry.run(profile, out, command=command, **options)
+        has_runs = any(out.rglob("compare.json"))
+        measurements = entry.measure(profile, out) if kept is None or has_runs else kept
+    elif kept is None:
         with _one_thread():
-            measurements = measure(profile)
+            measurements = entry.measure("small" if profile == "paper" else profile)
+    else:
+        measurements = kept
+    if measurements != kept:
         about = {"command": command, "profile": profile, "environment": environment()}
         write_json(out / "measurements.json", {**about, "measurements": measurements})
-    return draw(measurements, out)
+    return entry.draw(measurements, out)
 
 
 @contextmanager

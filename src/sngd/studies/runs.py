@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from sngd.training.run_folder import read_json
+from sngd.training.run_folder import is_set_aside, read_json
 
 Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
@@ -152,7 +152,7 @@ def _run_folders(folder: Path, comparison: dict[str, Any]) -> Iterator[Path]:
         return
     for config in sorted(folder.rglob("config.json")):
         above = [parent for parent in config.parents if parent.is_relative_to(folder)]
-        if not any(_is_tuning(parent, folder) for parent in above):
+        if not any(_is_tuning(parent, folder) or (is_set_aside(parent) and parent != folder) for parent in above):
             yield config.parent
 
 

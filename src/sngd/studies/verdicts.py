@@ -9,6 +9,8 @@ requires of it. The claim's ``Verdict`` is then
 * *not tested in this profile* if there is no evidence, or none that requires anything.
 
 A requirement that the interval leaves open is not met: what could not be shown has not been reproduced.
+
+Where the paper can be read in several ways, the verdict also has the outcomes under the other ``Reading``s.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 from sngd.diagnose.interval import Interval, student_t
 
@@ -26,14 +28,14 @@ IN_PART = "reproduced in part"
 NOT_REPRODUCED = "not reproduced"
 NOT_TESTED = "not tested in this profile"
 
-LEVEL = 0.999  # of every interval here: a dozen are judged together, and all must hold
+LEVEL = 0.999  # of every interval, unless its study says another: a dozen are judged together, and all must hold
 
 
 @dataclass(frozen=True)
 class Quantity:
     """A measured number and what the claim requires of it; made by the functions below.
 
-    ``low`` and ``high`` are the ends of its ``LEVEL`` interval, None for a number without one. A count has the number
+    ``low`` and ``high`` are the ends of its interval, None for a number without one. A count has the number
     of trials, ``of``. ``required`` is empty and ``met`` None for what is reported as context only.
     """
 
@@ -60,8 +62,9 @@ class Quantity:
 class Evidence:
     """What a study has to say about a claim.
 
-    ``error_rate`` bounds the chance that any of the intervals and comparisons judged misses the truth. ``departures``
-    are differences from the paper's setting, and limits of what was shown.
+    ``error_rate`` bounds the chance that any of the intervals and comparisons judged misses the truth, or, where
+    ``test`` says so, the chance to reproduce what is not so. ``departures`` are differences from the paper's setting,
+    and limits of what was shown.
     """
 
     profile: str
@@ -71,15 +74,29 @@ class Evidence:
     departures: tuple[str, ...] = ()
 
 
+class Reading(NamedTuple):
+    """The outcome under a reading of the paper, and the quantities whose requirement is met or not as it is not, or is,
+    under the first reading."""
+
+    name: str
+    outcome: str
+    changed: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """A claim ("C9"), its text and its place in the paper, the evidence, and the files that it was computed from."""
+    """A claim ("C9"), its text and its place in the paper, the evidence, and the files that it was computed from.
+
+    ``readings`` are of one size, which need not be the evidence's; the first is the evidence's, the others are compared
+    with it.
+    """
 
     claim: str
     text: str
     where: str
     evidence: Evidence | None = None
     sources: tuple[str, ...] = ()
+    readings: tuple[Reading, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -92,15 +109,20 @@ class Verdict:
             return NOT_REPRODUCED
         return IN_PART
 
+    @property
+    def depends_on(self) -> tuple[str, ...]:
+        """The readings under which the outcome is another than under the first."""
+        return tuple(reading.name for reading in self.readings if reading.outcome != self.readings[0].outcome)
+
 
 # ---- intervals -----------------------------------------------------------------------------------------------
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """Student's ``LEVEL`` interval of the mean of at least two independent values, usually one a seed."""
+def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
+    """Student's interval of the mean of at least two independent values, usually one a seed."""
     mean, n = statistics.fmean(values), len(values)
-    half = student_t(n - 1, LEVEL) * statistics.stdev(values) / sqrt(n)
-    return Interval(mean, mean - half, mean + half)
+    margin = student_t(n - 1, level) * statistics.stdev(values) / sqrt(n)
+    return Interval(mean, mean - margin, mean + margin)
 
 
 def share_interval(hits: int, n: int) -> Interval:
@@ -157,6 +179,11 @@ def every(name: str, hits: int, n: int, *, essential: bool = False) -> Quantity:
     return Quantity(name, hits, required="all", met=0 < n == hits, essential=essential, of=n)
 
 
+def half(name: str, hits: int, n: int, *, essential: bool = False) -> Quantity:
+    """At least half of ``n`` trials must be hits; without a trial it is not met."""
+    return Quantity(name, hits, required="half", met=n <= 2 * hits > 0, essential=essential, of=n)
+
+
 def never(name: str, hits: int, n: int, *, essential: bool = False) -> Quantity:
     """None of ``n`` trials may be a hit; without a trial it is not met."""
     return Quantity(name, hits, required="none", met=hits == 0 < n, essential=essential, of=n)
@@ -173,10 +200,12 @@ def _ends(measured: Interval | float) -> tuple[float, float | None, float | None
 
 def as_json(verdict: Verdict) -> dict[str, Any]:
     """The verdict as plain dicts, lists, strings and numbers: ``claim``, ``text``, ``where``, ``outcome``,
-    ``sources`` and, if there is evidence, ``profile``, ``quantities``, ``test``, ``error_rate``, ``departures``."""
+    ``sources``, ``readings`` and, if there is evidence, ``profile``, ``quantities``, ``test``, ``error_rate``,
+    ``departures``."""
     head = {"claim": verdict.claim, "text": verdict.text, "where": verdict.where, "outcome": verdict.outcome}
     evidence = asdict(verdict.evidence) if verdict.evidence else {}
-    return {**head, "sources": list(verdict.sources), **evidence}
+    readings = [reading._asdict() for reading in verdict.readings]
+    return {**head, "sources": list(verdict.sources), "readings": readings, **evidence}
 
 
 def cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
@@ -207,12 +236,38 @@ def _mark(quantity: Quantity) -> str:
     return ("yes" if quantity.met else "no") + (", essential" if quantity.essential else "")
 
 
+def reading_cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
+    """One row for each claim that was judged under several readings, a column a reading: header and cells."""
+    several = [verdict for verdict in verdicts if len(verdict.readings) > 1]
+    names = list(dict.fromkeys(reading.name for verdict in several for reading in verdict.readings))
+    rows = []
+    for verdict in several:
+        outcomes = {reading.name: _told(reading) for reading in verdict.readings}
+        depends = f"depends on: {', '.join(verdict.depends_on)}" if verdict.depends_on else "does not depend on them"
+        rows.append([verdict.claim, *(outcomes.get(name, "–") for name in names), depends])
+    return ["claim", *names, "the verdict"], rows
+
+
+def _told(reading: Reading) -> str:
+    return reading.outcome + (f" ({len(reading.changed)} changed)" if reading.changed else "")
+
+
 def as_markdown(verdicts: Sequence[Verdict]) -> str:
-    """A table of the verdicts, then every claim's evidence."""
+    """A table of the verdicts, one of the readings if there are any, then every claim's evidence."""
     tested = [verdict for verdict in verdicts if verdict.evidence]
     summary = _table(["claim", "text", "verdict"], [[v.claim, v.text, f"**{v.outcome}**"] for v in verdicts])
-    note = f"Intervals have a level of {100 * LEVEL:g} %; a requirement must hold for the whole interval."
-    return "\n\n".join([summary, *([note] if tested else []), *map(_section, tested)]) + "\n"
+    level = f"Intervals have a level of {100 * LEVEL:g} % unless the test says another"
+    note = f"{level}; a requirement must hold for the whole interval."
+    readings = reading_cells(verdicts)
+    parts = [summary, *([_READINGS, _table(*readings)] if readings[1] else []), *([note] if tested else [])]
+    return "\n\n".join([*parts, *map(_section, tested)]) + "\n"
+
+
+_READINGS = (
+    "Where the paper can be read in several ways, the same claims were judged under each reading, with runs of one "
+    "(reduced) size. Changed are requirements that are met under one reading and not under the first, which is the "
+    "figures'; – means that the reading changes nothing that the claim is judged by."
+)
 
 
 def _section(verdict: Verdict) -> str:

@@ -36,9 +36,9 @@ class RunConfig:
         grad_norm: whether an evaluation measures ‖∇F(w)‖, which takes a backward pass through all training samples.
         track: constants to measure at each evaluation, some of "smoothness,noise,curvature"; their oracle calls are
             counted apart, as ``tracking_calls``. Default: none.
-        device: "cpu", "cuda", "cuda:1", …
-        threads: CPU threads, ≥ 1; part of the configuration because sums depend on it in their last bits. Default:
-            torch's.
+        device: "cpu", "cuda", "cuda:1", …; with several processes "cuda" is another one for each.
+        threads: CPU threads, ≥ 1, of all processes on a machine together; part of the configuration because sums depend
+            on it in their last bits. Default: torch's.
     """
 
     problem: str

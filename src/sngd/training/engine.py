@@ -3,10 +3,12 @@
 import hashlib
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from math import ceil, isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -18,8 +20,10 @@ from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
 from sngd.training.methods import Setting, find_method
 from sngd.training.plans import build_plan
+from sngd.training.ranks import ALONE, Forward, Ranks
 from sngd.training.run_folder import RunFolder
 from sngd.training.sampler import SAMPLERS, Sampler
+from sngd.training.tensorboard import EventFiles
 from sngd.training.tracking import Tracker, tracked_names, training_objective
 
 CHECKPOINT_SECONDS = 30.0  # of training between checkpoints, beside the one at each evaluation
@@ -46,6 +50,8 @@ def train(
     problem: Callable[[], Problem] | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    tensorboard: bool = False,
+    ranks: Ranks = ALONE,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
@@ -54,6 +60,10 @@ def train(
     Killed at any moment and called again with ``resume``, it ends with the weights and rows (but for ``seconds``) of
     the uninterrupted run, bit for bit, on the same machine and versions.
 
+    Several processes can train together: each calls it with the same arguments but for its own ``ranks``. Rank 0 alone
+    reads and writes ``folder``; until the first step a ValueError or OSError is raised on all if it is on one, and all
+    are interrupted together. The run resumes with any number of processes.
+
     Args:
         config: the settings; those that are None are filled in, on resuming from the folder's own.
         folder: where the run's files go; made if need be.
@@ -61,7 +71,9 @@ def train(
         problem: loads the problem, if not ``load_problem(config.problem, data)`` shall; called only if there is work.
         resume: go on with what is in the folder, from the start if nothing is.
         overwrite: throw away what is in the folder.
-        on_progress: called about ten times a second.
+        tensorboard: write the rows as TensorBoard event files too, in the folder's ``tensorboard``.
+        ranks: this process among those of the run.
+        on_progress: called before the first step and then about ten times a second.
         should_stop: asked after each step; once true, a checkpoint is saved and Interrupted raised.
 
     Returns:
@@ -69,29 +81,64 @@ def train(
 
     Raises:
         ValueError: bad settings, a run already in the folder, or one with other settings.
-        Interrupted: ``should_stop`` said so.
+        BrokenRun: (a ValueError) the folder's files are damaged.
+        Interrupted: ``should_stop`` said so, on any rank.
+        ConnectionError: another process of the run has ended.
     """
     files = RunFolder(folder)
-    with files.locked():
-        begun = files.exists() and not overwrite
-        if begun and not resume:
-            raise ValueError(f"{folder}: holds a run already; --resume goes on with it, --overwrite throws it away")
-        config = _agree(config, files) if begun else config.resolved()
-        torch.set_num_threads(config.threads or 1)
+    with ExitStack() as kept:
+        with ranks.agreed():
+            events = kept.enter_context(EventFiles(folder)) if tensorboard and ranks.first else None
+            if ranks.first:
+                kept.enter_context(files.locked())
+            found = _find(files, config, resume, overwrite) if ranks.first else None
+        settings, checkpoint = ranks.from_first(found)
+        config = RunConfig.from_json(settings)
+        torch.set_num_threads(ranks.threads(config.threads or 1))
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False  # or no run repeats itself
-        checkpoint = files.load_checkpoint() if begun else None
         if checkpoint is not None and checkpoint["finished"]:
-            files.truncate(checkpoint["rows"])
-            return files.last_row()
-        loaded = problem() if problem else load_problem(config.problem, data)
-        config = config.resolved(loaded.n)
-        run = Run(config, loaded)
-        if checkpoint is None:
-            files.begin(config.to_json())
-        else:
-            run.load_state_dict(checkpoint)
-        files.truncate(run.rows)
-        return _loop(run, files, on_progress, should_stop)
+            return _last_row(files, events, checkpoint["rows"], ranks)
+        for turn in (0, 1):  # the first on a machine may download what the others find then
+            with ranks.agreed():
+                if turn == min(ranks.local_rank, 1):
+                    loaded = problem() if problem else load_problem(config.problem, data)
+        with ranks.agreed():
+            config = config.resolved(loaded.n)
+            run = Run(config, loaded, ranks)
+            if checkpoint is not None:
+                run.load_state_dict(checkpoint)
+            if ranks.first:
+                if checkpoint is None:
+                    files.begin(config.to_json())
+                files.truncate(run.rows)
+                if events:
+                    events.begin(files.rows())
+        ranks.copy_first([*run.model.parameters(), *run.model.buffers()])  # should a machine have drawn other ones
+        return _loop(run, files, events, on_progress, should_stop)
+
+
+def _find(files: RunFolder, config: RunConfig, resume: bool, overwrite: bool) -> tuple[dict[str, Any], Any]:
+    """The settings to train with, and the checkpoint to go on from if there is one."""
+    begun = files.exists() and not overwrite
+    if begun and not resume:
+        raise ValueError(f"{files.path}: holds a run already; --resume goes on with it, --overwrite throws it away")
+    config = _agree(config, files) if begun else config.resolved()
+    checkpoint = files.load_checkpoint() if begun else None
+    if begun and checkpoint is None and (rows := files.final_rows()):
+        checkpoint = {"finished": True, "rows": rows}  # it has ended, and its weights were not kept
+    return config.to_json(), checkpoint
+
+
+def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ranks) -> dict[str, Any]:
+    """The answer of a run that has ended."""
+    rows: list[dict[str, Any]] = []
+    with ranks.agreed():
+        if ranks.first:
+            files.truncate(count)
+            rows = files.rows()
+        if events:
+            events.begin(rows)
+    return cast(dict[str, Any], ranks.from_first(rows)[-1])
 
 
 def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
@@ -111,16 +158,25 @@ def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
 
 
 def _loop(
-    run: "Run", files: RunFolder, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+    run: "Run",
+    files: RunFolder,
+    events: EventFiles | None,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
     saved = shown = time.monotonic()
+    on_progress(run.progress)
     while True:
         finished = run.finished
         if finished or run.evaluation_due:
             for row in run.evaluate(finished):
                 finished = row["final"]
-                files.append(row)
-            files.save_checkpoint(run.state_dict(finished))
+                if run.ranks.first:
+                    files.append(row)
+                if events:
+                    events.add(row)
+            if run.ranks.first:
+                files.save_checkpoint(run.state_dict(finished))
             saved = time.monotonic()
         if finished:
             on_progress(run.progress._replace(budget=run.loop.oracle_calls))  # less than a step of the budget is left
@@ -130,11 +186,12 @@ def _loop(
         if now - shown >= PROGRESS_SECONDS:
             shown = now
             on_progress(run.progress)
-        stop = should_stop()
-        if stop or now - saved >= CHECKPOINT_SECONDS:
+        stop = run.ranks.any(should_stop())
+        if run.ranks.first and (stop or now - saved >= CHECKPOINT_SECONDS):
             files.save_checkpoint(run.state_dict(finished=False))
             saved = time.monotonic()
         if stop:
+            run.ranks.any(stop)  # rank 0 has saved
             raise Interrupted(f"{files.path}: stopped after {run.steps} steps; --resume goes on")
 
 
@@ -145,11 +202,11 @@ class Run:
     weights and sample order whatever else they draw.
     """
 
-    def __init__(self, config: RunConfig, problem: Problem) -> None:
+    def __init__(self, config: RunConfig, problem: Problem, ranks: Ranks = ALONE) -> None:
         assert config.lr is not None
         assert config.plan is not None
         plan, lr = config.plan, config.lr
-        self.config, self.device = config, torch.device(config.device)
+        self.config, self.ranks, self.device = config, ranks, ranks.device(config.device)
         if config.batch_size > problem.n:
             raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
         self.problem = _to_device(problem, self.device)
@@ -182,7 +239,10 @@ class Run:
 
         self.tracker = None
         if config.track:
-            measured = training_objective(self.problem, self.model, self.loss_of, config.batch_size)
+            local = partial(
+                self._local_loss, self.model
+            )  # every rank measures all, or measurements would vary with them
+            measured = training_objective(self.problem, self.model, local, config.batch_size)
             self.tracker = Tracker(tracked_names("track", config.track), measured)
 
         self.steps = 0
@@ -210,9 +270,12 @@ class Run:
     def step(self) -> None:
         """Offer the iterate to the random output, then let the method take one step."""
         started = time.perf_counter()
+        if self.ranks.size > 1:  # dropout masks of its own for each rank, which no checkpoint has to hold
+            torch.manual_seed(_seed(self.config.seed, f"rank {self.ranks.rank} at step {self.steps}"))
         if self.iterate is not None:
             self.iterate.update(self.loop.iterate_weight)
         self.loss = self.loop.step(self.loss_of, self._draw(self.loop.next_batch_size))
+        self.ranks.copy_first(self.model.buffers())
         self.steps += 1
         self.seconds += time.perf_counter() - started
 
@@ -228,10 +291,13 @@ class Run:
         return inputs, targets
 
     def loss_of(self, batch: Samples) -> Tensor:
+        return self.ranks.mean_loss(self._local_loss, self.model, batch)
+
+    def _local_loss(self, model: Forward, batch: Samples) -> Tensor:
         inputs, targets = batch
         if self.problem.prepare is not None:
             inputs = self.problem.prepare(inputs)
-        return self.problem.loss(self.model(inputs), targets)
+        return self.problem.loss(model(inputs), targets)
 
     def evaluate(self, finished: bool) -> list[dict[str, Any]]:
         """The rows due now: of the current iterate, and at the end of the random one if that is the output."""
@@ -257,7 +323,7 @@ class Run:
             "oracle_calls": calls,
             "grads_over_n": calls / self.problem.n,
             "lr": self.loop.lr,
-            **evaluate(self.problem, self.model, grad_norm=self.config.grad_norm),
+            **evaluate(self.problem, self.model, grad_norm=self.config.grad_norm, ranks=self.ranks),
             "skipped_steps": self.loop.skipped_steps,
             "seconds": round(self.seconds, 3),
             "iterate": "last",

@@ -5,12 +5,15 @@ from torch import Tensor, nn
 
 from sngd.optim.norms import global_norm
 from sngd.problems import Problem
+from sngd.training.ranks import ALONE, Ranks
 
 CHUNK = 2**19  # input numbers evaluated at a time: 4096 samples at most, few of them if they are large
 
 
-def evaluate(problem: Problem, model: nn.Module, *, grad_norm: bool = True) -> dict[str, float | None]:
-    """Measure ``model`` in eval mode on all of the problem's data.
+def evaluate(
+    problem: Problem, model: nn.Module, *, grad_norm: bool = True, ranks: Ranks = ALONE
+) -> dict[str, float | None]:
+    """Measure ``model`` in eval mode on all of the problem's data, each rank on its share.
 
     Returns:
         ``train_loss`` F(w) and ``test_loss`` (means over samples, without weight decay), ``train_accuracy`` and
@@ -21,9 +24,11 @@ def evaluate(problem: Problem, model: nn.Module, *, grad_norm: bool = True) -> d
     was_training = model.training
     model.eval()
     try:
-        train_loss, train_accuracy, norm = _measure(problem, model, *problem.train, gradient=grad_norm)
+        train_loss, train_accuracy, norm = _measure(problem, model, *problem.train, gradient=grad_norm, ranks=ranks)
         test_loss, test_accuracy, _ = (
-            (None, None, None) if problem.test is None else _measure(problem, model, *problem.test, gradient=False)
+            (None, None, None)
+            if problem.test is None
+            else _measure(problem, model, *problem.test, gradient=False, ranks=ranks)
         )
     finally:
         model.train(was_training)
@@ -37,17 +42,20 @@ def evaluate(problem: Problem, model: nn.Module, *, grad_norm: bool = True) -> d
 
 
 def _measure(
-    problem: Problem, model: nn.Module, inputs: Tensor, targets: Tensor, *, gradient: bool
+    problem: Problem, model: nn.Module, inputs: Tensor, targets: Tensor, *, gradient: bool, ranks: Ranks
 ) -> tuple[float | None, float | None, float | None]:
     """Loss, accuracy and, if asked, the norm of the loss's gradient."""
+    n, own = len(inputs), ranks.share(len(inputs))
     chunk = max(64, min(4096, CHUNK // max(1, inputs[0].numel())))
     params = [p for p in model.parameters() if p.requires_grad]
     gradients = [torch.zeros_like(p) for p in params]
     loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
     correct = torch.zeros((), dtype=torch.int64, device=inputs.device)
     with torch.set_grad_enabled(gradient):
-        for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
-            share = len(x) / len(inputs)
+        for x, y in zip(inputs[own].split(chunk), targets[own].split(chunk), strict=True):
+            if len(x) == 0:
+                continue
+            share = len(x) / n
             outputs = model(x if problem.prepare is None else problem.prepare(x))
             value = problem.loss(outputs, y)
             loss += value.detach().double() * share
@@ -58,8 +66,9 @@ def _measure(
                 for total, part in zip(gradients, parts, strict=True):
                     if part is not None:
                         total += part
+    loss, correct, *gradients = ranks.sum([loss, correct, *(gradients if gradient else ())])
     return (
         loss.item(),
-        correct.item() / len(inputs) if problem.classifies else None,
+        correct.item() / n if problem.classifies else None,
         global_norm(gradients).item() if gradient else None,
     )

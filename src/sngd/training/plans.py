@@ -10,7 +10,7 @@ from sngd.spelling import suggestion
 from sngd.stages import StagePlan
 
 SPELLING = (
-    "constant | poly[:power=1.1] | multistep[:milestones=80/120][:factor=0.1] | "
+    "constant | poly[:power=1.1][:stages=T] | multistep[:milestones=80/120][:factor=0.1] | "
     "harmonic[:stages=10][:distance=S] | geometric[:stages=3][:distance=S], any of them with [:warmup=EPOCHS] | "
     "FILE.json | [[lr, steps, weight?], …]"
 )
@@ -23,7 +23,7 @@ def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> S
         spec: ``[[lr, steps, weight?], …]`` in JSON, or ``NAME[:option=value]…``:
 
             * ``constant``;
-            * ``poly``, option ``power`` (1.1);
+            * ``poly``, options ``power`` (1.1) and ``stages`` (one an epoch);
             * ``multistep``, options ``milestones`` (epochs joined by ``/``; half and three quarters of the run) and
               ``factor`` (0.1);
             * ``harmonic``, options ``stages`` (10) and ``distance`` (what makes the plan as long as the run);
@@ -66,6 +66,9 @@ def _constant(_options: Options, lr: float, epochs: float, steps_per_epoch: floa
 
 
 def _poly(options: Options, lr: float, epochs: float, steps_per_epoch: float) -> StagePlan:
+    if options["stages"]:
+        count = _count(options, "stages")
+        epochs, steps_per_epoch = count, epochs * steps_per_epoch / count
     return stages.poly(lr, epochs, steps_per_epoch, _number(options, "power"))
 
 
@@ -91,7 +94,7 @@ def _geometric(options: Options, lr: float, epochs: float, steps_per_epoch: floa
 
 _PLANS: dict[str, tuple[Options, Build]] = {
     "constant": ({}, _constant),
-    "poly": ({"power": "1.1"}, _poly),
+    "poly": ({"power": "1.1", "stages": ""}, _poly),
     "multistep": ({"milestones": "", "factor": "0.1"}, _multistep),
     "harmonic": ({"stages": "10", "distance": ""}, _harmonic),
     "geometric": ({"stages": "3", "distance": ""}, _geometric),

@@ -4,15 +4,23 @@ import io
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import count
 from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+
+_ADVICE = "; start again with --overwrite"
+
+
+class BrokenRun(ValueError):
+    """A run's folder holds what no kill leaves behind: a damaged file, or rows that are lost."""
 
 
 class RunFolder:
@@ -51,8 +59,11 @@ class RunFolder:
             yield
 
     def read_config(self) -> dict[str, Any]:
-        """config.json; ValueError names the file if it does not hold a JSON object."""
-        return read_json(self.path / "config.json")
+        """config.json; BrokenRun names the file if it does not hold a JSON object."""
+        try:
+            return read_json(self.path / "config.json")
+        except ValueError as error:
+            raise BrokenRun(str(error)) from None
 
     def begin(self, config: dict[str, Any]) -> None:
         """Start anew: drop rows and checkpoint, write config and environment."""
@@ -73,19 +84,33 @@ class RunFolder:
         """Keep the first ``rows`` rows of metrics.
 
         Raises:
-            ValueError: there are fewer.
+            BrokenRun: there are fewer.
         """
         content = self._metrics.read_bytes() if self._metrics.exists() else b""
         lines = content.splitlines(keepends=True)[:rows]
         if len(lines) < rows or (lines and not lines[-1].endswith(b"\n")):
-            raise ValueError(f"{self._metrics}: has {len(lines)} complete rows, the checkpoint knows {rows}")
+            raise BrokenRun(f"{self._metrics}: has {len(lines)} complete rows, the checkpoint knows {rows}")
         if b"".join(lines) != content:
             replace_file(self._metrics, b"".join(lines))
 
-    def last_row(self) -> dict[str, Any]:
-        """The last row of metrics; call it when the run has finished."""
-        *_, last = self._metrics.read_text("utf-8").splitlines()
-        return cast(dict[str, Any], json.loads(last))
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows of metrics; call it when what came after the checkpoint is dropped.
+
+        Raises:
+            BrokenRun: a row is no JSON object.
+        """
+        lines = self._metrics.read_bytes().splitlines() if self._metrics.exists() else []
+        return [_parse_row(line, f"{self._metrics}, line {number}") for number, line in enumerate(lines, 1)]
+
+    def final_rows(self) -> int:
+        """How many rows there are if the last of them is the run's final one, otherwise 0."""
+        lines = self._metrics.read_bytes().splitlines(keepends=True) if self._metrics.exists() else []
+        if not lines or not lines[-1].endswith(b"\n"):
+            return 0
+        try:
+            return len(lines) if _parse_row(lines[-1], "").get("final") else 0
+        except BrokenRun:
+            return 0
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
@@ -96,15 +121,63 @@ class RunFolder:
         """The checkpoint, on the CPU, or None if there is none yet.
 
         Raises:
-            ValueError: the file cannot be read; only tensors and plain values are ever loaded from it.
+            BrokenRun: the file cannot be read; only tensors and plain values are ever loaded from it.
         """
         if not self._checkpoint.exists():
             return None
         try:
             return cast(dict[str, Any], torch.load(self._checkpoint, map_location="cpu", weights_only=True))
+        except OSError:  # a disk or a server that fails, not the file
+            raise
         except Exception as error:  # a broken zip, a broken pickle, a hostile one: torch has no common type for them
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{self._checkpoint}: cannot be read ({reason}); start again with --overwrite") from error
+            raise BrokenRun(f"{self._checkpoint}: cannot be read ({reason}){_ADVICE}") from error
+
+    def set_aside_if_broken(self) -> str | None:
+        """Rename a damaged run's folder to NAME.broken-1, or the next number that is free; the name is free then.
+
+        Returns:
+            What was wrong and where it is now, or None: nothing is wrong with the run, or none has begun.
+
+        Raises:
+            ValueError: another process is training in this folder.
+        """
+        if not self.path.exists():
+            return None
+        with self.locked():  # until the folder has its new name, so that nobody renames the one that takes its place
+            try:
+                self._check()
+            except BrokenRun as error:
+                names = (self.path.with_name(f"{self.path.name}.broken-{number}") for number in count(1))
+                aside = next(name for name in names if not name.exists())
+                self.path.rename(aside)
+                return f"{str(error).removesuffix(_ADVICE)}; set aside as {aside.name}, the run is done anew"
+        return None
+
+    def _check(self) -> None:
+        checkpoint = self.load_checkpoint()
+        if not self.exists():
+            if checkpoint is not None:  # which no run has before its config
+                raise BrokenRun(f"{self.path}: has a checkpoint and no config.json")
+            return
+        self.read_config()
+        self.truncate(checkpoint["rows"] if checkpoint is not None else 0)
+        self.rows()
+
+
+def is_set_aside(path: Path) -> bool:
+    """Whether a folder bears the name that ``set_aside_if_broken`` gives."""
+    return re.search(r"\.broken-\d+$", path.name) is not None
+
+
+def _parse_row(line: bytes, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
+        raise BrokenRun(f"{where}: not JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise BrokenRun(f"{where}: must be a JSON object, is {type(row).__name__}")
+    return row
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -1,0 +1,321 @@
+"""The table: which runs each figure is made of, in the paper's own setting and scaled down to less time.
+
+A profile's experiment is the paper's with changes, and what was changed becomes its departures: none can be forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import NamedTuple
+
+import torch
+
+from sngd.training import RunConfig
+
+PROFILES = ("quick", "small", "paper")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A curve: its label in the figure, and how it is trained. ``lr`` None: tuned. ``beyond``: not in the paper's."""
+
+    label: str
+    method: str
+    lr: float | None = None
+    plan: str = "constant"
+    beyond: bool = False
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """The curves of one column of a figure: methods × seeds on one problem at one batch size.
+
+    ``name`` is its folder's, ``epochs`` the budget in #grad/n, ``grid`` the learning rates that each arm is tuned with.
+    """
+
+    name: str
+    problem: str
+    batch_size: int
+    epochs: float
+    arms: tuple[Arm, ...]
+    seeds: int
+    weight_decay: float = 0.0
+    eval_every: float = 1.0
+    grid: tuple[float, ...] = ()
+    departures: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def title(self) -> str:
+        return f"{self.problem}, b = {self.batch_size}"
+
+    def configs(self, device: str) -> list[RunConfig]:
+        """A configuration an arm; one thread each, so that the cores of a machine do not change the sums."""
+        return [
+            RunConfig(
+                problem=self.problem,
+                method=arm.method,
+                label=arm.label,
+                lr=arm.lr,
+                batch_size=self.batch_size,
+                epochs=self.epochs,
+                weight_decay=self.weight_decay,
+                plan=arm.plan,
+                eval_every=self.eval_every,
+                grad_norm=False,  # no figure shows it, and it takes as long as an epoch of training
+                device=device,
+                threads=1,
+            ).resolved()
+            for arm in self.arms
+        ]
+
+
+def scaled(paper: Experiment, **changes: object) -> Experiment:
+    """The paper's experiment with changes, which its departures state."""
+    experiment = replace(paper, **changes)  # type: ignore[arg-type]
+    stated = [f"{experiment.problem} in place of {paper.problem}"] if experiment.problem != paper.problem else []
+    if experiment.batch_size != paper.batch_size:
+        stated.append(f"batch size {experiment.batch_size}, not {paper.batch_size}")
+    if experiment.epochs != paper.epochs:
+        scheduled = any(arm.plan != "constant" for arm in paper.arms)
+        note = ", milestones and stages scaled with it" if scheduled else ""
+        stated.append(f"{experiment.epochs:g} #grad/n, not {paper.epochs:g}{note}")
+    if experiment.weight_decay != paper.weight_decay:
+        stated.append(f"weight decay {experiment.weight_decay:g}, not {paper.weight_decay:g}")
+    inherited = [phrase for phrase in paper.departures if phrase != _NORMALIZED or "cifar10" in experiment.problem]
+    return replace(experiment, departures=(*stated, *inherited))
+
+
+def device_of(profile: str) -> str:
+    """Where a profile's runs are: the paper's own on a GPU when there is one."""
+    return "cuda" if profile == "paper" and torch.cuda.is_available() else "cpu"
+
+
+# ---- Figure 2: a small model ---------------------------------------------------------------------------------
+
+_UNSAID = "several seeds; the paper does not say how many it has"
+BATCH_SIZES = (32, 128)
+
+
+def fig2(batch_size: int) -> Experiment:
+    """MNIST as in §6.1; β = 1, B = 1024 and M = B/(2b) are the method's defaults."""
+    arms = tuple(
+        Arm(f"{label}, α={lr:g}", method, lr)
+        for (label, method), lr in product((("SPIDER-SFO", "spider-sfo"), ("SNGD", "sngd")), (0.001, 0.1))
+    )
+    return Experiment(f"batch-{batch_size}", "mnist-mlp", batch_size, 20, arms, seeds=5, departures=(_UNSAID,))
+
+
+# ---- Figure 3: large models ----------------------------------------------------------------------------------
+
+POLY = "poly:stages=160"  # the paper's T = 160 epochs, whatever the budget
+WARM_UP = 0.05  # of the budget
+_NORMALIZED = "normalized inputs, as in the repository that §6.2 names; its text says pixels in [0, 1]"
+
+
+def resnet_arms(epochs: float, poly: str = POLY) -> tuple[Arm, ...]:
+    return (
+        *(Arm(f"SPIDER-SFO, α={lr:g}", "spider-sfo", lr) for lr in (0.1, 0.5)),
+        *(Arm(f"SNGD, α={lr:g}", "sngd", lr) for lr in (0.1, 0.5)),
+        Arm("S-SNGD(v1), α=0.5", "s-sngd", 0.5, poly),
+        Arm("S-SNGD(v2), α=0.5", "s-sngd", 0.5, "multistep"),  # at ½ and ¾: epochs 80 and 120 of 160
+        Arm("S-SNGD(v1, warm-up), α=0.5", "s-sngd", 0.5, f"{poly}:warmup={WARM_UP * epochs:g}", beyond=True),
+        Arm("SNGM, α=0.05", "sngm", 0.05, poly, beyond=True),  # 0.05/(1 − 0.9): in the long run S-SNGD's steps
+        Arm("S-SGD with momentum, α=0.1", "sgd-momentum", 0.1, poly, beyond=True),  # He et al.'s rate
+    )
+
+
+def fig3(depth: int) -> Experiment:
+    """CIFAR-10 as in §6.2."""
+    return Experiment(
+        f"resnet{depth}",
+        f"cifar10-resnet{depth}",
+        128,
+        160,
+        resnet_arms(160),
+        seeds=3,
+        weight_decay=1e-4,
+        departures=(_UNSAID, _NORMALIZED),
+    )
+
+
+def fig3_scaled(problem: str, batch_size: int, epochs: float, **changes: object) -> Experiment:
+    """Figure 3's first experiment with a smaller model."""
+    name = problem.partition(":")[0].removeprefix("cifar10-")
+    return scaled(
+        fig3(20),
+        name=name,
+        problem=problem,
+        batch_size=batch_size,
+        epochs=epochs,
+        arms=resnet_arms(epochs),
+        **changes,
+    )
+
+
+# ---- Figure 4: large batches ---------------------------------------------------------------------------------
+
+FIG4 = Experiment(
+    "large-batch",
+    "cifar10-resnet20",
+    4096,
+    160,
+    (
+        Arm("S-SGD", "s-sgd", plan=POLY),
+        Arm("S-SNGD", "s-sngd", plan=POLY),
+        Arm("SNGM", "sngm", plan=POLY, beyond=True),
+        Arm("S-SGD with momentum", "sgd-momentum", plan=POLY, beyond=True),
+    ),
+    seeds=3,
+    weight_decay=1e-4,
+    grid=(0.01, 0.03, 0.1, 0.3, 1, 3, 10),
+    departures=(_UNSAID, _NORMALIZED, "the grid of learning rates is not the paper's, which gives none"),
+)
+
+# ---- beyond the paper: how much the learning rate matters ----------------------------------------------------
+
+_RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+_LEAST = {"sgd": 0.01, "sngd": 0.003, "s-sngd": 0.01, "sngm": 0.001, "adamw": 0.0001}  # the best is inside on MNIST
+
+
+def learning_rates(method: str) -> tuple[float, ...]:
+    """Three decades about the method's best."""
+    start = _RATES.index(_LEAST[method])
+    return _RATES[start : start + 7]
+
+
+def sensitivity(problem: str, batch_size: int, epochs: float, seeds: int) -> Experiment:
+    """Each method with each of its learning rates, evaluated at the end."""
+    arms = tuple(
+        Arm(f"{method}, α={lr:g}", method, lr, POLY if method == "s-sngd" else "constant", beyond=True)
+        for method in _LEAST
+        for lr in learning_rates(method)
+    )
+    return Experiment("learning-rates", problem, batch_size, epochs, arms, seeds, eval_every=epochs)
+
+
+# ---- where the paper is ambiguous ----------------------------------------------------------------------------
+
+
+class Alternative(NamedTuple):
+    """Another reading of the paper: what it changes in an experiment of a figure (None: nothing, it is not run)."""
+
+    what: str
+    change: Callable[[Experiment], Experiment | None]
+
+
+def _other_scaling(experiment: Experiment) -> Experiment:
+    word = "normalized" if "mlp" in experiment.problem else "unnormalized"
+    return replace(experiment, problem=f"{experiment.problem}:{word}")
+
+
+def _by_step(experiment: Experiment) -> Experiment | None:
+    steps = round(experiment.epochs * _samples(experiment.problem) / experiment.batch_size)
+    staged = [arm for arm in experiment.arms if arm.plan.startswith(POLY)]
+    arms = tuple(replace(arm, plan=arm.plan.replace(POLY, f"poly:stages={steps}")) for arm in staged)
+    return replace(experiment, arms=arms) if arms else None
+
+
+def _unaugmented(experiment: Experiment) -> Experiment | None:
+    augmented = experiment.problem.startswith("cifar10")
+    return replace(experiment, problem=f"{experiment.problem}:unaugmented") if augmented else None
+
+
+def _samples(problem: str) -> int:
+    return next((int(word) for word in problem.split(":") if word.isdecimal()), 50_000)  # CIFAR-10's
+
+
+BASE = "as in the figures"
+ALTERNATIVES = {
+    BASE: Alternative("the figures' own reading, at this study's size", lambda experiment: experiment),
+    "inputs scaled otherwise": Alternative(
+        "MNIST's pixels of mean 0 and variance 1, not in [0, 1]; CIFAR-10's in [0, 1], not normalized", _other_scaling
+    ),
+    "poly by step": Alternative("in α(1 − t/T)^r, t counts steps, not the 160ths of the budget", _by_step),
+    "no augmentation": Alternative("CIFAR-10 without random crops and flips", _unaugmented),
+}
+
+
+def _reduced(**by_figure: Sequence[Experiment]) -> dict[str, list[Experiment]]:
+    """The paper's own arms of some experiments, by figure."""
+    return {
+        figure: [replace(e, arms=tuple(arm for arm in e.arms if not arm.beyond)) for e in experiments]
+        for figure, experiments in by_figure.items()
+    }
+
+
+_REDUCED = {
+    "quick": _reduced(
+        fig2=[scaled(fig2(b), problem="mnist-mlp:3000", epochs=10, seeds=2) for b in BATCH_SIZES],
+        fig3=[fig3_scaled("cifar10-resnet8:320", 16, 2, seeds=2)],
+    ),
+    "small": _reduced(
+        fig2=[scaled(fig2(b), problem="mnist-mlp:12000", seeds=3) for b in BATCH_SIZES],
+        fig3=[fig3_scaled("cifar10-resnet8:4000", 64, 3, seeds=2, eval_every=1.5)],
+        fig4=[
+            scaled(
+                FIG4,
+                problem="cifar10-resnet8:1000",
+                batch_size=128,
+                epochs=5,
+                seeds=2,
+                eval_every=5.0,
+                grid=(0.03, 0.1, 0.3, 1, 3),
+            )
+        ],
+    ),
+    "paper": _reduced(
+        fig2=[fig2(b) for b in BATCH_SIZES],
+        fig3=[fig3_scaled("cifar10-resnet20", 128, 40, seeds=2)],
+        fig4=[scaled(FIG4, epochs=40, seeds=2, grid=(0.1, 0.3, 1, 3, 10))],
+    ),
+}
+
+
+def alternatives(profile: str) -> dict[str, dict[str, list[Experiment]]]:
+    """The experiments of each alternative by figure; their names are ALTERNATIVE/FIGURE/EXPERIMENT."""
+    return {
+        alternative: {
+            figure: [
+                replace(changed, name=f"{alternative.replace(' ', '-')}/{figure}/{experiment.name}")
+                for experiment in experiments
+                if (changed := change(experiment))
+            ]
+            for figure, experiments in _REDUCED[profile].items()
+        }
+        for alternative, (_, change) in ALTERNATIVES.items()
+    }
+
+
+# ---- all of them ---------------------------------------------------------------------------------------------
+
+FIGURES: Mapping[str, Mapping[str, Sequence[Experiment]]] = {
+    "fig2": {
+        "quick": [scaled(fig2(b), problem="mnist-mlp:6000", epochs=10, seeds=3) for b in BATCH_SIZES],
+        "small": [fig2(b) for b in BATCH_SIZES],
+        "paper": [fig2(b) for b in BATCH_SIZES],
+    },
+    "fig3": {
+        "quick": [fig3_scaled("cifar10-resnet8:1024", 32, 4, seeds=2)],
+        "small": [fig3_scaled("cifar10-resnet8", 128, 2, eval_every=2 / 3)],
+        "paper": [fig3(20), fig3(56)],
+    },
+    "fig4": {
+        "quick": [scaled(FIG4, problem="digits-mlp", batch_size=256, epochs=20, eval_every=2)],
+        "small": [
+            scaled(FIG4, problem="cifar10-resnet8:10000", batch_size=256, epochs=5, eval_every=2.5, grid=FIG4.grid[:-1])
+        ],
+        "paper": [FIG4],
+    },
+    "sensitivity": {
+        "quick": [sensitivity("digits-mlp", 32, 10, seeds=2)],
+        "small": [sensitivity("mnist-mlp", 128, 3, seeds=3)],
+        "paper": [sensitivity("mnist-mlp", 128, 20, seeds=5)],
+    },
+    "alternatives": {
+        profile: [e for figures in alternatives(profile).values() for part in figures.values() for e in part]
+        for profile in PROFILES
+    },
+}
+"""By figure and profile."""

@@ -1,0 +1,145 @@
+"""A figure of training runs drawn as the paper has it: training loss above test accuracy, a column an experiment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sngd.studies.figures import DASH_LENGTHS, TEST_ACCURACY, TRAIN_LOSS, Panel, draw_panel, save, styles
+from sngd.studies.runs import Band
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.lines import Line2D
+
+TITLES = {
+    "fig2": "Figure 2: a small non-convex model",
+    "fig3": "Figure 3: large non-convex models",
+    "fig4": "Figure 4: S-SNGD and S-SGD with large batches",
+}
+
+
+def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+    """Draw FIGURE.png and FIGURE.svg into ``folder`` (made if absent); tuned experiments with their tuning below.
+
+    Returns:
+        The files written, in that order.
+    """
+    import matplotlib
+
+    name, experiments = measurements["figure"], list(measurements["experiments"].values())
+    labels = {label: arm for experiment in experiments for label, arm in experiment["arms"].items()}
+    look = styles(list(labels))
+    tuned = any(experiment["tuning"] for experiment in experiments)
+    rows, columns = 3 if tuned else 2, len(experiments)
+    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+        figure, page = page_of(max(7.0, 5.2 * columns), 3.3 * rows + 1.4, TITLES[name], measurements)
+        grid = page.subplots(rows, columns, squeeze=False)
+        lines: dict[str, Line2D] = {}
+        for column, experiment in zip(grid.T, experiments, strict=True):
+            for ax, panel in zip(column, (TRAIN_LOSS, TEST_ACCURACY), strict=False):
+                lines |= draw_panel(ax, panel, _bands(experiment, panel), look)
+            column[0].set_xlabel("")
+            column[0].set_title(experiment["title"], fontsize=10)
+            if tuned:
+                _draw_tuning(column[2], experiment, look)
+        page.legend(
+            [lines[label] for label in labels if label in lines],
+            [_shown(label, arm, tuned) for label, arm in labels.items() if label in lines],
+            loc="outside lower center",
+            ncols=2,
+            frameon=False,
+            fontsize=9,
+            handlelength=3.2,
+        )
+        return save(figure, Path(folder) / name, dpi=130)
+
+
+def _bands(experiment: Mapping[str, Any], panel: Panel) -> dict[str, Band]:
+    """Mean, lowest and highest seed at each cost that every seed reached with a finite value."""
+    bands = {}
+    for label, arm in experiment["arms"].items():
+        values = panel.scale * np.array(arm["curves"][panel.key], dtype=np.float64)  # null becomes NaN
+        reached = np.isfinite(values).all(axis=0)
+        if reached.any():
+            values, costs = values[:, reached], np.array(arm["curves"]["grads_over_n"])[reached]
+            bands[label] = Band(costs, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+    return bands
+
+
+def _shown(label: str, arm: Mapping[str, Any], tuned: bool) -> str:
+    notes = [f"tuned: α={arm['lr']:g}"] if tuned else []
+    notes += [f"{len(arm['diverged'])} of {len(arm['seeds'])} diverged"] if arm["diverged"] else []
+    starred = f"{label} *" if arm["beyond"] else label
+    return f"{starred} ({', '.join(notes)})" if notes else starred
+
+
+def _draw_tuning(ax: Axes, experiment: Mapping[str, Any], look: Mapping[str, Any]) -> None:
+    tuning = experiment["tuning"]
+    for label in experiment["arms"]:
+        points = [
+            (outcome["lr"], outcome["train_loss"])
+            for outcome in tuning["outcomes"]
+            if outcome["label"] == label and outcome["train_loss"] is not None
+        ]
+        color, dash = look[label]
+        (line,) = ax.plot(*zip(*points, strict=True), color=color, marker="o", markersize=3.5, linewidth=1.2)
+        if DASH_LENGTHS[dash]:
+            line.set_dashes(DASH_LENGTHS[dash])
+        chosen = [point for point in points if point[0] == tuning["chosen"][label]]
+        ax.plot(*zip(*chosen, strict=True), color=color, marker="o", markersize=9, fillstyle="none")
+    ax.set(xscale="log", yscale="log", xlabel="initial learning rate α (circle: chosen)", ylabel="loss in tuning")
+    ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
+
+
+# ---- what is printed on every figure -------------------------------------------------------------------------
+
+
+def page_of(width: float, height: float, title: str, measurements: Mapping[str, Any]) -> tuple[Figure, SubFigure]:
+    """A figure, and the part of it, width × height inches, to draw in.
+
+    Above it stand the title, profile, device, versions and seeds; below it every departure from the paper.
+    """
+    from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
+
+    experiments = list(measurements["experiments"].values())
+    text = fill(_notes(experiments), int(15.5 * width))
+    foot = 0.1 + 0.15 * len(text.splitlines())  # inches
+    figure = Figure(figsize=(width, height + foot), layout="constrained")
+    parts: Any = figure.subfigures(2, 1, height_ratios=(height, foot))
+    page, bottom = parts
+    bottom.text(0.01, 0.5, text, fontsize=8, va="center")
+    page.suptitle(f"{title}\n{_circumstances(measurements, experiments)}", fontsize=10.5)
+    return figure, page
+
+
+def _circumstances(measurements: Mapping[str, Any], experiments: Sequence[Mapping[str, Any]]) -> str:
+    seeds = sorted({len(arm["seeds"]) for experiment in experiments for arm in experiment["arms"].values()})
+    count = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
+    environment, device = measurements["environment"], measurements["device"]
+    name = environment.get("cuda") if device.startswith("cuda") else None
+    where = f"{name or device}, torch {environment.get('torch', '?')}"
+    return f"{measurements['profile']} profile, {where}; {count} seeds: mean, and band from lowest to highest"
+
+
+def _notes(experiments: Sequence[Mapping[str, Any]]) -> str:
+    stated = "; ".join(departures(experiments))
+    beyond = [arm["beyond"] for experiment in experiments for arm in experiment["arms"].values()]
+    star = "Nothing here is in the paper." if all(beyond) else "* not in the paper's figure." if any(beyond) else ""
+    return f"{star} Departures from the paper: {stated}.".strip() if stated else star
+
+
+def departures(experiments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Of all experiments, each once; those of some of several experiments with the names of their problems."""
+    for phrase in dict.fromkeys(phrase for experiment in experiments for phrase in experiment["departures"]):
+        having = [experiment["problem"] for experiment in experiments if phrase in experiment["departures"]]
+        yield phrase if len(having) == len(experiments) else f"{phrase} ({', '.join(dict.fromkeys(having))})"
+    edges = [label for experiment in experiments for label in (experiment["tuning"] or {}).get("at_edge", [])]
+    if edges:
+        yield f"tuning chose an end of its grid for {', '.join(edges)}: a better rate may lie outside"

@@ -1,0 +1,154 @@
+"""A run folder that is damaged is set aside, never deleted, and its run done anew; other settings stay an error."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from sngd.studies.parallel import run_all
+from sngd.studies.runs import read_study
+from sngd.studies.task import How, Task, do_task
+from sngd.training import Interrupted, RunConfig, train
+from sngd.training.run_folder import RunFolder
+
+PROBLEM = """
+import torch
+from sngd.problems import Problem
+
+def factory():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    return Problem(lambda: torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy, (x, (x[:, 0] > 0).long()))
+"""
+
+
+@pytest.fixture
+def task(tmp_path):
+    (tmp_path / "small.py").write_text(PROBLEM)
+    config = RunConfig(f"{tmp_path}/small.py:factory", "sngd", lr=0.1, batch_size=8, epochs=4, threads=1)
+    return Task(config, tmp_path / "runs" / "seed-0")
+
+
+def do(task):
+    warnings = []
+    how = How(data=None, overwrite=False, tensorboard=False)
+    row = do_task(task, how, 1, lambda _: None, warnings.append, lambda: False)
+    return {key: value for key, value in row.items() if key != "seconds"}, warnings
+
+
+def cut_short(path, keep):
+    path.write_bytes(path.read_bytes()[:keep])
+
+
+def halfway(task):
+    calls = iter(range(100))
+    with pytest.raises(Interrupted):
+        train(task.config, task.folder, should_stop=lambda: next(calls) == 12)
+
+
+DAMAGES = {
+    "truncated checkpoint": (lambda run: cut_short(run / "checkpoint.pt", 500), "checkpoint.pt: cannot be read ("),
+    "empty checkpoint": (lambda run: cut_short(run / "checkpoint.pt", 0), "checkpoint.pt: cannot be read ("),
+    "truncated metrics": (lambda run: cut_short(run / "metrics.jsonl", 300), "complete rows, the checkpoint knows"),
+    "lost metrics": (lambda run: (run / "metrics.jsonl").unlink(), "has 0 complete rows, the checkpoint knows"),
+    "zeros in metrics": (
+        lambda run: (run / "metrics.jsonl").write_bytes(b"\0" * 100 + (run / "metrics.jsonl").read_bytes()[100:]),
+        "metrics.jsonl, line 1: not JSON (",
+    ),
+    "garbage config": (lambda run: (run / "config.json").write_bytes(b"\xff\0{garbage"), "config.json: not JSON ("),
+    "empty config": (lambda run: (run / "config.json").write_bytes(b""), "config.json: not JSON ("),
+    "lost config": (lambda run: (run / "config.json").unlink(), "has a checkpoint and no config.json"),
+}
+
+
+@pytest.mark.parametrize("begin", [do, halfway], ids=["finished", "half done"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_run_is_set_aside_and_done_anew(tmp_path, task, damage, begin):
+    whole, _ = do(task._replace(folder=tmp_path / "whole"))
+    begin(task)
+    break_it, reason = DAMAGES[damage]
+    break_it(task.folder)
+    broken = {path.name: path.read_bytes() for path in task.folder.iterdir()}
+
+    row, warnings = do(task)
+
+    assert row == whole
+    aside = task.folder.with_name("seed-0.broken-1")
+    assert {path.name: path.read_bytes() for path in aside.iterdir()} == broken
+    (warning,) = warnings
+    assert warning.startswith(str(task.folder))
+    assert reason in warning
+    assert warning.endswith("; set aside as seed-0.broken-1, the run is done anew")
+    assert "--overwrite" not in warning
+    assert do(task) == (whole, [])
+
+
+def test_the_next_free_number_is_taken_and_none_is_counted_as_a_run(tmp_path, task):
+    for number in (1, 2):
+        do(task)
+        (task.folder / "config.json").write_text("{")
+        assert f"broken-{number}" in do(task)[1][0]
+    (task.folder.parent / "seed-0.broken-1" / "config.json").write_text(json.dumps({"problem": "another"}))
+    assert [run.path for run in read_study(tmp_path).runs] == [task.folder]
+    assert len(read_study(tmp_path / "runs" / "seed-0").runs) == 1
+
+
+def test_a_set_aside_run_can_be_looked_at_by_name(task):
+    do(task)
+    aside = task.folder.rename(task.folder.with_name("seed-0.broken-1"))
+    assert len(read_study(aside).runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda config: {**config, "lr": 0.5}, "cannot resume with other settings: lr is 0.5, not 0.1"),
+        (lambda config: {**config, "colour": "red"}, "config.json: unknown settings colour"),
+    ],
+)
+def test_other_settings_are_an_error_and_nothing_moves(task, damage, message):
+    do(task)
+    path = task.folder / "config.json"
+    path.write_text(json.dumps(damage(json.loads(path.read_text()))))
+    with pytest.raises(ValueError, match=message):
+        do(task)
+    assert [folder.name for folder in task.folder.parent.iterdir()] == ["seed-0"]
+
+
+def test_what_a_kill_leaves_behind_is_no_damage(task):
+    halfway(task)
+    with open(task.folder / "metrics.jsonl", "ab") as file:
+        file.write(b'{"step": 9, "tra')
+    assert do(task)[1] == []
+    task.folder.joinpath("checkpoint.pt").unlink()  # killed in its first evaluation
+    assert do(task)[1] == []
+
+
+def test_a_failing_disk_is_no_damage(task, monkeypatch):
+    do(task)
+
+    def fail(*_args, **_kwargs):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("torch.load", fail)
+    with pytest.raises(OSError, match="Input/output error"):
+        do(task)
+    assert task.folder.exists()
+
+
+def test_a_run_that_another_process_trains_is_not_moved(task):
+    do(task)
+    (task.folder / "config.json").write_text("{")
+    with RunFolder(task.folder).locked(), pytest.raises(ValueError, match="another process is training in this folder"):
+        do(task)
+    assert task.folder.exists()
+
+
+def test_the_warning_comes_out_of_the_worker_processes(tmp_path, task):
+    tasks = [Task(replace(task.config, seed=seed), tmp_path / "runs" / f"seed-{seed}") for seed in (1, 0)]
+    do(task)
+    (task.folder / "config.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"seed-0\.broken-1, the run is done anew") as caught:
+        rows = run_all(tasks, jobs=1)
+    assert len(caught) == 1
+    assert all(row["final"] for row in rows)
+    run_all(tasks, jobs=1)  # and then there is nothing to warn of
