@@ -325,7 +325,7 @@ def test_reproduce_claims(sngd, tmp_path):
     verdicts = {verdict["claim"]: verdict for verdict in json.loads(out)["verdicts"]}
     assert verdicts["C9"]["quantities"]
     assert (tmp_path / "here" / "relaxed" / "measurements.json").exists()
-    code, out, _ = sngd("reproduce", "claims", "--only", "C9", "--out", "here")  # from what is stored
+    code, out, _ = sngd("reproduce", "claims", "--only", "C9,C2", "--stored", "--out", "here")
     assert verdicts["C9"]["outcome"] in out
     assert (tmp_path / "here" / "verdicts.md").exists()
 
@@ -336,6 +336,7 @@ def test_reproduce_claims(sngd, tmp_path):
         (["claims", "--only", "C11"], "unknown claim 'C11'; must be one of C1, C2"),
         (["claims", "--profile", "huge"], "unknown profile 'huge'; claims have quick, small, paper"),
         (["fig1", "--only", "C1"], "--only chooses among claims, fig1 is not that: leave it out"),
+        (["fig1", "--stored"], "--stored is for claims, fig1 is not that: leave it out"),
         (["fig9"], "unknown figure 'fig9'; must be one of fig1, conformance"),
     ],
 )

@@ -1,5 +1,6 @@
 """What the README shows runs, and its numbers are those of the committed results."""
 
+import json
 import re
 import subprocess
 import sys
@@ -31,3 +32,12 @@ def test_every_spread_in_the_readme_is_in_a_committed_table():
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
 def test_every_link_leads_somewhere(target):
     assert (ROOT / target).exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md"])
+def test_every_verdict_shown_is_the_computed_one(page):
+    verdicts = json.loads((ROOT / "results" / "small" / "verdicts.json").read_text())["verdicts"]
+    computed = {(v["claim"], v["text"], v["outcome"]) for v in verdicts}
+    shown = re.findall(r"^\| (C\d+) \| (.*?) \| \*\*(.*?)\*\* \|$", (ROOT / page).read_text(), flags=re.M)
+    assert len(shown) >= 6
+    assert set(shown) <= computed

@@ -303,3 +303,15 @@ def test_a_broken_file_is_named(tmp_path, content, reason):
     path.write_text(content, "utf-8")
     with pytest.raises(ValueError, match=f"measurements.json: {reason}"):
         reproduce_claims(["C9"], "quick", tmp_path)
+
+
+def test_stored_measurements_are_judged_without_measuring(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "reproduce", lambda *_args, **_options: pytest.fail("it measured"))
+    with pytest.raises(FileNotFoundError, match="holds no measurements of these claims"):
+        reproduce_claims([], "small", tmp_path, stored_only=True)
+    (tmp_path / "fig1").mkdir()
+    (tmp_path / "fig1" / "measurements.json").write_bytes(FIG1.read_bytes())
+    verdicts = {verdict.claim: verdict.outcome for verdict in reproduce_claims([], "small", tmp_path, stored_only=True)}
+    assert verdicts["C8"] == IN_PART
+    assert verdicts["C9"] == NOT_TESTED
+    assert "C8: reproduced in part" in (tmp_path / "verdicts.md").read_text()

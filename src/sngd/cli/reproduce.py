@@ -27,6 +27,9 @@ def reproduce(
         str, typer.Option(help="quick (minutes), small (about two hours on 2 cores) or paper (wants a GPU).")
     ] = "quick",
     only: Annotated[str | None, typer.Option(help="Of the claims, these: C7,C9,C10.")] = None,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="Judge the claims by what the folder holds, and measure nothing.")
+    ] = False,
     data: Data = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where it goes. (default: runs/reproduce-WHAT-PROFILE)")
@@ -48,6 +51,8 @@ def reproduce(
 
     if only is not None and what != "claims":
         raise ValueError(f"--only chooses among claims, {what} is not that: leave it out")
+    if stored and what != "claims":
+        raise ValueError(f"--stored is for claims, {what} is not that: leave it out")
     folder = folder or Path("runs", f"reproduce-{what}-{profile}")
     command = shlex.join(["sngd", *sys.argv[1:]])
     with stop_on_interrupt() as should_stop, progress_bars() as bars:
@@ -69,7 +74,7 @@ def reproduce(
             verdicts = claims.reproduce_all(profile, folder, command, tell, **options)
         elif what == "claims":
             names = [name.strip() for name in only.split(",")] if only else []
-            verdicts = claims.reproduce_claims(names, profile, folder, command, tell, **options)
+            verdicts = claims.reproduce_claims(names, profile, folder, command, tell, stored_only=stored, **options)
         else:
             tell(what)
             pictures = measure_and_draw(what, profile, folder, command, **options)

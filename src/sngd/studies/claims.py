@@ -106,6 +106,8 @@ def reproduce_claims(
     out: Path,
     command: str = "",
     on_progress: Callable[[str], None] = lambda _: None,
+    *,
+    stored_only: bool = False,
     **options: Any,
 ) -> list[Verdict]:
     """Measure what is missing, draw it, and judge: ``out`` gets a folder a figure, verdicts.json and verdicts.md.
@@ -119,6 +121,7 @@ def reproduce_claims(
         out: folder, made if need be.
         command: the command line, kept with what it measured and with the verdicts.
         on_progress: told the name of each figure before it is measured or drawn.
+        stored_only: measure and draw nothing; claims whose figures are not there are not tested.
         options: for the figures made of runs, see ``reproduce``.
 
     Returns:
@@ -126,15 +129,18 @@ def reproduce_claims(
 
     Raises:
         ValueError: unknown claim or profile, or a measurements.json that is none; for runs see ``compare``.
+        FileNotFoundError: ``stored_only``, and there is nothing.
         Interrupted: ``should_stop`` said so.
     """
     chosen = _chosen(only)
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; claims have {', '.join(PROFILES)}")
-    for figure in _figures(chosen):
+    for figure in [] if stored_only else _figures(chosen):
         on_progress(figure)
         reproduce(figure, profile, out / figure, command, reuse=True, **options)
     verdicts = judge(out, only)
+    if stored_only and not any(verdict.evidence for verdict in verdicts):
+        raise FileNotFoundError(f"{out}: holds no measurements of these claims")
     described = [as_json(verdict) for verdict in verdicts]
     write_json(out / "verdicts.json", {"command": command, "profile": profile, "verdicts": described})
     title = f"# Verdicts on the paper's claims, {profile} profile"
