@@ -100,6 +100,10 @@ def test_the_users_own_problem(sngd, tmp_path):
     ("words", "message"),
     [
         (["train", "digits"], "unknown problem 'digits', did you mean 'digits-mlp'?"),
+        (
+            ["train", "digits-mlp:100:unaugmented"],
+            "problem 'digits-mlp:100:unaugmented': has no augmentation to leave out",
+        ),
         (["train", "nowhere.py:f"], "nowhere.py: no such file"),
         (["train", "digits-mlp", "--method", "sngdd"], "unknown method 'sngdd', did you mean 'sngd'?"),
         (["train", "digits-mlp", "--lr", "-1"], "lr must be finite and greater than 0, got -1.0"),

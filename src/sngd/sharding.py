@@ -19,12 +19,12 @@ if TYPE_CHECKING:  # slow to import, and of no use to one process
 # None for a plain tensor; for a DTensor its mesh and those of the mesh's dimensions that shard it, perhaps none.
 Sharding = tuple["DeviceMesh", tuple[int, ...]] | None
 
-_PLAIN = {Tensor, nn.Parameter}
+PLAIN = {Tensor, nn.Parameter}  # types that are no DTensor, for a quick look
 
 
 def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether it is a ``DTensor``, told without importing them."""
-    return type(tensor) not in _PLAIN and hasattr(tensor, "device_mesh")
+    return type(tensor) not in PLAIN and hasattr(tensor, "device_mesh")
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -65,8 +65,7 @@ def sharding_of(tensor: Tensor) -> Sharding:
 
 def shardings(tensors: Iterable[Tensor]) -> list[Sharding]:
     """All the ways in which tensors are sharded, in order."""
-    others = [tensor for tensor in tensors if type(tensor) not in _PLAIN]
-    return [sharding for sharding in dict.fromkeys(map(sharding_of, others)) if sharding and sharding[1]]
+    return [sharding for sharding in dict.fromkeys(map(sharding_of, tensors)) if sharding and sharding[1]]
 
 
 def gradient(param: Tensor) -> Tensor:

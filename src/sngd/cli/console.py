@@ -14,8 +14,8 @@ from rich.text import Text
 
 from sngd import training
 
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)  # "digits-mlp:100:…" is no picture
+err = Console(stderr=True, emoji=False)
 
 
 def print_json(content: Any) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from sngd.sharding import Sharding, all_local, sharding_of, sum_of_shards
+from sngd.sharding import PLAIN, Sharding, all_local, sharding_of, sum_of_shards
 
 # Below this a sum of squares in float32 is no longer exact to rounding: entries of 1e-23 square to nothing.
 _FLOAT32_FLOOR = 1e-15
@@ -46,7 +46,8 @@ def by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype, 
     """The tensors, in order, by device, dtype and sharding: list kernels want tensors of one kind."""
     kinds = defaultdict(list)
     for tensor in tensors:
-        kinds[tensor.device, tensor.dtype, sharding_of(tensor)].append(tensor)
+        sharding = None if type(tensor) in PLAIN else sharding_of(tensor)  # a call less for each of many tensors
+        kinds[tensor.device, tensor.dtype, sharding].append(tensor)
     return kinds
 
 
@@ -95,13 +96,18 @@ def _norms(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """0-d norms whose squares add up to the tensors' squares."""
     if tensors[0].device.type != "cpu" or torch.compiler.is_compiling():
         return list(torch._foreach_norm(tensors, 2, dtype))
-    small = [t for t in tensors if t.dim() == 1 and t.numel() <= _SMALL]
-    if len(small) > 1:
-        tensors = [torch.cat(small), *(t for t in tensors if t.dim() != 1 or t.numel() > _SMALL)]
     limit = _LONG.get(tensors[0].itemsize, math.inf)
-    short = [t for t in tensors if t.numel() <= limit]
+    small: list[Tensor] = []
+    short: list[Tensor] = []
+    long: list[Tensor] = []
+    for t in tensors:
+        n = t.numel()
+        (small if n <= _SMALL and t.dim() == 1 else short if n <= limit else long).append(t)
+    if small:
+        merged = torch.cat(small) if len(small) > 1 else small[0]
+        (short if merged.numel() <= limit else long).append(merged)
     norms = list(torch._foreach_norm(short, 2, dtype)) if short else []
-    return norms + [_norm_by_rows(t, dtype) for t in tensors if t.numel() > limit]
+    return norms + [_norm_by_rows(t, dtype) for t in long]
 
 
 def _norm_by_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
 from sngd.optim.norms import by_kind, norm_of_lists
-from sngd.sharding import Sharding, all_local, gradient, refuse_flat_shards, sharding_of, shardings
+from sngd.sharding import PLAIN, Sharding, all_local, gradient, refuse_flat_shards, sharding_of, shardings
 
 Number = float | Tensor
 
@@ -162,7 +162,9 @@ class SNGD(Optimizer):
 
     def _shardings(self) -> list[Sharding]:
         """How parameters are sharded, with or without a gradient here: all ranks must take part in the same sums."""
-        return shardings(p for group in self.param_groups for p in group["params"] if p.requires_grad)
+        return shardings(
+            p for group in self.param_groups for p in group["params"] if type(p) not in PLAIN and p.requires_grad
+        )
 
     def _part(self, group: dict[str, Any], params: list[Tensor], scale: Tensor | None) -> "_Part":
         sharding = sharding_of(params[0])
