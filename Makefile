@@ -6,7 +6,7 @@ BIN     := .venv/bin
 
 .PHONY: demo test lint types clean
 
-demo: .venv/.installed
+demo: .venv/.lab
 	$(BIN)/sngd compare $(PROBLEM) --methods sgd,sngd,s-sngd --seeds 3 --out $(DEMO)
 
 test: .venv/.installed lint types
@@ -19,9 +19,13 @@ lint: .venv/.installed
 types: .venv/.installed
 	$(BIN)/mypy
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"sngd needs Python 3.11 or newer, this is {v[0]}.{v[1]}; name one with: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
+	touch $@
+
+.venv/.installed: .venv/.lab
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ecosystem]'
 	touch $@
 
