@@ -1,5 +1,6 @@
 import html.parser
 import json
+import re
 import shutil
 import time
 
@@ -91,6 +92,13 @@ def test_numbers_that_json_lacks_never_reach_the_page(tmp_path, test):
     assert "NaN" not in charts
     assert "Infinity" not in charts
     assert ('id="chart-test_accuracy"' in charts) is test
+
+
+def test_every_run_has_the_command_that_repeats_it(tmp_path):
+    commands = re.findall(r"sngd train [^<\n]+", page_of(write_study(tmp_path / "study")))
+    assert len(commands) == 9
+    options = "--lr 0.1 --batch-size 32 --epochs 10 --seed 1 --weight-decay 0.0"
+    assert any(line.startswith(f"sngd train digits-mlp --method s-sngd {options}") for line in commands)
 
 
 def test_nothing_measured_yet(tmp_path):

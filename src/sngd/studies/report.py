@@ -31,6 +31,7 @@ from sngd.studies.figures import (
 )
 from sngd.studies.runs import Band, Run, Study, read_study, value
 from sngd.studies.table import cells, statements
+from sngd.training.config import RunConfig
 from sngd.training.run_folder import replace_file
 
 _BUTTONS = ["toImage", "zoom2d", "pan2d", "resetScale2d"]  # named, because plotly's own choice has one that uploads
@@ -443,9 +444,20 @@ def _pairs(values: dict[str, str]) -> str:
 
 def _command(study: Study) -> str:
     command = study.comparison.get("command")
-    if not command:
-        return ""
-    return _section("Command", f'<pre tabindex="0"><code>{escape(str(command))}</code></pre>')
+    whole = f'<pre tabindex="0"><code>{escape(str(command))}</code></pre>' if command else ""
+    single = "\n".join(escape(line) for run in study.runs if (line := _run_command(run)))
+    if single:
+        whole += (
+            f'<details><summary>The runs, one by one</summary><pre tabindex="0"><code>{single}</code></pre></details>'
+        )
+    return _section("Command", whole) if whole else ""
+
+
+def _run_command(run: Run) -> str | None:
+    try:
+        return RunConfig.from_json(run.config).command()
+    except (TypeError, ValueError):
+        return None  # settings of another version of sngd
 
 
 # ---- the page's own parts ------------------------------------------------------------------------------------
