@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_map
 from sngd.diagnose.interval import Interval, student_t
 from sngd.diagnose.objective import Objective
 from sngd.estimators.estimator import Batch, Loss, check_size
+from sngd.spelling import check_one_of
 
 METHODS = ("auto", "per-sample", "two-batch")
 _GROUPS = 32  # of the jackknife: enough that Student's t is nearly normal; the means of all groups are held at once
@@ -94,8 +95,7 @@ def gradient_noise(
         noise = gradient_noise(objective, generator=torch.Generator().manual_seed(5))
         print(noise.scale)  # 77.07 [71.35, 83.53]; 78.79 on all 60,000 samples
     """
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    check_one_of("method", method, METHODS)
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
     batch_size = check_size("batch_size", batch_size)

@@ -5,9 +5,9 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from sngd.estimators.estimator import Batch, Loss, check_size
+from sngd.estimators.estimator import Batch, Loss, check_size, chunks, size_of
 from sngd.estimators.replay import at_weights, buffers_kept
 
 
@@ -45,7 +45,7 @@ class Objective:
     @property
     def n(self) -> int:
         """Number of samples."""
-        return _size(self.samples)
+        return size_of(self.samples)
 
     @property
     def dim(self) -> int:
@@ -99,13 +99,12 @@ class Objective:
             yield
 
     def _mean(self, evaluate: Callable[[Batch], Sequence[Tensor]], batch: Batch, calls: int) -> Tensor:
-        n = _size(batch)
+        n = size_of(batch)
         self.oracle_calls += calls * n
         total = torch.zeros(self.dim, dtype=_dtype(self.params), device=self.device)
         with self.repeatable(), torch.enable_grad():
-            for start in range(0, n, self.chunk_size):
-                chunk = tree_map(lambda part, start=start: part[start : start + self.chunk_size], batch)
-                total += (_size(chunk) / n) * torch.cat([part.reshape(-1) for part in evaluate(chunk)]).to(total)
+            for chunk, size in chunks(batch, self.chunk_size):
+                total += (size / n) * torch.cat([part.reshape(-1) for part in evaluate(chunk)]).to(total)
         return total
 
     def _gradient(self, chunk: Batch) -> Sequence[Tensor]:
@@ -117,10 +116,6 @@ class Objective:
         if not (isinstance(slope, Tensor) and slope.requires_grad):  # F is linear
             return [torch.zeros_like(p) for p in self.params]
         return torch.autograd.grad(slope, self.params, materialize_grads=True)
-
-
-def _size(batch: Batch) -> int:
-    return len(tree_leaves(batch)[0])
 
 
 def _dtype(params: Sequence[Tensor]) -> torch.dtype:

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from sngd.diagnose.interval import Interval, student_t
 from sngd.diagnose.objective import Objective
-from sngd.estimators.estimator import Batch
+from sngd.estimators.estimator import Batch, size_of
 
 GROUPS = 10  # of the jackknife: t at 9 degrees of freedom is 15 % wider than at infinitely many
 
@@ -165,7 +165,7 @@ class _Sample(NamedTuple):
     @staticmethod
     def of(objective: Objective, batch: Batch | None) -> "_Sample":
         batch = objective.samples if batch is None else batch
-        size = len(tree_leaves(batch)[0])
+        size = size_of(batch)
         if size < min(3, objective.n):
             raise ValueError(f"batch must have at least {min(3, objective.n)} samples, got {size}")
         k = min(GROUPS, size)

@@ -71,14 +71,14 @@ class Estimator:
         """Set ``p.grad`` to the mean gradient over ``batch``, evaluated in chunks if it is larger than one."""
         for param in self.params:
             param.grad = None
-        n = _size(batch)
+        n = size_of(batch)
         self.oracle_calls += n
         if chunk_size is None or n <= chunk_size:
             value = loss(batch)
             value.backward()
             return value.detach()
         values = []
-        for chunk, size in _chunks(batch, chunk_size):
+        for chunk, size in chunks(batch, chunk_size):
             value = loss(chunk) * (size / n)
             value.backward()
             values.append(value.detach())
@@ -92,11 +92,13 @@ def check_size(name: str, value: int) -> int:
     return int(value)
 
 
-def _size(batch: Batch) -> int:
+def size_of(batch: Batch) -> int:
+    """Number of samples in a batch."""
     return len(tree_leaves(batch)[0])
 
 
-def _chunks(batch: Batch, size: int) -> Iterator[tuple[Batch, int]]:
-    for start in range(0, _size(batch), size):
+def chunks(batch: Batch, size: int) -> Iterator[tuple[Batch, int]]:
+    """Parts of ``size`` samples, the last one perhaps smaller, each with its size."""
+    for start in range(0, size_of(batch), size):
         chunk = tree_map(lambda part, start=start: part[start : start + size], batch)
-        yield chunk, _size(chunk)
+        yield chunk, size_of(chunk)

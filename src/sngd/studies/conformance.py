@@ -30,8 +30,9 @@ from torch import Generator, Tensor, nn
 from sngd.optim.sngd import SNGD
 from sngd.optim.stagewise import StagewiseLR
 from sngd.problems.families import FAMILIES, Instance, log_uniform
+from sngd.spelling import check_one_of
 from sngd.stages import StagePlan, constant, geometric, harmonic
-from sngd.studies.figures import save, styles
+from sngd.studies.figures import plain_style, save, styles
 from sngd.theory import Bound, RelaxedSmooth, Smooth, Smoothness, lemma1, lemma2, sngd_bound, stagewise_bound
 
 if TYPE_CHECKING:
@@ -72,8 +73,7 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     Raises:
         ValueError: no such profile.
     """
-    if profile not in INSTANCES:
-        raise ValueError(f"profile must be one of {', '.join(INSTANCES)}, got {profile!r}")
+    check_one_of("profile", profile, INSTANCES)
     comparisons = len(FAMILIES) * INSTANCES[profile] * len(_RUNS)
     quantile = _student(ERROR_RATE / comparisons)
     return {
@@ -311,10 +311,9 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
     Returns:
         The files written, in that order.
     """
-    import matplotlib
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
-    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         figure = Figure(figsize=(13, 5.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         _draw_theorems(left, measurements["families"])

@@ -23,17 +23,16 @@ from sngd.diagnose import (
     local_smoothness,
 )
 from sngd.problems import load_problem
-from sngd.studies.figures import save
+from sngd.studies.figures import plain_style, save
 from sngd.studies.runs import Row, read_run, value
 from sngd.training import RunConfig
 from sngd.training.engine import Run
 from sngd.training.run_folder import RunFolder, environment, write_json
-from sngd.training.tracking import TRACKED, training_objective
+from sngd.training.tracking import DISTANCES, TRACKED, training_objective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-DISTANCES = (0.01, 0.1, 1.0)  # in learning rates
 ENVELOPE = 0.95  # quantile of the fit that is meant for plans
 
 Progress = Callable[[str, int, int], object]  # what is measured, steps done, steps at most
@@ -275,12 +274,11 @@ def draw(diagnosis: Diagnosis, folder: Path) -> list[Path]:
         panels.append(lambda ax: _draw_noise(ax, diagnosis))
     if not panels:
         return []
-    import matplotlib
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         figure = Figure(figsize=(6 * columns, 4.2 * rows), layout="constrained")
         axes = figure.subplots(rows, columns, squeeze=False).flat
         for ax, panel in zip(axes, panels, strict=False):

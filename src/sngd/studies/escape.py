@@ -22,7 +22,8 @@ from sngd.optim.perturbed import Perturbed
 from sngd.optim.sngd import SNGD
 from sngd.problems.analytic import Analytic, sharp_and_flat, strict_saddle, tensor_decomposition
 from sngd.problems.problem import Problem
-from sngd.studies.figures import DASH_LENGTHS, save, styles
+from sngd.spelling import check_one_of
+from sngd.studies.figures import DASH_LENGTHS, plain_style, save, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -81,8 +82,7 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     Raises:
         ValueError: no such profile.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+    check_one_of("profile", profile, PROFILES)
     settings = PROFILES[profile]
     return {
         "profile": profile,
@@ -275,10 +275,9 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
     Returns:
         The files written, in that order.
     """
-    import matplotlib
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
-    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         figure = Figure(figsize=(15, 9), layout="constrained")
         axes = figure.subplots(2, 3)
         for ax, (name, paths) in zip(axes[:, 0], measurements["trajectories"].items(), strict=True):

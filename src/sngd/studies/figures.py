@@ -6,6 +6,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
@@ -103,10 +104,9 @@ def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
     panels = [(panel, curves) for panel, curves in panels if curves]
     if not panels:
         return []
-    import matplotlib
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
-    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         columns = _columns(study.labels, len(panels))
         height = 4.1 + 0.22 * math.ceil(len(study.labels) / columns)  # inches; a row of the legend takes 0.22
         figure = Figure(figsize=(4.8 * len(panels), height), layout="constrained")
@@ -126,6 +126,13 @@ def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
         )
         figure.suptitle(f"{_literal(study.problem)}\n{band_note(study)}", fontsize=10)
         return save(figure, Path(folder) / "curves", dpi=160)
+
+
+def plain_style() -> AbstractContextManager[None]:
+    """Inside, figures are drawn without a box around the axes, and the same data give the same SVG."""
+    import matplotlib
+
+    return matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False})
 
 
 def save(figure: Figure, path: Path, dpi: int) -> list[Path]:

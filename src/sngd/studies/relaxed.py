@@ -27,7 +27,8 @@ from torch.optim import SGD, Optimizer
 from sngd.diagnose.interval import Interval
 from sngd.optim.sngd import SNGD
 from sngd.problems.analytic import Analytic, relaxed_smooth
-from sngd.studies.figures import save, styles
+from sngd.spelling import check_one_of
+from sngd.studies.figures import plain_style, save, styles
 from sngd.studies.verdicts import (
     Evidence,
     Quantity,
@@ -101,8 +102,7 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     Raises:
         ValueError: no such profile.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+    check_one_of("profile", profile, PROFILES)
     settings = PROFILES[profile]
     runs = [
         _runs(settings, method, lr, gradient)
@@ -373,10 +373,9 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
     Returns:
         The files written, in that order.
     """
-    import matplotlib
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
-    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         figure = Figure(figsize=(15, 5.2), layout="constrained")
         stable, calls, final = figure.subplots(1, 3)
         _draw_stable(stable, measurements)

@@ -36,8 +36,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sngd.diagnose.interval import Interval
+from sngd.spelling import check_one_of
 from sngd.stages import StagePlan
-from sngd.studies.figures import save, styles
+from sngd.studies.figures import plain_style, save, styles
 from sngd.theory import PLANNED, Plan, Smooth, plan
 
 if TYPE_CHECKING:
@@ -120,8 +121,7 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     Raises:
         ValueError: no such profile.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+    check_one_of("profile", profile, PROFILES)
     seeds, targets = PROFILES[profile]
     return {
         "profile": profile,
@@ -272,10 +272,9 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
     Returns:
         The files written, in that order.
     """
-    import matplotlib
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
-    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         figure = Figure(figsize=(13, 5.6), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
         for ax, (problem, methods) in zip(axes, measurements["problems"].items(), strict=True):

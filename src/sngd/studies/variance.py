@@ -26,7 +26,8 @@ from sngd.estimators import Full, MiniBatch, Spider
 from sngd.optim.sngd import SNGD
 from sngd.problems.problem import Problem
 from sngd.problems.registry import load_problem
-from sngd.studies.figures import save
+from sngd.spelling import check_one_of
+from sngd.studies.figures import plain_style, save
 from sngd.studies.verdicts import Evidence, Quantity, above, between, error_rate, mean_interval, never, reported
 from sngd.theory import Smooth, spider_variance
 
@@ -133,8 +134,7 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     Raises:
         ValueError: no such profile.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile must be one of {', '.join(PROFILES)}, got {profile!r}")
+    check_one_of("profile", profile, PROFILES)
     settings = PROFILES[profile]
     return {
         "profile": profile,
@@ -307,10 +307,9 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
     Returns:
         The files written, in that order.
     """
-    import matplotlib
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
-    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         problems = measurements["problems"]
         figure = Figure(figsize=(5 * len(problems), 5.4), layout="constrained")
         for ax, (name, measured) in zip(figure.subplots(1, len(problems)), problems.items(), strict=True):

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from sngd.studies.figures import save, styles
+from sngd.studies.figures import plain_style, save, styles
 from sngd.studies.paper.experiments import ALTERNATIVES, alternatives
 from sngd.studies.paper.pictures import page_of
 from sngd.studies.paper.runs import MEASURES, measure_experiments
@@ -110,12 +110,11 @@ _SCALES = {"train_loss": ("final training loss", 1), "test_accuracy": ("final te
 
 def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``alternatives.png`` and ``alternatives.svg``: every arm's final values under every reading, all seeds."""
-    import matplotlib
 
     readings = measurements["alternatives"]
     base = next(iter(readings.values()))["figures"]
     columns = [(figure, name) for figure, found in base.items() for name in found["experiments"]]
-    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         shown = {"experiments": {f"{f}/{name}": base[f]["experiments"][name] for f, name in columns}}
         title = "The figures under other readings of the paper"
         figure, page = page_of(4.4 * len(columns), 9.5, title, {**measurements, **shown})

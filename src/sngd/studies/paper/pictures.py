@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sngd.studies.figures import DASH_LENGTHS, TEST_ACCURACY, TRAIN_LOSS, Panel, draw_panel, save, styles
+from sngd.studies.figures import DASH_LENGTHS, TEST_ACCURACY, TRAIN_LOSS, Panel, draw_panel, plain_style, save, styles
 from sngd.studies.runs import Band
 
 if TYPE_CHECKING:
@@ -31,14 +31,13 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
     Returns:
         The files written, in that order.
     """
-    import matplotlib
 
     name, experiments = measurements["figure"], list(measurements["experiments"].values())
     labels = {label: arm for experiment in experiments for label, arm in experiment["arms"].items()}
     look = styles(list(labels))
     tuned = any(experiment["tuning"] for experiment in experiments)
     rows, columns = 3 if tuned else 2, len(experiments)
-    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         figure, page = page_of(max(7.0, 5.2 * columns), 3.3 * rows + 1.4, TITLES[name], measurements)
         grid = page.subplots(rows, columns, squeeze=False)
         lines: dict[str, Line2D] = {}

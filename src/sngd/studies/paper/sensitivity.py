@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sngd.studies.figures import save
+from sngd.studies.figures import plain_style, save
 from sngd.studies.paper.pictures import page_of
 from sngd.studies.paper.runs import measure as measure_runs
 
@@ -122,11 +122,10 @@ _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``sensitivity.png`` and ``sensitivity.svg`` into ``folder`` (made if absent); a plateau is a thick line."""
-    import matplotlib
 
     (experiment,) = measurements["experiments"].values()
     title = f"Final training loss against the learning rate: {experiment['title']}, {experiment['epochs']:g} #grad/n"
-    with matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False}):
+    with plain_style():
         figure, page = page_of(8, 6, title, measurements)
         ax = page.subplots()
         for (method, found), color in zip(measurements["plateaus"].items(), _COLORS, strict=True):
