@@ -8,6 +8,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+from sngd.studies.runs import Study, read_study
+
 ENVIRONMENT = {
     "python": "3.11.9",
     "torch": "2.13.0",
@@ -114,3 +116,12 @@ def write_comparison(folder: Path, **content: Any) -> None:
     command = "sngd compare digits-mlp --methods sgd,sngd,s-sngd --seeds 3 --tune"
     comparison = {"command": command, "problem": "digits-mlp", "epochs": 10, "tuning": None} | content
     (folder / "compare.json").write_text(json.dumps(comparison))
+
+
+def study_of(folder: Path, **losses: list[float | None]) -> Study:
+    """A study with the given final training losses: one list per arm, a number per seed, None for a diverged run."""
+    for label, by_seed in losses.items():
+        for seed, loss in enumerate(by_seed):
+            diverge = 3 if loss is None else None
+            write_run(folder / label / str(seed), label, seed, diverge=diverge, answer={"train_loss": loss})
+    return read_study(folder)

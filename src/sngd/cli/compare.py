@@ -144,8 +144,9 @@ def _numbers(text: str, name: str) -> list[float]:
 
 
 def _print_study(study: Any, folder: Path, as_json: bool) -> None:
+    from sngd.studies.lead import statements
     from sngd.studies.table import as_json as table_json
-    from sngd.studies.table import cells, statements
+    from sngd.studies.table import cells
 
     page = folder / "report.html"
     if as_json:

@@ -29,8 +29,9 @@ from sngd.studies.figures import (
     view,
     wants_log,
 )
+from sngd.studies.lead import statements
 from sngd.studies.runs import Band, Run, Study, read_study, value
-from sngd.studies.table import cells, statements
+from sngd.studies.table import cells
 from sngd.training.config import RunConfig
 from sngd.training.run_folder import replace_file
 
