@@ -176,7 +176,7 @@ def test_compare_then_report(sngd, tmp_path):
     code, out, _ = sngd(*words)
     assert code == 0
     assert digits(folder) == before  # finished runs are not repeated
-    assert "over 2 paired seeds" in out
+    assert "over 2 seeds at equal oracle calls, untuned" in out
     assert "report: runs/compare-digits-mlp/report.html" in out
 
     (folder / "report.html").unlink()

@@ -42,8 +42,9 @@ def visible(page):
 
 def test_says_what_was_found(tmp_path):
     text = visible(page_of(write_study(tmp_path)))
-    assert "s-sngd has the lowest training loss: " in text
-    assert "larger than seed noise" in text
+    assert "s-sngd's final training loss is lower than " in text
+    assert "at equal oracle calls and equal tuning" in text
+    assert "behind the best by | training loss" in text
     assert "sngd compare digits-mlp --methods sgd,sngd,s-sngd --seeds 3 --tune" in text
     assert "torch | 2.13.0" in text
     assert "batch size | 32" in text

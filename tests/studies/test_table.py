@@ -5,7 +5,7 @@ import pytest
 from fake_runs import study_of, write_run, write_study
 
 from sngd.studies.runs import read_study
-from sngd.studies.table import Spread, as_json, as_markdown, cells, format_spread, summarize
+from sngd.studies.table import Spread, as_json, as_markdown, behind, cells, format_spread, summarize
 
 
 def test_summary_is_mean_and_sample_deviation_of_the_answers(tmp_path):
@@ -59,7 +59,22 @@ def test_markdown(tmp_path):
     assert lines[1] == "|---|---:|---:|---:|---:|---:|---:|"
     assert lines[2].startswith("| a | 0.1 | 10 | 2 | 0.5500 ± 0.0707 |")
     assert lines[3].startswith("| b | 0.1 | 10 | 2 | **0.4250 ± 0.0354** |")
-    assert lines[7].startswith("* b has the lowest training loss: 0.125 lower than a")
+    assert lines[7].startswith(
+        "* b's final training loss is not shown to be lower than a's: 0.125 ± 0.318 over 2 seeds"
+    )
+    assert not any("behind" in line for line in lines)  # with two arms the statements say it all
+
+
+def test_markdown_has_the_distance_of_three_arms_from_the_best(tmp_path):
+    study = study_of(tmp_path, a=[0.5, 0.6], b=[0.4, 0.45], c=[0.9, None])
+    header, rows = behind(study)
+    assert header == ["behind the best by", "training loss", "test loss", "test accuracy (percentage points)"]
+    assert [row[:2] for row in rows] == [["a", "0.125 ± 0.318"], ["b", "best"], ["c", "–"]]
+    assert "| a | 0.125 ± 0.318 |" in as_markdown(study)
+
+
+def test_no_distances_without_a_ranking(tmp_path):
+    assert behind(study_of(tmp_path, a=[None], b=[None], c=[None])) is None
 
 
 def test_json_is_plain_and_complete(tmp_path):
@@ -68,4 +83,5 @@ def test_json_is_plain_and_complete(tmp_path):
     assert json.loads(json.dumps(content, allow_nan=False)) == content
     assert [method["label"] for method in content["methods"]] == ["sgd", "sngd", "s-sngd"]
     assert set(content["methods"][0]["train_loss"]) == {"mean", "std", "n"}
+    assert set(content["verdicts"][0]["leads"][0]) == {"other", "mean", "half_width"}
     assert [verdict["key"] for verdict in content["verdicts"]] == ["train_loss", "test_loss", "test_accuracy"]

@@ -70,8 +70,8 @@ def compare(
 ) -> None:
     """Compare methods over several seeds at the same budget of gradient evaluations.
 
-    Ends with a table (mean ± standard deviation), whether the best one's lead is larger than seed noise, figures and
-    a report. Finished runs are not repeated, so the same command goes on after any interruption.
+    Ends with a table (mean ± standard deviation), whether the best one's lead is larger than seed noise and at what
+    terms, figures and a report. Finished runs are not repeated, so the same command goes on after any interruption.
     """
     from sngd.studies.compare import GRID, parse_arms
     from sngd.studies.compare import compare as run_comparison

@@ -31,7 +31,7 @@ from sngd.studies.figures import (
 )
 from sngd.studies.lead import statements
 from sngd.studies.runs import Band, Run, Study, read_study, value
-from sngd.studies.table import cells
+from sngd.studies.table import DIFFERENCE_NOTE, SPREAD_NOTE, behind, cells
 from sngd.training.config import RunConfig
 from sngd.training.run_folder import replace_file
 
@@ -117,8 +117,20 @@ def _table(study: Study) -> str:
     for name, *rest in rows:
         texts = [f"<strong>{escape(cell.text)}</strong>" if cell.best else escape(cell.text) for cell in rest]
         body.append(f'<tr><th scope="row">{escape(name.text)}</th>{_tags("td", texts)}</tr>')
-    note = "Mean ± sample standard deviation over seeds, at the end of each run; best mean in bold."
-    return _section("Results", _scroll("Results", head, body) + f'<p class="note">{note}</p>')
+    table = _scroll("Results", head, body) + f'<p class="note">{SPREAD_NOTE}.</p>'
+    return _section("Results", table + _behind(study))
+
+
+def _behind(study: Study) -> str:
+    """The differences from the best arm, folded away: the findings hold those that decide."""
+    differences = behind(study)
+    if differences is None:
+        return ""
+    header, rows = differences
+    head = _row("th", map(escape, header), ' scope="col"')
+    body = [f'<tr><th scope="row">{escape(label)}</th>{_tags("td", map(escape, texts))}</tr>' for label, *texts in rows]
+    table, note = _scroll("Behind the best", head, body), f'<p class="note">{DIFFERENCE_NOTE}.</p>'
+    return f"<details><summary>Every method's distance from the best</summary>{table}{note}</details>"
 
 
 def _section(title: str, content: str) -> str:

@@ -6,8 +6,11 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from sngd.studies.lead import MEASURES, answers_of, exponent, lead, statements
+from sngd.studies.lead import MEASURES, Verdict, answers_of, exponent, format_difference, lead, statements
 from sngd.studies.runs import Run, Study, value
+
+SPREAD_NOTE = "Mean ± sample standard deviation over seeds, at the end of each run; best mean in bold"
+DIFFERENCE_NOTE = "Differences: mean over paired seeds ± half of its 95 % interval"
 
 
 class Spread(NamedTuple):
@@ -85,6 +88,24 @@ def cells(study: Study) -> tuple[list[str], list[list[Cell]]]:
     return header, rows
 
 
+def behind(study: Study) -> tuple[list[str], list[list[str]]] | None:
+    """By how much each arm is behind the best in each measure, as text: header and rows.
+
+    None where the statements say it all: with fewer than three arms, or none of them ranked.
+    """
+    verdicts = [verdict for key in MEASURES if (verdict := lead(study, key)) and verdict.leads]
+    if len(study.arms) < 3 or not verdicts:
+        return None
+    rows = [[label, *(_behind(verdict, label) for verdict in verdicts)] for label in study.arms]
+    measures = [MEASURES[verdict.key] for verdict in verdicts]
+    return ["behind the best by", *(m.name + (" (percentage points)" if m.percent else "") for m in measures)], rows
+
+
+def _behind(verdict: Verdict, label: str) -> str:
+    found = [format_difference(lead, MEASURES[verdict.key].percent) for lead in verdict.leads if lead.other == label]
+    return found[0] if found else "best" if label == verdict.best else "–"
+
+
 def format_spread(spread: Spread | None, percent: bool = False) -> str:
     """``0.05123 ± 0.00041``: the mean with four significant digits (or per cent with two decimals)."""
     if spread is None:
@@ -121,18 +142,21 @@ def as_json(study: Study) -> dict[str, Any]:
         methods.append(entry)
     verdicts = [asdict(verdict) for key in MEASURES if (verdict := lead(study, key))]
     for entry in verdicts:
-        entry["interval"] = entry["interval"] and list(entry["interval"])
+        entry["leads"] = [difference._asdict() for difference in entry["leads"]]
     return {"problem": study.problem, "methods": methods, "verdicts": verdicts, "tuning": study.tuning}
 
 
 def as_markdown(study: Study) -> str:
-    """The table in Markdown, best values in bold, and a line for each verdict."""
+    """The table in Markdown, best values in bold, a line for each verdict, and all differences."""
     header, rows = cells(study)
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    for row in rows:
-        texts = [cell.text.replace("|", "\\|") for cell in row]
-        texts = [f"**{text}**" if cell.best else text for text, cell in zip(texts, row, strict=True)]
-        lines.append("| " + " | ".join(texts) + " |")
-    lines += ["", "Mean ± sample standard deviation over seeds; best mean in bold.", ""]
+    texts = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in rows]
+    lines = [*_markdown_table(header, texts), "", f"{SPREAD_NOTE}.", ""]
     lines += [f"* {statement}." for statement in statements(study)]
+    if differences := behind(study):
+        lines += ["", *_markdown_table(*differences), "", f"{DIFFERENCE_NOTE}."]
     return "\n".join(lines) + "\n"
+
+
+def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    return lines + ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]
