@@ -364,3 +364,14 @@ import {module}
 {"assert 'sngd.problems' not in sys.modules" if module == "sngd" else ""}
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("words", [("compare", "digits-mlp"), ("reproduce", "fig1"), ("diagnose", "digits-mlp")])
+def test_what_torchrun_cannot_share_is_refused(sngd, monkeypatch, tmp_path, words):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    code, out, error = sngd(*words)
+    assert (code, out) == (2, "")
+    assert error == (
+        f"sngd: {words[0]} cannot share its work among torchrun's 2 processes: start it without torchrun\n"
+    )
+    assert not list(tmp_path.iterdir())

@@ -31,6 +31,7 @@ from sngd.cli.options import (
     WeightDecay,
     file_name,
 )
+from sngd.cli.torchrun import refuse_several_processes
 from sngd.training import RunConfig
 
 
@@ -76,6 +77,7 @@ def compare(
     from sngd.studies.compare import GRID, parse_arms
     from sngd.studies.compare import compare as run_comparison
 
+    refuse_several_processes("compare")
     tuning = _numbers(grid, "grid") if grid else list(GRID) if tune else None
     if tuning and (lr is not None or "@lr=" in methods):
         raise ValueError("--tune chooses the learning rates: leave out --lr and @lr=")

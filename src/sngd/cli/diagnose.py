@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sngd.cli.console import out, print_json, progress_bars
 from sngd.cli.options import Data, Device, Json, file_name
+from sngd.cli.torchrun import refuse_several_processes
 from sngd.training.tracking import tracked_names
 
 
@@ -37,6 +38,7 @@ def diagnose(
     from sngd.studies.diagnosis import diagnose as measure
     from sngd.studies.diagnosis import write_diagnosis
 
+    refuse_several_processes("diagnose")
     folder = folder or (Path(target) if Path(target).is_dir() else Path("runs", f"diagnose-{file_name(target)}"))
     with progress_bars() as bars:
         tasks: dict[str, Any] = {}

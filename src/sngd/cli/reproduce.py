@@ -13,6 +13,7 @@ from rich.table import Table
 from sngd.cli.console import out, print_json, progress_bars, stop_on_interrupt
 from sngd.cli.many import Jobs, Ray, RayCpus, RayGpus, RunsOverview, cluster, warn
 from sngd.cli.options import Data, Json, TensorBoard
+from sngd.cli.torchrun import refuse_several_processes
 
 
 def reproduce(
@@ -49,6 +50,7 @@ def reproduce(
     from sngd.studies import claims
     from sngd.studies.reproduce import reproduce as measure_and_draw
 
+    refuse_several_processes("reproduce")
     if only is not None and what != "claims":
         raise ValueError(f"--only chooses among claims, {what} is not that: leave it out")
     if stored and what != "claims":

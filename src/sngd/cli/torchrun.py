@@ -1,4 +1,4 @@
-"""Several processes at one terminal: under torchrun rank 0 speaks for all."""
+"""Several processes at one terminal: under torchrun rank 0 speaks for all, and only ``train`` is for several."""
 
 import io
 import os
@@ -17,7 +17,7 @@ def first_rank_speaks() -> Iterator[None]:
     What is wrong with a command is wrong on all ranks, and the first one says it. torchrun ends all when one fails, so
     the others wait for that; whoever is left then is alone with its mistake, and says it after all.
     """
-    rank, size = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    rank, size = _rank_and_size()
     if rank == 0 or size == 1:
         yield
         return
@@ -30,3 +30,16 @@ def first_rank_speaks() -> Iterator[None]:
             time.sleep(PATIENCE_SECONDS)
             sys.stderr.write("".join(f"rank {rank}: {line}\n" for line in said.getvalue().splitlines()))
         raise
+
+
+def refuse_several_processes(command: str) -> None:
+    """Raise ValueError under torchrun: each of its processes would do the whole of ``command``, in the same folder."""
+    _, size = _rank_and_size()
+    if size > 1:
+        raise ValueError(
+            f"{command} cannot share its work among torchrun's {size} processes: start it without torchrun"
+        )
+
+
+def _rank_and_size() -> tuple[int, int]:
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
