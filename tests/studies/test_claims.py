@@ -193,6 +193,20 @@ def test_claims_are_measured_drawn_judged_and_written(studies, tmp_path):
     assert written["profile"] == "quick"
     assert [v["outcome"] for v in written["verdicts"]] == [v.outcome for v in verdicts]
     assert "## C9: reproduced" in (tmp_path / "verdicts.md").read_text("utf-8")
+    assert written["studies"]["relaxed"] == {key: entry for key, entry in kept.items() if key != "measurements"}
+
+
+@pytest.mark.usefixtures("studies")
+def test_every_study_s_command_and_time_is_listed(tmp_path):
+    reproduce_claims(["C9", "C10"], "quick", tmp_path, command="sngd reproduce claims")
+    for figure, change in {"relaxed": {"process_seconds": 90.0}, "variance": {"process_seconds": None}}.items():
+        path = tmp_path / figure / "measurements.json"
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
+    reproduce_claims([], "quick", tmp_path, stored_only=True)
+    text = (tmp_path / "verdicts.md").read_text("utf-8")
+    assert "trial runs too, added up: 1.5 minutes." in text
+    assert "| [relaxed](relaxed/measurements.json) | `sngd reproduce claims` | 1.5 |" in text
+    assert "| [variance](variance/measurements.json) | `sngd reproduce claims` | – |" in text
 
 
 def test_what_is_measured_already_is_kept(studies, tmp_path):

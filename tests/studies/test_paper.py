@@ -320,6 +320,8 @@ def test_a_figure_from_nothing(tmp_path, monkeypatch):
     assert (tmp_path / "tiny" / "report.html").exists()
     stored = json.loads((tmp_path / "measurements.json").read_text())
     assert stored["command"] == "sngd reproduce fig4"
+    last = [path.read_text().splitlines()[-1] for path in (tmp_path / "tiny").rglob("metrics.jsonl")]
+    assert 0 < stored["process_seconds"] == pytest.approx(sum(json.loads(row)["seconds"] for row in last))
     found = stored["measurements"]["experiments"]["tiny"]
     assert (found["n"], found["departures"]) == (400, ["tiny"])
     assert all(arm["final"]["train_loss"][0] < 2.3 for arm in found["arms"].values())

@@ -6,7 +6,7 @@ from fake_runs import write_comparison, write_run, write_study
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sngd.studies.runs import band, interpolate, read_run, read_study, value
+from sngd.studies.runs import band, interpolate, read_run, read_study, seconds_spent, value
 
 
 def test_reads_a_finished_run(tmp_path):
@@ -198,3 +198,12 @@ def test_compare_json_says_which_runs_belong_to_the_study(tmp_path):
     wanted = [run for run in runs if "runs/sngd" in run] + ["runs/not/begun"]
     (tmp_path / "compare.json").write_text(json.dumps({"methods": ["sngd"], "runs": wanted}))
     assert {label: len(arm) for label, arm in read_study(tmp_path).arms.items()} == {"sngd": 2}
+
+
+def test_seconds_of_all_runs_are_added_up(tmp_path):
+    write_run(tmp_path / "a")  # 0.02 s an epoch, 10 epochs
+    write_run(tmp_path / "tuning" / "b", epochs=5)
+    write_run(tmp_path / "c.broken-1")  # set aside
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "metrics.jsonl").write_text("")
+    assert seconds_spent(tmp_path) == pytest.approx(0.3)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sngd.studies import relaxed, variance
 from sngd.studies.judges import judge_bounds, judge_escape
 from sngd.studies.paper import judges
-from sngd.studies.reproduce import FIGURES, PROFILES, reproduce, stored
+from sngd.studies.reproduce import FIGURES, PROFILES, provenance, reproduce, stored
 from sngd.studies.verdicts import NOT_TESTED, Evidence, Reading, Verdict, as_json, as_markdown
 from sngd.training.run_folder import replace_file, write_json
 
@@ -141,11 +141,33 @@ def reproduce_claims(
     verdicts = judge(out, only)
     if stored_only and not any(verdict.evidence for verdict in verdicts):
         raise FileNotFoundError(f"{out}: holds no measurements of these claims")
-    described = [as_json(verdict) for verdict in verdicts]
-    write_json(out / "verdicts.json", {"command": command, "profile": profile, "verdicts": described})
-    title = f"# Verdicts on the paper's claims, {profile} profile"
-    replace_file(out / "verdicts.md", f"{title}\n\n{as_markdown(verdicts)}".encode())
+    _write(out, profile, command, verdicts)
     return verdicts
+
+
+def _write(out: Path, profile: str, command: str, verdicts: Sequence[Verdict]) -> None:
+    made = {figure: found for figure in FIGURES if (found := provenance(out / figure))}
+    content = {"command": command, "profile": profile, "verdicts": [as_json(verdict) for verdict in verdicts]}
+    write_json(out / "verdicts.json", {**content, "studies": made})
+    title = f"# Verdicts on the paper's claims, {profile} profile"
+    replace_file(out / "verdicts.md", f"{title}\n\n{as_markdown(verdicts)}\n{_what_was_run(made)}".encode())
+
+
+def _what_was_run(made: Mapping[str, Mapping[str, Any]]) -> str:
+    """The studies with their commands and times; of those measured before times were kept a dash."""
+    times = {figure: about.get("process_seconds") for figure, about in made.items()}
+    rows = [
+        f"| [{figure}]({figure}/measurements.json) | `{about['command']}` | {_minutes(times[figure])} |"
+        for figure, about in made.items()
+    ]
+    total = _minutes(sum(seconds for seconds in times.values() if seconds is not None))
+    intro = f"Time is that of training and evaluation in all processes, trial runs too, added up: {total} minutes."
+    head = ["| study | command | process minutes |", "| --- | --- | ---: |"]
+    return "\n".join(["## What was run", "", intro, "", *head, *rows, ""])
+
+
+def _minutes(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds / 60:.1f}"
 
 
 def reproduce_all(

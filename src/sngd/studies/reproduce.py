@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import torch
 
 from sngd.studies import conformance, escape, relaxed, scaling, variance
 from sngd.studies.paper import alternatives, pictures, runs, sensitivity
+from sngd.studies.runs import seconds_spent
 from sngd.training.run_folder import environment, read_json, write_json
 
 PROFILES = ("quick", "small", "paper")
@@ -97,6 +99,7 @@ def reproduce(
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; {figure} has {', '.join(PROFILES)}")
     entry, kept = FIGURES[figure], stored(out, profile) if reuse else None
+    start = monotonic()
     if isinstance(entry, RunFigure):
         if kept is None:
             entry.run(profile, out, command=command, **options)
@@ -108,7 +111,8 @@ def reproduce(
     else:
         measurements = kept
     if measurements != kept:
-        about = {"command": command, "profile": profile, "environment": environment()}
+        seconds = seconds_spent(out) if isinstance(entry, RunFigure) else monotonic() - start
+        about = {"command": command, "profile": profile, "environment": environment(), "process_seconds": seconds}
         write_json(out / "measurements.json", {**about, "measurements": measurements})
     return entry.draw(measurements, out)
 
@@ -130,11 +134,28 @@ def stored(folder: Path, profile: str | None = None) -> dict[str, Any] | None:
     Raises:
         ValueError: measurements.json is no JSON object, or has no measurements.
     """
+    content = _content(folder)
+    return content["measurements"] if content and profile in (None, content.get("profile")) else None
+
+
+def provenance(folder: Path) -> dict[str, Any] | None:
+    """How the measurements that ``folder`` holds were made, or None: there are none.
+
+    Keys: ``command``, ``profile``, ``environment``, and ``process_seconds``, how long processes worked for them: of
+    runs the time in training and evaluation, added up.
+
+    Raises:
+        ValueError: as ``stored``.
+    """
+    content = _content(folder)
+    return content and {key: entry for key, entry in content.items() if key != "measurements"}
+
+
+def _content(folder: Path) -> dict[str, Any] | None:
     path = folder / "measurements.json"
     if not path.exists():
         return None
     content = read_json(path)
-    measurements = content.get("measurements")
-    if not isinstance(measurements, dict):
+    if not isinstance(content.get("measurements"), dict):
         raise ValueError(f"{path}: has no 'measurements'")
-    return measurements if profile in (None, content.get("profile")) else None
+    return content

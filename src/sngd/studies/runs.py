@@ -146,6 +146,17 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
     return Study(folder, problems[0], _arms(runs, comparison.get("methods", [])), comparison)
 
 
+def seconds_spent(folder: str | os.PathLike[str]) -> float:
+    """Seconds of training and evaluation in all runs at or below ``folder``, trial runs too, added up.
+
+    Raises:
+        ValueError: a broken file.
+    """
+    paths = (path for path in Path(folder).rglob("metrics.jsonl") if not any(map(is_set_aside, path.parents)))
+    last = (rows[-1] for path in paths if (rows := _read_rows(path)))
+    return sum(value(row, "seconds") or 0.0 for row in last)
+
+
 def _run_folders(folder: Path, comparison: dict[str, Any]) -> Iterator[Path]:
     if "runs" in comparison:  # what an earlier comparison left beside them is none of this one's
         yield from (folder / run for run in comparison["runs"] if (folder / run / "config.json").exists())
