@@ -3,11 +3,16 @@ PROBLEM ?= digits-mlp
 DEMO    ?= demo/$(PROBLEM)
 PYTHON  ?= python3
 BIN     := .venv/bin
+PROFILE ?= quick
+RESULTS ?= runs/reproduce-all-$(PROFILE)
 
-.PHONY: demo test lint types clean
+.PHONY: demo reproduce test lint types clean
 
 demo: .venv/.lab
 	$(BIN)/sngd compare $(PROBLEM) --methods sgd,sngd,s-sngd --seeds 3 --out $(DEMO)
+
+reproduce: .venv/.lab
+	$(BIN)/sngd reproduce all --profile $(PROFILE) --out $(RESULTS)
 
 test: .venv/.installed lint types
 	$(BIN)/pytest

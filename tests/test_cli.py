@@ -173,7 +173,7 @@ def test_compare_then_report(sngd, tmp_path):
 
     before = digits(folder)
     assert len(before) == 4
-    code, out, _ = sngd(*words)
+    code, out, _ = sngd(*words, "--resume")  # as without
     assert code == 0
     assert digits(folder) == before  # finished runs are not repeated
     assert "over 2 seeds at equal oracle calls, untuned" in out
@@ -341,6 +341,7 @@ def test_reproduce_claims(sngd, tmp_path):
         (["claims", "--profile", "huge"], "unknown profile 'huge'; claims have quick, small, paper"),
         (["fig1", "--only", "C1"], "--only chooses among claims, fig1 is not that: leave it out"),
         (["fig1", "--stored"], "--stored is for claims, fig1 is not that: leave it out"),
+        (["claims", "--stored", "--overwrite"], "--stored judges what the folder holds, --overwrite throws it away: g"),
         (["fig9"], "unknown figure 'fig9'; must be one of fig1, conformance"),
     ],
 )

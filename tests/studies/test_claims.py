@@ -217,6 +217,12 @@ def test_what_is_measured_already_is_kept(studies, tmp_path):
     assert [v.claim for v in verdicts] == ["C9", "C10"]
 
 
+def test_what_is_overwritten_is_measured_anew(studies, tmp_path):
+    reproduce_claims(["C9"], "quick", tmp_path)
+    reproduce_claims(["C9"], "quick", tmp_path, overwrite=True)
+    assert measured_figures(studies) == ["relaxed", "relaxed"]
+
+
 def test_another_profile_is_measured_anew(studies, tmp_path):
     reproduce_claims(["C9"], "quick", tmp_path)
     (verdict,) = reproduce_claims(["C9"], "small", tmp_path)
@@ -255,7 +261,7 @@ def test_options_reach_the_figures_made_of_runs(studies, monkeypatch, tmp_path):
     figure = RunFigure("C0: nothing", run, measure, lambda _measurements, _folder: [])
     monkeypatch.setitem(reproduce.FIGURES, "fig4", figure)
     (verdict,) = reproduce_claims(["C6"], "paper", tmp_path, "sngd", jobs=2)
-    assert ("run", "paper", {"command": "sngd", "jobs": 2}) in studies
+    assert ("run", "paper", {"command": "sngd", "overwrite": False, "jobs": 2}) in studies
     assert verdict.evidence.profile == "paper"
     reproduce_claims(["C6"], "paper", tmp_path, "sngd", jobs=2)
     assert [call[0] for call in studies].count("run") == 1

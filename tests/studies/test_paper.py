@@ -325,3 +325,10 @@ def test_a_figure_from_nothing(tmp_path, monkeypatch):
     found = stored["measurements"]["experiments"]["tiny"]
     assert (found["n"], found["departures"]) == (400, ["tiny"])
     assert all(arm["final"]["train_loss"][0] < 2.3 for arm in found["arms"].values())
+
+    config = next((tmp_path / "tiny").rglob("config.json"))
+    before = config.stat().st_mtime_ns
+    reproduce("fig4", "quick", tmp_path, jobs=1)
+    assert config.stat().st_mtime_ns == before
+    reproduce("fig4", "quick", tmp_path, jobs=1, overwrite=True)
+    assert config.stat().st_mtime_ns > before

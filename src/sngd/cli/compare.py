@@ -21,7 +21,7 @@ from sngd.cli.options import (
     Json,
     Lr,
     Output,
-    Overwrite,
+    OverwriteOrResume,
     Plan,
     Problem,
     Sampling,
@@ -66,7 +66,7 @@ def compare(
         bool, typer.Option("--tune", help="First give every method the same grid of learning rates; keep its best.")
     ] = False,
     grid: Annotated[str | None, typer.Option(help="That grid, as 0.01,0.1,1 (implies --tune).")] = None,
-    overwrite: Overwrite = False,
+    overwrite: OverwriteOrResume = False,
     as_json: Json = False,
 ) -> None:
     """Compare methods over several seeds at the same budget of gradient evaluations.

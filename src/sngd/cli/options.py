@@ -39,6 +39,9 @@ Data = Annotated[
 ]
 TensorBoard = Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard event files into run folders too.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Throw away what the output folder holds.")]
+OverwriteOrResume = Annotated[
+    bool, typer.Option("--overwrite/--resume", help="Throw away what the output folder holds, or go on from there.")
+]
 
 SmoothnessL = Annotated[float | None, typer.Option("--L", help="F is L-smooth.")]
 Smoothness0 = Annotated[float | None, typer.Option("--L0", help="With --L1: F is (L0, L1)-smooth.")]

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sngd.cli.console import out, print_json, progress_bars, stop_on_interrupt
 from sngd.cli.many import Jobs, Ray, RayCpus, RayGpus, RunsOverview, cluster, warn
-from sngd.cli.options import Data, Json, TensorBoard
+from sngd.cli.options import Data, Json, OverwriteOrResume, TensorBoard
 from sngd.cli.torchrun import refuse_several_processes
 
 
@@ -40,6 +40,7 @@ def reproduce(
     ray_cpus: RayCpus = 1.0,
     ray_gpus: RayGpus = None,
     tensorboard: TensorBoard = False,
+    overwrite: OverwriteOrResume = False,
     as_json: Json = False,
 ) -> None:
     """Measure and draw what the paper shows, and judge what it claims.
@@ -55,6 +56,8 @@ def reproduce(
         raise ValueError(f"--only chooses among claims, {what} is not that: leave it out")
     if stored and what != "claims":
         raise ValueError(f"--stored is for claims, {what} is not that: leave it out")
+    if stored and overwrite:
+        raise ValueError("--stored judges what the folder holds, --overwrite throws it away: give one of them")
     folder = folder or Path("runs", f"reproduce-{what}-{profile}")
     command = shlex.join(["sngd", *sys.argv[1:]])
     with stop_on_interrupt() as should_stop, progress_bars() as bars:
@@ -63,6 +66,7 @@ def reproduce(
             "ray": cluster(ray, ray_cpus, ray_gpus),
             "data": data,
             "tensorboard": tensorboard,
+            "overwrite": overwrite,
             "begin": lambda title, tasks: RunsOverview(bars, title, tasks),
             "on_warning": warn,
             "should_stop": should_stop,

@@ -72,11 +72,18 @@ FIGURES: dict[str, Figure | RunFigure] = {
 
 
 def reproduce(
-    figure: str, profile: str, out: Path, command: str = "", *, reuse: bool = False, **options: Any
+    figure: str,
+    profile: str,
+    out: Path,
+    command: str = "",
+    *,
+    reuse: bool = False,
+    overwrite: bool = False,
+    **options: Any,
 ) -> list[Path]:
     """Measure and draw one figure; ``out`` gets measurements.json and the pictures, and the runs if it is made of runs.
 
-    Runs that ``out`` holds are never repeated, so that an interrupted call can be.
+    Runs that ``out`` holds are not repeated, so that an interrupted call can be.
 
     Args:
         figure: a key of ``FIGURES``.
@@ -85,6 +92,7 @@ def reproduce(
         command: the command line, kept with the measurements.
         reuse: draw the measurements that ``out`` holds, if they are of this profile, and measure only if not. Where
             their runs are there too, they are measured anew from these alone.
+        overwrite: throw away what ``out`` holds of the figure, runs and measurements.
         options: for runs: jobs, ray, data, tensorboard, begin, on_warning, should_stop, see ``compare``.
 
     Returns:
@@ -98,11 +106,11 @@ def reproduce(
         raise ValueError(f"unknown figure {figure!r}; must be one of {', '.join(FIGURES)}")
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; {figure} has {', '.join(PROFILES)}")
-    entry, kept = FIGURES[figure], stored(out, profile) if reuse else None
+    entry, kept = FIGURES[figure], stored(out, profile) if reuse and not overwrite else None
     start = monotonic()
     if isinstance(entry, RunFigure):
         if kept is None:
-            entry.run(profile, out, command=command, **options)
+            entry.run(profile, out, command=command, overwrite=overwrite, **options)
         has_runs = any(out.rglob("compare.json"))
         measurements = entry.measure(profile, out) if kept is None or has_runs else kept
     elif kept is None:

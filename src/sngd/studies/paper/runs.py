@@ -31,7 +31,7 @@ def run(
         profile: one of ``PROFILES``.
         out: the figure's folder, made if need be.
         begin: as ``compare``'s; the titles that it is told name figure and experiment.
-        options: the others of ``compare``: command, jobs, ray, data, tensorboard, on_warning, should_stop.
+        options: the others of ``compare``: command, jobs, ray, data, overwrite, tensorboard, on_warning, should_stop.
 
     Raises:
         ValueError: see ``compare``.
