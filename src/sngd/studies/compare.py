@@ -15,7 +15,7 @@ from sngd.studies.runs import Study
 from sngd.studies.task import OnProgress, OnWarning, Task
 from sngd.training import RunConfig
 from sngd.training.methods import find_method
-from sngd.training.run_folder import write_json
+from sngd.training.run_folder import RunFolder, write_json
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates of --tune
 TUNING_SEED = 1_000_000  # none that a comparison uses, so that no seed is judged on its own tuning
@@ -100,11 +100,12 @@ def compare(
         ValueError: bad settings; all of an arm's trial runs diverged.
         Interrupted: ``should_stop`` said so.
     """
-    load_problem(arms[0].problem, data)  # a mistake, or a download, is met once and before any process starts
     if not seeds:
         raise ValueError("seeds must hold at least one seed, got none")
 
     def do(title: str, tasks: Sequence[Task]) -> list[float | None]:
+        if overwrite or not all(RunFolder(task.folder).final_rows() for task in tasks):
+            load_problem(arms[0].problem, data)  # a mistake, or a download, is met once and before any process starts
         rows = run_all(
             tasks,
             jobs=jobs,
