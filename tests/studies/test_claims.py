@@ -204,7 +204,7 @@ def test_every_study_s_command_and_time_is_listed(tmp_path):
         path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
     reproduce_claims([], "quick", tmp_path, stored_only=True)
     text = (tmp_path / "verdicts.md").read_text("utf-8")
-    assert "trial runs too, added up: 1.5 minutes." in text
+    assert "added up: 1.5 minutes." in text
     assert "| [relaxed](relaxed/measurements.json) | `sngd reproduce claims` | 1.5 |" in text
     assert "| [variance](variance/measurements.json) | `sngd reproduce claims` | – |" in text
 

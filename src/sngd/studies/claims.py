@@ -161,7 +161,10 @@ def _what_was_run(made: Mapping[str, Mapping[str, Any]]) -> str:
         for figure, about in made.items()
     ]
     total = _minutes(sum(seconds for seconds in times.values() if seconds is not None))
-    intro = f"Time is that of training and evaluation in all processes, trial runs too, added up: {total} minutes."
+    intro = (
+        f"Time is that of all processes, added up: {total} minutes. Of training runs, trial runs too, it is the time "
+        "spent in steps; evaluations come on top."
+    )
     head = ["| study | command | process minutes |", "| --- | --- | ---: |"]
     return "\n".join(["## What was run", "", intro, "", *head, *rows, ""])
 

@@ -149,8 +149,8 @@ def stored(folder: Path, profile: str | None = None) -> dict[str, Any] | None:
 def provenance(folder: Path) -> dict[str, Any] | None:
     """How the measurements that ``folder`` holds were made, or None: there are none.
 
-    Keys: ``command``, ``profile``, ``environment``, and ``process_seconds``, how long processes worked for them: of
-    runs the time in training and evaluation, added up.
+    Keys: ``command``, ``profile``, ``environment``, and ``process_seconds``, how long processes worked for them, added
+    up: of runs the time spent in steps, without evaluations.
 
     Raises:
         ValueError: as ``stored``.

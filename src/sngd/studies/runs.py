@@ -147,7 +147,7 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
 
 
 def seconds_spent(folder: str | os.PathLike[str]) -> float:
-    """Seconds of training and evaluation in all runs at or below ``folder``, trial runs too, added up.
+    """Seconds that all runs at or below ``folder``, trial runs too, spent in steps, added up.
 
     Raises:
         ValueError: a broken file.
