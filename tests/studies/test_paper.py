@@ -18,6 +18,7 @@ from sngd.studies.paper.experiments import (
     PROFILES,
     Arm,
     Experiment,
+    device_of,
     fig2,
     fig3,
     fig3_scaled,
@@ -281,6 +282,21 @@ def test_every_figure_is_drawn(figure, tmp_path):
     assert "quick profile, cpu, torch 2.13.0" in drawn
     if figure != "sensitivity":
         assert "Departures from the paper" in drawn
+
+
+@pytest.mark.parametrize(
+    ("profile", "here", "gpus", "device"),
+    [
+        ("paper", True, None, "cuda"),
+        ("paper", False, None, "cpu"),
+        ("paper", False, 0.25, "cuda"),  # the cluster has what this machine lacks
+        ("paper", True, 0.0, "cpu"),
+        ("small", True, None, "cpu"),
+    ],
+)
+def test_the_paper_s_profile_goes_where_gpus_are(monkeypatch, profile, here, gpus, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: here)
+    assert device_of(profile, gpus) == device
 
 
 def test_divergence_and_tuning_are_in_the_legend(tmp_path):

@@ -241,3 +241,10 @@ def test_mnist_reaches_97_percent(tmp_path):
     row = train(RunConfig("mnist-mlp", "sngd", lr=0.1, threads=1), tmp_path, problem=lambda: mnist)
     assert row["test_accuracy"] >= 0.97
     assert row["train_loss"] <= 0.06
+
+
+def test_a_device_that_is_not_there_is_named_before_data_are_loaded(tmp_path):
+    config = RunConfig("digits-mlp", "sngd", device="cuda:77")
+    with pytest.raises(ValueError, match=r"^device 'cuda:77' is not there: torch sees"):
+        train(config, tmp_path, problem=lambda: pytest.fail("loaded"))
+    assert not (tmp_path / "config.json").exists()

@@ -15,6 +15,7 @@ from sngd.studies.runs import Study
 from sngd.studies.task import OnProgress, OnWarning, Task
 from sngd.training import RunConfig
 from sngd.training.methods import find_method
+from sngd.training.ranks import ALONE
 from sngd.training.run_folder import RunFolder, write_json
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates of --tune
@@ -105,7 +106,7 @@ def compare(
 
     def do(title: str, tasks: Sequence[Task]) -> list[float | None]:
         if overwrite or not all(RunFolder(task.folder).final_rows() for task in tasks):
-            load_problem(arms[0].problem, data)  # a mistake, or a download, is met once and before any process starts
+            _meet_mistakes(arms, data, here=ray is None)
         rows = run_all(
             tasks,
             jobs=jobs,
@@ -149,6 +150,13 @@ def compare(
     )
     do("runs", [Task(run, out / folder) for run, folder in zip(runs, folders, strict=True)])
     return publish(out)
+
+
+def _meet_mistakes(arms: Sequence[RunConfig], data: Path | None, here: bool) -> None:
+    """Once and before any process starts; data are downloaded now, too. ``here``: this machine does the runs."""
+    load_problem(arms[0].problem, data)
+    for device in {arm.device for arm in arms} if here else ():
+        ALONE.device(device)
 
 
 def _choose(trials: Sequence[RunConfig], losses: Sequence[float | None]) -> dict[str, float]:

@@ -98,6 +98,8 @@ def train(
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False  # or no run repeats itself
         if checkpoint is not None and checkpoint["finished"]:
             return _last_row(files, events, checkpoint["rows"], ranks)
+        with ranks.agreed():
+            ranks.device(config.device)  # if it is not there, say so before data are loaded
         for turn in (0, 1):  # the first on a machine may download what the others find then
             with ranks.agreed():
                 if turn == min(ranks.local_rank, 1):

@@ -53,17 +53,19 @@ class Ranks:
         """This rank's device; of "cuda" each has its own.
 
         Raises:
-            ValueError: there are fewer devices than ranks on this machine, or ``name`` gives all the same one.
+            ValueError: it is not there, there are fewer devices than ranks on this machine, or ``name`` gives all the
+                same one.
         """
-        device = torch.device(name)
+        device, count = torch.device(name), torch.cuda.device_count()
+        if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < count):
+            raise ValueError(f"device {name!r} is not there: torch sees {count} CUDA devices")
         if self.size == 1 or device.type != "cuda":
             return device
         if name != "cuda":
             raise ValueError(f"device must be 'cuda' or 'cpu' for several processes, which share none, got {name!r}")
-        if self.local_size > torch.cuda.device_count():
+        if self.local_size > count:
             raise ValueError(
-                f"device 'cuda' must be there for each process: torch sees {torch.cuda.device_count()} for "
-                f"{self.local_size} of them"
+                f"device 'cuda' must be there for each process: torch sees {count} for {self.local_size} of them"
             )
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)

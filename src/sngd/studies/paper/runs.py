@@ -10,6 +10,7 @@ import numpy as np
 
 from sngd.studies.compare import Begin, compare
 from sngd.studies.paper.experiments import FIGURES, Arm, Experiment, device_of
+from sngd.studies.ray_runs import RayCluster
 from sngd.studies.runs import Run, Study, interpolate, read_study, value
 from sngd.studies.task import OnProgress, Task
 
@@ -22,6 +23,7 @@ def run(
     out: Path,
     *,
     begin: Begin = lambda _title, _tasks: lambda _index, _progress: None,
+    ray: RayCluster | None = None,
     **options: Any,
 ) -> None:
     """Do the runs of a figure that ``out`` lacks, each experiment as ``compare`` does it, in a folder of its own.
@@ -31,7 +33,8 @@ def run(
         profile: one of ``PROFILES``.
         out: the figure's folder, made if need be.
         begin: as ``compare``'s; the titles that it is told name figure and experiment.
-        options: the others of ``compare``: command, jobs, ray, data, overwrite, tensorboard, on_warning, should_stop.
+        ray: as ``compare``'s; a cluster's GPUs serve the paper's profile if a run's share of them is named.
+        options: the others of ``compare``: command, jobs, data, overwrite, tensorboard, on_warning, should_stop.
 
     Raises:
         ValueError: see ``compare``.
@@ -43,11 +46,12 @@ def run(
             return begin(f"{figure}, {name}, {title}", tasks)
 
         compare(
-            experiment.configs(device_of(profile)),
+            experiment.configs(device_of(profile, ray and ray.gpus)),
             range(experiment.seeds),
             out / experiment.name,
             grid=experiment.grid or None,
             begin=begin_part,
+            ray=ray,
             **options,
         )
 
