@@ -16,6 +16,7 @@ from sngd.training.run_folder import replace_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
@@ -149,7 +150,8 @@ def save(figure: Figure, path: Path, dpi: int) -> list[Path]:
 def draw_panel(ax: Axes, panel: Panel, curves: dict[str, Band], look: dict[str, Style]) -> dict[str, Line2D]:
     lines = {}
     if wants_log(panel, curves):
-        _log_axis(ax, curves)
+        ax.set_yscale("log")
+        plain_labels(ax.yaxis, min(c.low.min() for c in curves.values()), max(c.high.max() for c in curves.values()))
     elif limits := view(curves):
         ax.set_ylim(limits)
     for label, curve in curves.items():
@@ -166,15 +168,18 @@ def draw_panel(ax: Axes, panel: Panel, curves: dict[str, Band], look: dict[str, 
     return lines
 
 
-def _log_axis(ax: Axes, curves: dict[str, Band]) -> None:
-    from matplotlib.ticker import LogLocator, NullFormatter
+def plain_labels(axis: Axis, low: float, high: float) -> None:
+    """Label a logarithmic axis, from ``low`` to ``high`` (> 0), with plain numbers if that is less than three decades.
 
-    ax.set_yscale("log")
-    decades = math.log10(max(c.high.max() for c in curves.values()) / min(c.low.min() for c in curves.values()))
-    if decades < 3:  # powers of ten alone would leave too few labels
-        ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        ax.yaxis.set_major_formatter("{x:g}")
-    ax.yaxis.set_minor_formatter(NullFormatter())
+    Powers of ten alone would leave too few labels there, and within one decade 1, 2 and 5 would.
+    """
+    from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter
+
+    decades = math.log10(high / low)
+    if decades < 3:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if decades > 1 else AutoLocator())
+        axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _literal(text: str) -> str:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sngd.studies.figures import DASH_LENGTHS, TEST_ACCURACY, TRAIN_LOSS, Panel, draw_panel, plain_style, save, styles
+from sngd.studies.figures import (
+    DASH_LENGTHS,
+    TEST_ACCURACY,
+    TRAIN_LOSS,
+    Panel,
+    draw_panel,
+    plain_labels,
+    plain_style,
+    save,
+    styles,
+)
 from sngd.studies.runs import Band
 
 if TYPE_CHECKING:
@@ -94,6 +104,9 @@ def _draw_tuning(ax: Axes, experiment: Mapping[str, Any], look: Mapping[str, Any
         chosen = [point for point in points if point[0] == tuning["chosen"][label]]
         ax.plot(*zip(*chosen, strict=True), color=color, marker="o", markersize=9, fillstyle="none")
     ax.set(xscale="log", yscale="log", xlabel="initial learning rate α (circle: chosen)", ylabel="loss in tuning")
+    losses = [outcome["train_loss"] for outcome in tuning["outcomes"] if outcome["train_loss"] is not None]
+    plain_labels(ax.xaxis, min(tuning["grid"]), max(tuning["grid"]))
+    plain_labels(ax.yaxis, min(losses), max(losses))
     ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
 
 
