@@ -21,9 +21,10 @@ def test_the_python_snippet_runs_as_it_stands(tmp_path):
     assert result.stdout.count("gradient norm") == 10
 
 
-def test_every_spread_in_the_readme_is_in_a_committed_table():
+@pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md"])
+def test_every_spread_shown_is_in_a_committed_table(page):
     tables = "\n".join(path.read_text() for path in (ROOT / "results").rglob("table.md"))
-    spreads = re.findall(r"\d[\d.]* ± [\d.]+", README)
+    spreads = re.findall(r"\d[\d.]* ± \d[\d.]*\d", (ROOT / page).read_text())
     assert len(spreads) >= 6
     missing = [spread for spread in spreads if spread not in tables]
     assert not missing
