@@ -114,8 +114,9 @@ def _print_verdicts(verdicts: Sequence[Any], folder: Path, as_json: bool) -> Non
     header, rows = cells(verdicts)
     _print_table("verdicts", header[:3], [row[:3] for row in rows])
     header, rows = reading_cells(verdicts)
-    if rows:
-        _print_table("where the paper is ambiguous", header, rows)
+    if rows:  # a terminal's width; the file has the verdict under each reading
+        title = f"where the paper is ambiguous: {', '.join(header[2:-1])}"
+        _print_table(title, [header[0], header[-1]], [[row[0], row[-1]] for row in rows])
     out.print(f"written: {folder / 'verdicts.md'}", soft_wrap=True, highlight=False)
 
 
