@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from sngd.studies import relaxed, variance
 from sngd.studies.judges import judge_bounds, judge_escape
+from sngd.studies.markdown import markdown_table
 from sngd.studies.paper import judges
 from sngd.studies.reproduce import FIGURES, PROFILES, provenance, reproduce, stored
 from sngd.studies.verdicts import NOT_TESTED, Evidence, Reading, Verdict, as_json, as_markdown
@@ -157,7 +158,7 @@ def _what_was_run(made: Mapping[str, Mapping[str, Any]]) -> str:
     """The studies with their commands and times; of those measured before times were kept a dash."""
     times = {figure: about.get("process_seconds") for figure, about in made.items()}
     rows = [
-        f"| [{figure}]({figure}/measurements.json) | `{about['command']}` | {_minutes(times[figure])} |"
+        [f"[{figure}]({figure}/measurements.json)", f"`{about['command']}`", _minutes(times[figure])]
         for figure, about in made.items()
     ]
     total = _minutes(sum(seconds for seconds in times.values() if seconds is not None))
@@ -165,8 +166,8 @@ def _what_was_run(made: Mapping[str, Mapping[str, Any]]) -> str:
         f"Time is that of all processes, added up: {total} minutes. Of training runs, trial runs too, it is the time "
         "spent in steps; evaluations come on top."
     )
-    head = ["| study | command | process minutes |", "| --- | --- | ---: |"]
-    return "\n".join(["## What was run", "", intro, "", *head, *rows, ""])
+    table = markdown_table(["study", "command", "process minutes"], rows, text_columns=2)
+    return f"## What was run\n\n{intro}\n\n{table}\n"
 
 
 def _minutes(seconds: float | None) -> str:

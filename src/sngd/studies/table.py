@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from sngd.studies.lead import MEASURES, Verdict, answers_of, exponent, format_difference, lead, statements
+from sngd.studies.markdown import markdown_table
 from sngd.studies.runs import Run, Study, value
 
 SPREAD_NOTE = "Mean ± sample standard deviation over seeds, at the end of each run; best mean in bold"
@@ -150,13 +151,8 @@ def as_markdown(study: Study) -> str:
     """The table in Markdown, best values in bold, a line for each verdict, and all differences."""
     header, rows = cells(study)
     texts = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in rows]
-    lines = [*_markdown_table(header, texts), "", f"{SPREAD_NOTE}.", ""]
+    lines = [markdown_table(header, texts), "", f"{SPREAD_NOTE}.", ""]
     lines += [f"* {statement}." for statement in statements(study)]
     if differences := behind(study):
-        lines += ["", *_markdown_table(*differences), "", f"{DIFFERENCE_NOTE}."]
+        lines += ["", markdown_table(*differences), "", f"{DIFFERENCE_NOTE}."]
     return "\n".join(lines) + "\n"
-
-
-def _markdown_table(header: list[str], rows: list[list[str]]) -> list[str]:
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    return lines + ["| " + " | ".join(text.replace("|", "\\|") for text in row) + " |" for row in rows]

@@ -22,6 +22,7 @@ from math import sqrt
 from typing import Any, NamedTuple
 
 from sngd.diagnose.interval import Interval, student_t
+from sngd.studies.markdown import markdown_table
 
 REPRODUCED = "reproduced"
 IN_PART = "reproduced in part"
@@ -284,5 +285,4 @@ def _section(verdict: Verdict) -> str:
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *([cell.replace("|", "\\|") for cell in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(header, rows, text_columns=len(header))
