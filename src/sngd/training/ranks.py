@@ -57,7 +57,7 @@ class Ranks:
                 same one.
         """
         device, count = torch.device(name), torch.cuda.device_count()
-        if device.type == "cuda" and not (torch.cuda.is_available() and (device.index or 0) < count):
+        if device.type == "cuda" and (device.index or 0) >= count:
             raise ValueError(f"device {name!r} is not there: torch sees {count} CUDA devices")
         if self.size == 1 or device.type != "cuda":
             return device
