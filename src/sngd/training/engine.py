@@ -20,7 +20,7 @@ from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
 from sngd.training.methods import Setting, find_method
 from sngd.training.plans import build_plan
-from sngd.training.ranks import ALONE, Forward, Ranks
+from sngd.training.ranks import ALONE, Forward, Ranks, on_all_ranks
 from sngd.training.run_folder import RunFolder
 from sngd.training.sampler import SAMPLERS, Sampler
 from sngd.training.tensorboard import EventFiles
@@ -194,7 +194,7 @@ def _loop(
             saved = time.monotonic()
         if stop:
             run.ranks.any(stop)  # rank 0 has saved
-            raise Interrupted(f"{files.path}: stopped after {run.steps} steps; --resume goes on")
+            raise on_all_ranks(Interrupted(f"{files.path}: stopped after {run.steps} steps; --resume goes on"))
 
 
 class Run:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from sngd.problems.problem import Samples
 TIMEOUT = timedelta(minutes=30)  # for a rank that hangs, or downloads; one that dies is missed at once
 _MESSAGE_BYTES = 1024
 
+E = TypeVar("E", bound=Exception)
 Forward = Callable[[Tensor], Tensor]  # inputs to outputs: a model, or one whose gradients are summed
 
 
@@ -169,10 +170,19 @@ class Ranks:
         messages[self.rank, : len(told)] = torch.tensor(list(told), dtype=torch.uint8)
         _all_reduce(messages)
         if error:
-            raise error
+            raise on_all_ranks(error)
         for rank, message in enumerate(messages):
             if text := bytes(message.tolist()).rstrip(b"\0").decode(errors="ignore"):
-                raise ValueError(f"rank {rank}: {text}")
+                raise on_all_ranks(ValueError(f"rank {rank}: {text}"))
+
+
+_MARK = "raised_on_all_ranks"
+
+
+def on_all_ranks(error: E) -> E:
+    """The error, marked as one that every rank raises here, so that ``joined`` may end in order."""
+    setattr(error, _MARK, True)
+    return error
 
 
 @contextmanager
@@ -188,8 +198,13 @@ def joined() -> Iterator[Ranks]:
     import torch.distributed as dist
 
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-    yield Ranks(number["RANK"], number["WORLD_SIZE"], number["LOCAL_RANK"], number["LOCAL_WORLD_SIZE"])
-    dist.destroy_process_group()  # not after an error: the other ranks may not answer
+    try:
+        yield Ranks(number["RANK"], number["WORLD_SIZE"], number["LOCAL_RANK"], number["LOCAL_WORLD_SIZE"])
+    except Exception as error:
+        if getattr(error, _MARK, False):  # else the other ranks may not answer
+            dist.destroy_process_group()  # without it a process may abort as it exits
+        raise
+    dist.destroy_process_group()
 
 
 ALONE = Ranks()
