@@ -89,7 +89,8 @@ def test_a_node_dies_and_every_run_finishes_none_twice(tmp_path, cluster):
     moved = [processes for processes in by_run.values() if len(set(processes)) > 1]
     assert len(moved) == 1  # the one that the dead node was at
     assert moved[0] == sorted(moved[0], key=moved[0].index)  # never in two processes at once
-    assert 40 <= len(moved[0]) < 40 + 5  # only what came after its last checkpoint was done again
+    # Only what came after its last checkpoint was done again: five steps if it died between the fifth and the next one.
+    assert 40 <= len(moved[0]) <= 40 + 5
     assert all(len(processes) == 40 for processes in by_run.values() if processes not in moved)
 
     before = read_log(tmp_path)
