@@ -29,11 +29,19 @@ def test_every_snippet_runs_as_it_stands(snippet, tmp_path):
     subprocess.run([sys.executable, *strict, "-c", snippet], cwd=tmp_path, check=True, timeout=120)
 
 
+# torch 2.13 does so now and then as a process exits, its group destroyed, when the machine is busy.
+TORCH_ABORTS = "terminate called without an active exception"
+
+
 @pytest.mark.parametrize("snippet", snippets("python torchrun", pytest.mark.slow))
 def test_every_snippet_for_several_processes_runs_as_it_stands(snippet, tmp_path):
     (tmp_path / "snippet.py").write_text(snippet)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "snippet.py"]
-    subprocess.run(torchrun, cwd=tmp_path, check=True, timeout=120)
+    for _ in range(3):
+        result = subprocess.run(torchrun, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        if TORCH_ABORTS not in result.stderr:
+            break
+    assert result.returncode == 0, result.stderr
 
 
 def test_no_snippet_is_left_out():
