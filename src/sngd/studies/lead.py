@@ -13,16 +13,15 @@ from sngd.studies.runs import Run, Study, value
 
 class Measure(NamedTuple):
     name: str
-    best: str  # the superlative of the better end
     better: str
     sign: int  # +1: larger is better
     percent: bool
 
 
 MEASURES = {
-    "train_loss": Measure("training loss", "lowest", "lower", -1, False),
-    "test_loss": Measure("test loss", "lowest", "lower", -1, False),
-    "test_accuracy": Measure("test accuracy", "highest", "higher", +1, True),
+    "train_loss": Measure("training loss", "lower", -1, False),
+    "test_loss": Measure("test loss", "lower", -1, False),
+    "test_accuracy": Measure("test accuracy", "higher", +1, True),
 }
 
 
