@@ -19,12 +19,16 @@ if TYPE_CHECKING:  # slow to import, and of no use to one process
 # None for a plain tensor; for a DTensor its mesh and those of the mesh's dimensions that shard it, perhaps none.
 Sharding = tuple["DeviceMesh", tuple[int, ...]] | None
 
-PLAIN = {Tensor, nn.Parameter}  # types that are no DTensor, for a quick look
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether its type alone tells that it is no DTensor; the quickest look there is."""
+    kind = type(tensor)
+    return kind is Tensor or kind is nn.Parameter  # a set of them would break torch 2.6's compiled graph
 
 
 def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether it is a ``DTensor``, told without importing them."""
-    return type(tensor) not in PLAIN and hasattr(tensor, "device_mesh")
+    return not is_plain(tensor) and hasattr(tensor, "device_mesh")
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -63,9 +67,14 @@ def sharding_of(tensor: Tensor) -> Sharding:
     return mesh, tuple(dims)
 
 
+def is_shared(sharding: Sharding) -> bool:
+    """Whether a norm over such tensors needs to hear of other ranks."""
+    return sharding is not None and bool(sharding[1])
+
+
 def shardings(tensors: Iterable[Tensor]) -> list[Sharding]:
     """All the ways in which tensors are sharded, in order."""
-    return [sharding for sharding in dict.fromkeys(map(sharding_of, tensors)) if sharding and sharding[1]]
+    return [sharding for sharding in dict.fromkeys(map(sharding_of, tensors)) if is_shared(sharding)]
 
 
 def gradient(param: Tensor) -> Tensor:
@@ -133,8 +142,7 @@ def sum_of_shards(values: dict[Sharding, Tensor]) -> Tensor:
     """
     import torch.distributed as dist
 
-    devices = [value.device for value in values.values()]
-    home = next((device for device in devices if device.type != "cpu"), devices[0])
+    home = accelerator_or_cpu(value.device for value in values.values())
     groups = {sharding: _groups(sharding) for sharding in values}
     totals = dict(values)
     for group, device in dict.fromkeys(pair for pairs in groups.values() for pair in pairs):
@@ -143,6 +151,33 @@ def sum_of_shards(values: dict[Sharding, Tensor]) -> Tensor:
         dist.all_reduce(together, group=group)
         totals.update(zip(sharded, together.unbind(), strict=True))
     return torch.stack([total.to(home) for total in totals.values()]).sum()
+
+
+def largest_of_shards(values: dict[Sharding, float]) -> float:
+    """The largest value over all shardings and all ranks that hold shards; called as ``sum_of_shards`` is.
+
+    Args:
+        values: numbers on the host, none of them nan.
+    """
+    import torch.distributed as dist
+
+    totals = dict(values)
+    groups = {sharding: _groups(sharding) for sharding in values}
+    for group, device in dict.fromkeys(pair for pairs in groups.values() for pair in pairs):
+        sharded = [sharding for sharding in values if (group, device) in groups[sharding]]
+        together = torch.tensor([totals[sharding] for sharding in sharded], dtype=torch.float64, device=device)
+        dist.all_reduce(together, dist.ReduceOp.MAX, group=group)
+        totals.update(zip(sharded, together.tolist(), strict=True))
+    return max(totals.values(), default=0.0)
+
+
+def accelerator_or_cpu(devices: Iterable[torch.device]) -> torch.device:
+    """The first accelerator among devices of which there is at least one, else the CPU: towards it one must wait."""
+    devices = list(devices)
+    for device in devices:
+        if device.type != "cpu":
+            return device
+    return devices[0]
 
 
 def _groups(sharding: Sharding) -> list[tuple[object, str]]:

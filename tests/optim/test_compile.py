@@ -15,6 +15,7 @@ from sngd import SNGD, Perturbed, StagewiseLR, stages
 VARIANTS = {
     "plain": {},
     "decay, maximize": {"weight_decay": 0.01, "maximize": True},
+    "decoupled decay": {"weight_decay": 0.01, "decoupled_weight_decay": True},
     "sngm": {"momentum": 0.9},
     "nsgd-momentum, capped": {"momentum": 0.9, "normalize": "momentum", "max_scale": 0.02},
     "loop": {"momentum": 0.9, "foreach": False},

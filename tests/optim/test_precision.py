@@ -152,6 +152,7 @@ VARIANTS = {
     "plain": {},
     "sngm": {"momentum": 0.9},
     "decay": {"weight_decay": 0.1},
+    "decoupled decay": {"weight_decay": 0.1, "decoupled_weight_decay": True},
     "capped": {"max_scale": 0.05},
     "nsgd-momentum": {"momentum": 0.9, "normalize": "momentum"},
     "nsgd-momentum, capped, decay": {"momentum": 0.9, "normalize": "momentum", "max_scale": 0.05, "weight_decay": 0.1},

@@ -24,6 +24,7 @@ IMPLEMENTATIONS = {
 VARIANTS = {
     "plain": {},
     "decay": {"weight_decay": 0.01},
+    "decoupled decay": {"weight_decay": 0.5, "decoupled_weight_decay": True},
     "maximize": {"maximize": True, "weight_decay": 0.01},
     "capped": {"max_scale": 0.02},
     "sngm": {"momentum": 0.9},
@@ -34,6 +35,12 @@ VARIANTS = {
         "normalize": "momentum",
         "max_scale": 0.02,
         "weight_decay": 0.01,
+    },
+    "nsgd-momentum, decoupled decay": {
+        "momentum": 0.8,
+        "normalize": "momentum",
+        "weight_decay": 0.5,
+        "decoupled_weight_decay": True,
     },
 }
 SIZES = (1, 8, 9, 64, 65)
@@ -152,6 +159,22 @@ def test_a_cap_changes_only_steps_with_a_small_gradient():
         w.grad = torch.tensor([size])
         sngd.SNGD([w], lr=0.5, max_scale=2.0).step()
         assert abs(w.item()) == pytest.approx(length)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.1, 3.0])
+def test_decoupled_decay_is_that_of_adamw_and_leaves_the_direction_alone(decay):
+    """w ← (1 − αλ)w − α g/‖g‖, where coupled decay takes the norm of g + λw."""
+    ours, theirs = parameters([torch.float64]), parameters([torch.float64])
+    optimizer = sngd.SNGD(ours, lr=0.2, weight_decay=decay, decoupled_weight_decay=True)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(3):
+        set_gradients(ours, generator)
+        optimizer.step()
+        gradient = torch.cat([p.grad for p in ours])
+        for p, g in zip(theirs, (0.2 * gradient / gradient.norm()).split(SIZES), strict=True):
+            p.data = (1 - 0.2 * decay) * p.data - g
+    torch.testing.assert_close(flat(ours), flat(theirs), rtol=1e-12, atol=1e-12)
+    assert optimizer.last_norm.item() == pytest.approx(gradient.norm().item())
 
 
 def test_groups_share_one_norm_and_keep_their_own_lr():

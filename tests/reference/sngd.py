@@ -4,10 +4,22 @@ from math import inf, isfinite, sqrt
 
 
 class NaiveSNGD:
-    """w ← w − min{α/‖g‖, max_scale} g over a flat list of numbers; both momentum orders; coupled weight decay."""
+    """w ← w − min{α/‖g‖, max_scale} g over a flat list of numbers; both momentum orders; both kinds of weight decay."""
 
-    def __init__(self, w, lr, momentum=0.0, normalize="gradient", weight_decay=0.0, max_scale=inf, maximize=False):
+    def __init__(
+        self,
+        w,
+        lr,
+        momentum=0.0,
+        normalize="gradient",
+        weight_decay=0.0,
+        decoupled_weight_decay=False,
+        max_scale=inf,
+        maximize=False,
+    ):
         self.w = list(w)
+        self.shrink = 1 - lr * weight_decay if decoupled_weight_decay else 1.0
+        weight_decay = 0.0 if decoupled_weight_decay else weight_decay
         self.lr, self.momentum, self.normalize = lr, momentum, normalize
         self.weight_decay, self.max_scale, self.maximize = weight_decay, max_scale, maximize
         self.m = [0.0] * len(self.w)
@@ -23,7 +35,7 @@ class NaiveSNGD:
                 return
             self.m = m
             scale = min(self.lr / norm, self.max_scale)
-            self.w = [w - scale * m for w, m in zip(self.w, m, strict=True)]
+            self.w = [self.shrink * w - scale * m for w, m in zip(self.w, m, strict=True)]
             return
         norm = sqrt(sum(x * x for x in d))
         if norm == 0 or not isfinite(norm):
@@ -31,4 +43,4 @@ class NaiveSNGD:
             return
         scale = min(self.lr / norm, self.max_scale)
         self.m = [self.momentum * m + scale * d for m, d in zip(self.m, d, strict=True)]  # αu, so that α may be 0
-        self.w = [w - m for w, m in zip(self.w, self.m, strict=True)]
+        self.w = [self.shrink * w - m for w, m in zip(self.w, self.m, strict=True)]

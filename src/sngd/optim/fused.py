@@ -14,7 +14,7 @@ def fused_is_right(params: list[Tensor], vectors: list[Tensor], buffers: list[Te
         buffers: the momentum that the kernel is to keep; may be empty.
     """
     dtype, device = params[0].dtype, params[0].device.type
-    if vectors[0].dtype != dtype or torch.compiler.is_compiling():  # torch.compile does its own fusing
+    if torch.compiler.is_compiling():  # it does its own fusing
         return False
     if device == "cpu":  # torch 2.13's kernel skips whole SIMD blocks of float16 and bfloat16
         right = dtype in (torch.float32, torch.float64)
@@ -22,7 +22,16 @@ def fused_is_right(params: list[Tensor], vectors: list[Tensor], buffers: list[Te
         right = dtype == torch.float32 or (dtype != torch.float64 and not buffers)
     else:
         return False
-    return right and _in_one_order(params, vectors, buffers)
+    return right and _alike(params, vectors, buffers) and _in_one_order(params, vectors, buffers)
+
+
+def _alike(params: list[Tensor], *others: list[Tensor]) -> bool:
+    """Whether each parameter's tensors have its dtype, device and shape: the kernels write wherever they are told."""
+    return all(
+        (p.dtype, p.device, p.shape) == (t.dtype, t.device, t.shape)
+        for tensors in others
+        for p, t in zip(params, tensors, strict=bool(tensors))
+    )
 
 
 def _in_one_order(params: list[Tensor], *others: list[Tensor]) -> bool:
@@ -46,6 +55,7 @@ def fused_sngd(
     lr: float | Tensor,
     momentum: float,
     normalize: str,
+    new_averages: list[Tensor],
 ) -> None:
     """One step in one kernel, in place: see ``sngd.optim.sngd`` for the formula and the arguments."""
     heavy_ball = bool(buffers) and normalize == "gradient"
@@ -69,4 +79,4 @@ def fused_sngd(
         found_inf=None if skip is None else skip.float(),
     )
     if buffers and not heavy_ball:
-        torch._foreach_copy_(buffers, [unless(skip, b, v) for b, v in zip(buffers, vectors, strict=True)])
+        torch._foreach_copy_(buffers, [unless(skip, b, v) for b, v in zip(buffers, new_averages, strict=True)])

@@ -7,10 +7,20 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from sngd.sharding import PLAIN, Sharding, all_local, sharding_of, sum_of_shards
+from sngd.sharding import (
+    Sharding,
+    accelerator_or_cpu,
+    all_local,
+    is_plain,
+    is_shared,
+    largest_of_shards,
+    sharding_of,
+    sum_of_shards,
+)
 
-# Below this a sum of squares in float32 is no longer exact to rounding: entries of 1e-23 square to nothing.
-_FLOAT32_FLOOR = 1e-15
+# Norms for which the sum of squares, 1/norm and their products with common learning rates keep all their digits.
+_ROOM = {torch.float32: (1e-15, 1e15), torch.float64: (1e-145, 1e145)}
+_FACTOR = 100  # 2^±100 is a float32, 2^±1074, which subnormal numbers of float64 may want, is not
 
 # Biases and normalization layers up to this size are copied side by side: on the CPU cheaper than a call for each.
 _SMALL = 4096
@@ -24,8 +34,8 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all entries of all ``tensors`` together, √Σ‖t‖².
 
     Squares are summed in float32, whatever the tensors' dtype, or in float64 if any tensor is float64.
-    On the CPU a sum that leaves float32's range is taken again in float64, so that a gradient of 1e-30, as near a
-    saddle, still has a direction; an accelerator would have to ask the host, so there it counts as 0 or inf.
+    On the CPU a sum that leaves the dtype's range is taken again of tensors times a power of two, so that any finite
+    tensors have their norm. An accelerator would have to ask the host, so there it may count as 0 or inf.
     DTensors count in full: the ranks' sums of squares are added up, by one small all-reduce for each mesh dimension
     that shards something.
 
@@ -39,14 +49,82 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     Raises:
         RuntimeError: a DTensor has a partial placement, or this rank is not in its mesh.
     """
-    return norm_of_lists((sharding, all_local(some)) for (_, _, sharding), some in by_kind(tensors).items())
+    lists = [(sharding, all_local(some)) for (_, _, sharding), some in by_kind(tensors).items()]
+    norm = norm_of_lists(lists)
+    dtypes = {some[0].dtype for _, some in lists}
+    if not host_may_read(norm) or has_room(norm, dtypes, communicates=any(map(is_shared, dict(lists)))):
+        return norm
+    exponent = exponent_of_largest(lists)
+    if exponent is None:
+        return norm
+    scaled = norm_of_lists((sharding, times_power_of_two(some, -exponent)) for sharding, some in lists)
+    return torch.tensor(ldexp(scaled.item(), exponent), dtype=torch.float64, device=norm.device)
+
+
+def host_may_read(norm: Tensor) -> bool:
+    """Whether reading a number neither waits for an accelerator nor breaks a compiled graph."""
+    return norm.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def has_room(norm: Tensor, dtypes: Iterable[torch.dtype], *, communicates: bool) -> bool:
+    """Whether squares summed up to this norm, and its reciprocal, keep their digits; it reads the norm.
+
+    Args:
+        norm: 0-d, on the CPU.
+        dtypes: of the tensors that it is the norm of.
+        communicates: whether other ranks take part in it. They may have other dtypes and must come to the same answer.
+    """
+    wide = not communicates and all(dtype == torch.float64 for dtype in dtypes)
+    low, high = _ROOM[torch.float64 if wide else torch.float32]
+    return low < norm.item() < high
+
+
+def least_exact_norm(dtype: torch.dtype) -> float:
+    """Norms below it have squares that float32, or float64, does not hold to all its digits."""
+    info = torch.finfo(dtype)
+    return math.sqrt(info.tiny / info.eps)
+
+
+def exponent_of_largest(
+    lists: Iterable[tuple[Sharding, list[Tensor]]], elsewhere: Iterable[Sharding] = ()
+) -> int | None:
+    """e with 2^(e−1) ≤ largest absolute entry < 2^e, over all ranks; None if that is 0 or not finite.
+
+    Args:
+        lists, elsewhere: as for ``norm_of_lists``; on the CPU.
+    """
+    largest: dict[Sharding, float] = dict.fromkeys(elsewhere, 0.0)
+    for sharding, tensors in lists:
+        values = [torch.linalg.vector_norm(t, math.inf).item() for t in tensors if t.numel()]
+        here = max(values, default=0.0) if all(map(math.isfinite, values)) else math.inf  # max() may pass over nan
+        largest[sharding] = max(largest.get(sharding, 0.0), here)
+    most = largest_of_shards(largest)
+    return math.frexp(most)[1] if 0 < most < math.inf else None
+
+
+def times_power_of_two(tensors: Sequence[Tensor], exponent: int) -> list[Tensor]:
+    """Each times 2^exponent, in float32 or wider: exact, but for what becomes subnormal or overflows."""
+    scaled = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    while scaled and exponent:
+        part = max(-_FACTOR, min(_FACTOR, exponent))
+        scaled = list(torch._foreach_mul(scaled, 2.0**part))
+        exponent -= part
+    return scaled
+
+
+def ldexp(x: float, exponent: int) -> float:
+    """x 2^exponent; inf where it is too large."""
+    try:
+        return math.ldexp(x, exponent)
+    except OverflowError:
+        return math.inf
 
 
 def by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype, Sharding], list[Tensor]]:
     """The tensors, in order, by device, dtype and sharding: list kernels want tensors of one kind."""
     kinds = defaultdict(list)
     for tensor in tensors:
-        sharding = None if type(tensor) in PLAIN else sharding_of(tensor)  # a call less for each of many tensors
+        sharding = None if is_plain(tensor) else sharding_of(tensor)
         kinds[tensor.device, tensor.dtype, sharding].append(tensor)
     return kinds
 
@@ -61,7 +139,7 @@ def norm_of_lists(lists: Iterable[tuple[Sharding, list[Tensor]]], elsewhere: Ite
     here: dict[Sharding, list[list[Tensor]]] = {sharding: [] for sharding in elsewhere}
     for sharding, tensors in lists:
         here.setdefault(sharding, []).append(tensors)
-    if not any(sharding and sharding[1] for sharding in here):
+    if not any(map(is_shared, here)):
         return _norm_here([tensors for some in here.values() for tensors in some])
     squares = {sharding: _square(_norm_here(some)) for sharding, some in here.items()}
     return sum_of_shards(squares).sqrt()
@@ -75,18 +153,9 @@ def _square(norm: Tensor) -> Tensor:
 def _norm_here(lists: list[list[Tensor]]) -> Tensor:
     """Norm of what this rank holds."""
     if not lists:
-        return torch.zeros(())
+        return torch.zeros((), device="cpu")
     dtype = torch.float64 if any(tensors[0].dtype == torch.float64 for tensors in lists) else torch.float32
-    norm = _norm(lists, dtype)
-    if norm.device.type == "cpu" and dtype == torch.float32 and not torch.compiler.is_compiling():
-        in_range = _FLOAT32_FLOOR < norm.item() < torch.inf
-        return norm if in_range else _norm(lists, torch.float64)
-    return norm
-
-
-def _norm(lists: Sequence[list[Tensor]], dtype: torch.dtype) -> Tensor:
-    devices = [tensors[0].device for tensors in lists]
-    home = next((device for device in devices if device.type != "cpu"), devices[0])  # towards the CPU one must wait
+    home = accelerator_or_cpu(tensors[0].device for tensors in lists)
     parts = [torch.stack(_norms(tensors, dtype)).to(home, non_blocking=True) for tensors in lists]
     whole: Tensor = torch.linalg.vector_norm(parts[0] if len(parts) == 1 else torch.cat(parts))
     return whole

@@ -10,23 +10,21 @@ from torch.optim import Optimizer
 
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
-from sngd.optim.norms import by_kind, norm_of_lists
-from sngd.sharding import PLAIN, Sharding, all_local, gradient, refuse_flat_shards, sharding_of, shardings
+from sngd.optim.norms import (
+    by_kind,
+    exponent_of_largest,
+    has_room,
+    host_may_read,
+    ldexp,
+    least_exact_norm,
+    norm_of_lists,
+    times_power_of_two,
+)
+from sngd.sharding import Sharding, all_local, gradient, is_plain, refuse_flat_shards, sharding_of, shardings
 
 Number = float | Tensor
 
-_OPTIONS = (
-    "lr",
-    "momentum",
-    "normalize",
-    "weight_decay",
-    "max_scale",
-    "maximize",
-    "kahan_sum",
-    "foreach",
-    "fused",
-    "capturable",
-)
+_BUFFERS = ("momentum_buffer", "kahan_buffer")
 
 
 class SNGD(Optimizer):
@@ -44,7 +42,13 @@ class SNGD(Optimizer):
         >>> model(torch.ones(8, 4)).square().mean().backward()
         >>> optimizer.step()
 
-    With weight decay λ, g stands for g + λw throughout (coupled, as in ``torch.optim.SGD``). With momentum β:
+    Weight decay λ has two forms:
+
+    * coupled, as in ``torch.optim.SGD``: g stands for g + λw throughout. The decay is part of what is normalized, so it
+      turns the direction and the step keeps its length;
+    * decoupled, as in AdamW (``decoupled_weight_decay=True``): w ← (1 − αλ)w before the step, whatever the gradient.
+
+    With momentum β:
 
     * ``normalize="gradient"`` (SNGM, arXiv 2007.13985): u ← βu + g/‖g‖, w ← w − αu;
     * ``normalize="momentum"`` (Cutkosky and Mehta 2020): m ← βm + (1−β)g, w ← w − α m/‖m‖.
@@ -52,6 +56,10 @@ class SNGD(Optimizer):
     ``max_scale`` is β of the paper's eq. 5, w ← w − min{α/‖g‖, max_scale} g: normalized while ‖g‖ > α/max_scale,
     a plain gradient step below. If the norm is zero or not finite, nothing changes (weights, buffers) and
     ``skipped_steps`` counts it. Neither that nor the norm makes the host wait for an accelerator.
+
+    On the CPU every finite gradient that is not zero takes its step, subnormal numbers and the largest ones too: where
+    squares would leave the dtype's range, all is computed from g times a power of two. An accelerator and a compiled
+    graph, where the host is not asked, skip a norm outside about 3e-16 … 1e19 (float64: 1e-146 … 1e154) and count it.
 
     Norms are summed in float32 or wider whatever the weights' dtype. But bfloat16 weights round a step shorter than
     about ‖w‖/2⁹ away (float16: 2¹²); with ``kahan_sum`` they follow steps down to about ‖w‖/2¹⁷ (float16: 2²³).
@@ -69,6 +77,7 @@ class SNGD(Optimizer):
         momentum: β in [0, 1).
         normalize: which vector the norm is taken of when there is momentum.
         weight_decay: λ ≥ 0.
+        decoupled_weight_decay: whether λ shrinks the weights by αλ of themselves, or is added to the gradient as λw.
         max_scale: cap on lr/‖g‖, in (0, inf].
         maximize: ascend instead of descend.
         kahan_sum: for float16 and bfloat16 weights, sum up what rounding drops from each step and add it to the next
@@ -80,7 +89,9 @@ class SNGD(Optimizer):
             is captured as it is; a tensor on the accelerator can change between replays.
 
     Raises:
-        ValueError: an argument is out of its range, or ``FullyShardedDataParallel`` flattened the parameters.
+        ValueError: an argument is out of its range, or ``FullyShardedDataParallel`` flattened the parameters. From
+            ``load_state_dict`` and ``step``: a buffer or gradient that does not have its parameter's shape or is no
+            tensor of its kind, or a learning rate out of range.
         RuntimeError: ``step`` met a sparse gradient, or DTensors of which this rank cannot know the global norm.
     """
 
@@ -94,6 +105,7 @@ class SNGD(Optimizer):
         momentum: float = 0.0,
         normalize: Literal["gradient", "momentum"] = "gradient",
         weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
         max_scale: float = inf,
         maximize: bool = False,
         kahan_sum: bool = False,
@@ -101,12 +113,27 @@ class SNGD(Optimizer):
         fused: bool | None = None,
         capturable: bool = False,
     ) -> None:
-        options = (lr, momentum, normalize, weight_decay, max_scale, maximize, kahan_sum, foreach, fused, capturable)
-        defaults = dict(zip(_OPTIONS, options, strict=True))
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "normalize": normalize,
+            "weight_decay": weight_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "max_scale": max_scale,
+            "maximize": maximize,
+            "kahan_sum": kahan_sum,
+            "foreach": foreach,
+            "fused": fused,
+            "capturable": capturable,
+        }
         _check(defaults)
         super().__init__(params, defaults)
-        # a dict, because torch.compile loses assignments to an optimizer's attributes
-        self._last = {"norm": torch.tensor(torch.nan), "skipped": torch.zeros((), dtype=torch.int64)}
+        # a dict, because torch.compile loses assignments to an optimizer's attributes; on the CPU, because the default
+        # device may be "meta", which holds no numbers
+        self._last = {
+            "norm": torch.tensor(torch.nan, device="cpu"),
+            "skipped": torch.zeros((), dtype=torch.int64, device="cpu"),
+        }
 
     @property
     def last_norm(self) -> Tensor:
@@ -134,6 +161,7 @@ class SNGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._check_lrs()
         scale = getattr(self, "grad_scale", None)  # set by a GradScaler for the length of its step
         cancels = not any(_feels_the_scale(group) for group in self.param_groups)
         parts = [p for group in self.param_groups for p in self._parts(group, None if cancels else scale)]
@@ -141,19 +169,35 @@ class SNGD(Optimizer):
         if not (parts or everywhere):
             return loss
 
-        norm = norm_of_lists(((part.sharding, part.vectors) for part in parts), everywhere)
-        skip = ~((norm > 0) & (norm < inf))
+        norm, exponent = _norm(parts, everywhere)
+        skip = _is_no_direction(norm)
         if (found_inf := getattr(self, "found_inf", None)) is not None:
             skip = skip | (found_inf.to(norm.device) > 0)
-        self._last["norm"] = norm / scale.to(norm.device) if scale is not None and cancels else norm
-        if not all(is_zero(group["lr"]) for group in self.param_groups):  # as when a checkpoint only wants the state
-            self._last["skipped"] = self._last["skipped"].to(norm.device).add_(skip)
-        decide_here = self._host_may_read(norm)
+        self._remember(norm, exponent, skip, scale if cancels else None)
+        decide_here = host_may_read(norm) and not self.defaults["capturable"]
         if decide_here and skip:
             return loss
         for part in parts:
             part.update(norm, None if decide_here else skip)
         return loss
+
+    def _check_lrs(self) -> None:
+        """A learning rate that the host can see: a nan among them would be in every weight after the step."""
+        if not torch.compiler.is_compiling():
+            for group in self.param_groups:
+                lr = group["lr"]
+                if not isinstance(lr, Tensor) or lr.device.type == "cpu":
+                    _check_lr(lr)
+
+    def _remember(self, norm: Tensor, exponent: int, skip: Tensor, scale: Tensor | None) -> None:
+        """What ``last_norm`` and ``skipped_steps`` say."""
+        if exponent:
+            norm = torch.tensor(ldexp(norm.item(), exponent), dtype=torch.float64, device="cpu")
+        self._last["norm"] = norm if scale is None else norm / scale.to(norm.device)
+        without_numbers = norm.device.type == "meta"
+        only_for_the_state = all(is_zero(group["lr"]) for group in self.param_groups)  # as a checkpoint's loading does
+        if not (without_numbers or only_for_the_state):
+            self._last["skipped"] = self._last["skipped"].to(norm.device).add_(skip)
 
     def _parts(self, group: dict[str, Any], scale: Tensor | None) -> "list[_Part]":
         """The group's parameters that have a gradient, by device and dtype."""
@@ -163,7 +207,7 @@ class SNGD(Optimizer):
     def _shardings(self) -> list[Sharding]:
         """How parameters are sharded, with or without a gradient here: all ranks must take part in the same sums."""
         return shardings(
-            p for group in self.param_groups for p in group["params"] if type(p) not in PLAIN and p.requires_grad
+            p for group in self.param_groups for p in group["params"] if not is_plain(p) and p.requires_grad
         )
 
     def _part(self, group: dict[str, Any], params: list[Tensor], scale: Tensor | None) -> "_Part":
@@ -181,19 +225,30 @@ class SNGD(Optimizer):
         lists = [params, grads, buffers, dropped]
         if sharding is not None:
             lists = [all_local(tensors) for tensors in lists]
+        self._check_shapes(params, dict(zip(("weights", "gradient", *_BUFFERS), lists, strict=True)))
         if params[0].is_complex():
             lists = [list(map(torch.view_as_real, tensors)) for tensors in lists]
         return _Part(group, *lists, sharding=sharding, scale=scale)
 
     def _buffer(self, param: Tensor, name: str) -> Tensor:
         state = self.state[param]
-        if state.get(name) is None:  # torch's SGD saves None before its first step
-            state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
-        return cast(Tensor, state[name])
+        buffer = state.get(name)
+        if buffer is None:  # torch's SGD saves None before its first step
+            buffer = state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+        elif buffer.dtype != param.dtype:  # as after model.double()
+            buffer = state[name] = buffer.to(param.dtype)
+        return cast(Tensor, buffer)
 
-    def _host_may_read(self, norm: Tensor) -> bool:
-        compiling = torch.compiler.is_compiling()
-        return norm.device.type == "cpu" and not self.defaults["capturable"] and not compiling
+    def _check_shapes(self, params: list[Tensor], lists: dict[str, list[Tensor]]) -> None:
+        """On this rank everything must have its parameter's shape: some of torch's kernels do not look."""
+        shapes = [weight.shape for weight in lists["weights"]]
+        for name, tensors in lists.items():
+            for index, tensor in enumerate(tensors):
+                if tensor.shape != shapes[index]:
+                    raise ValueError(
+                        f"the {name} of {_name_of(params[index], self.param_groups)} must have its shape "
+                        f"{tuple(shapes[index])}, got {tuple(tensor.shape)}"
+                    )
 
     def state_dict(self) -> dict[str, Any]:
         """``torch.optim``'s state dict, and ``skipped_steps``."""
@@ -201,6 +256,11 @@ class SNGD(Optimizer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` returned; one without ``skipped_steps`` (another optimizer's) counts from 0."""
+        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
+        own = [param for group in self.param_groups for param in group["params"]]
+        if len(saved) == len(own):  # else torch refuses it
+            state = {param: state_dict["state"].get(index, {}) for index, param in zip(saved, own, strict=True)}
+            _check_buffers(self.param_groups, state)  # before torch casts them
         super().load_state_dict(state_dict)
         self._last["skipped"].fill_(state_dict.get("skipped_steps", 0))
 
@@ -208,18 +268,48 @@ class SNGD(Optimizer):
         return {**super().__getstate__(), "_last": self._last}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take what was pickled, copied or loaded, after a look at all of it."""
+        defaults = {**state.get("defaults", {}), **getattr(self, "defaults", {})}
+        for group in state["param_groups"]:  # options that the saved optimizer, torch's SGD perhaps, did not know
+            for name, value in defaults.items():
+                group.setdefault(name, value)
+            _check(group)
+        _check_buffers(state["param_groups"], state["state"])
         super().__setstate__(state)
-        for group in self.param_groups:  # options that the saved optimizer, torch's SGD perhaps, did not know
-            for name in _OPTIONS:
-                group.setdefault(name, self.defaults[name])
+
+
+def _check_buffers(groups: Sequence[dict[str, Any]], state: Any) -> None:
+    """ValueError for a saved buffer that is not of its parameter's kind and shape."""
+    for param in (param for group in groups for param in group["params"]):
+        for name in _BUFFERS:
+            buffer = state.get(param, {}).get(name)
+            if buffer is None:
+                continue
+            whose = f"the {name} of {_name_of(param, groups)}"
+            if not isinstance(buffer, Tensor):
+                raise ValueError(f"{whose} must be a tensor, got a value of type {type(buffer).__name__}")
+            if buffer.shape != param.shape:
+                raise ValueError(f"{whose} must have its shape {tuple(param.shape)}, got {tuple(buffer.shape)}")
+            if (buffer.is_floating_point(), buffer.is_complex()) != (param.is_floating_point(), param.is_complex()):
+                raise ValueError(f"{whose} must be of its kind, {param.dtype}, got {buffer.dtype}")
+
+
+def _name_of(param: Tensor, groups: Sequence[dict[str, Any]]) -> str:
+    """``parameter 3 (head.weight)``: its index over all groups and, if the optimizer was told, its name."""
+    index = 0
+    for group in groups:
+        for position, other in enumerate(group["params"]):
+            if other is param:
+                names = group.get("param_names")
+                return f"parameter {index + position}" + (f" ({names[position]})" if names else "")
+        index += len(group["params"])
+    return "a parameter"
 
 
 def _check(options: dict[str, Any]) -> None:
-    lr, momentum, decay, cap = (options[k] for k in ("lr", "momentum", "weight_decay", "max_scale"))
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr must be a number or a one-element tensor, got a tensor of shape {tuple(lr.shape)}")
-    if not isinstance(lr, Tensor) and not (lr >= 0 and isfinite(lr)):
-        raise ValueError(f"lr must be finite and at least 0, got {lr}")
+    momentum, decay, cap = (options[k] for k in ("momentum", "weight_decay", "max_scale"))
+    if not isinstance(options["lr"], Tensor) or options["lr"].device.type != "meta":
+        _check_lr(options["lr"])
     if not 0 <= momentum < 1:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
     if options["normalize"] not in ("gradient", "momentum"):
@@ -232,10 +322,56 @@ def _check(options: dict[str, Any]) -> None:
         raise ValueError("foreach and fused cannot both be True: choose one")
 
 
+def _check_lr(lr: Number) -> None:
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr must be a number or a one-element tensor, got a tensor of shape {tuple(lr.shape)}")
+    if not 0 <= float(lr) < inf:
+        raise ValueError(f"lr must be finite and at least 0, got {lr}")
+
+
 def _feels_the_scale(group: dict[str, Any]) -> bool:
     """Whether gradients times a constant give another step."""
-    averages = group["momentum"] and group["normalize"] == "momentum"
-    return bool(averages or group["weight_decay"] or group["max_scale"] < inf)
+    return bool(_averages(group) or _coupled_decay(group) or group["max_scale"] < inf)
+
+
+def _averages(group: dict[str, Any]) -> bool:
+    """Whether the vector that is normalized is a running mean of gradients."""
+    return bool(group["momentum"] and group["normalize"] == "momentum")
+
+
+def _coupled_decay(group: dict[str, Any]) -> float:
+    """λ of g + λw."""
+    return 0.0 if group["decoupled_weight_decay"] else float(group["weight_decay"])
+
+
+def _norm(parts: "list[_Part]", everywhere: list[Sharding]) -> tuple[Tensor, int]:
+    """‖v‖ over all parts as norm · 2^exponent.
+
+    Usually the exponent is 0. Where squares would leave their dtype's range, and the host may look, each part's vectors
+    are scaled by a power of two first.
+    """
+
+    norm = norm_of_lists([(part.sharding, part.vectors) for part in parts], everywhere)
+    dtypes = [part.vectors[0].dtype for part in parts]
+    if not host_may_read(norm) or has_room(norm, dtypes, communicates=bool(everywhere)):
+        return norm, 0
+    ingredients = exponent_of_largest([(part.sharding, part.ingredients()) for part in parts], everywhere)
+    if ingredients is None:
+        return norm, 0
+    for part in parts:
+        part.scale_ingredients(-ingredients)
+    vectors = exponent_of_largest([(part.sharding, part.vectors) for part in parts], everywhere)
+    if vectors is None:  # they cancelled
+        return torch.zeros((), device="cpu"), 0
+    for part in parts:
+        part.scale_vectors(-vectors)
+    return norm_of_lists([(part.sharding, part.vectors) for part in parts], everywhere), ingredients + vectors
+
+
+def _is_no_direction(norm: Tensor) -> Tensor:
+    """0-d bool tensor: whether the norm is zero or not finite, or, where the host may not look, without its digits."""
+    least = 0.0 if host_may_read(norm) else least_exact_norm(norm.dtype)
+    return ~((norm > least) & (norm < inf))
 
 
 def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -246,7 +382,8 @@ class _Part:
     """Parameters of one group, device, dtype and sharding during one step; of DTensors what is here.
 
     ``vectors`` are the v that the global norm is taken of: d = g + λw, or for ``normalize="momentum"`` the new
-    momentum m = βm + (1−β)d. ``update`` then applies w ← w − α c v with c = min{1/‖v‖, max_scale/α}.
+    momentum m = βm + (1−β)d. ``update`` then applies w ← w − α c v with c = min{1/‖v‖, max_scale/α}. After
+    ``scale_ingredients`` and ``scale_vectors`` they are v · 2^−exponent, in float32 or wider.
     """
 
     def __init__(
@@ -261,35 +398,79 @@ class _Part:
         scale: Tensor | None,
     ) -> None:
         self.group, self.params, self.buffers, self.dropped = group, params, buffers, dropped
-        self.sharding = sharding
-        if scale is not None:
-            grads = _unscaled(grads, scale)
+        self.sharding, self.exponent = sharding, 0
+        self.grads = grads if scale is None else _unscaled(grads, scale)
+        self.old_averages = buffers if _averages(group) else []
+        self.vectors = self._directions(params, self.grads, self.old_averages)
+
+    def _directions(self, params: list[Tensor], grads: list[Tensor], averages: list[Tensor]) -> list[Tensor]:
+        group = self.group
         loop = group["foreach"] is False and not group["fused"]
-        directions = _single_tensor_directions if loop else _foreach_directions
-        self.vectors = directions(
+        return (_single_tensor_directions if loop else _foreach_directions)(
             params,
             grads,
-            buffers if group["normalize"] == "momentum" else [],
+            averages,
             momentum=group["momentum"],
-            weight_decay=group["weight_decay"],
+            weight_decay=_coupled_decay(group),
             maximize=group["maximize"],
         )
+
+    def ingredients(self) -> list[Tensor]:
+        """What the vectors are made of: if none of it is larger than 1, no sum or mean of it overflows."""
+        decay = _coupled_decay(self.group)
+        decayed = [decay * w for w in times_power_of_two(self.params, 0)] if decay else []
+        return [*self.grads, *self.old_averages, *decayed]
+
+    def scale_ingredients(self, exponent: int) -> None:
+        """Make the vectors anew from everything times 2^exponent."""
+        made_of = self.params, self.grads, self.old_averages
+        self.vectors = self._directions(*(times_power_of_two(tensors, exponent) for tensors in made_of))
+        self.exponent -= exponent
+
+    def scale_vectors(self, exponent: int) -> None:
+        """Take the vectors times 2^exponent."""
+        self.vectors = times_power_of_two(self.vectors, exponent)
+        self.exponent -= exponent
+
+    def new_averages(self) -> list[Tensor]:
+        """What the buffers are to keep of ``normalize="momentum"``."""
+        if not (self.old_averages and self.exponent):
+            return self.vectors
+        most = torch.finfo(self.buffers[0].dtype).max  # g + λw may be beyond it, and a buffer of inf never recovers
+        return [v.clamp(-most, most) for v in times_power_of_two(self.vectors, self.exponent)]
 
     def update(self, norm: Tensor, skip: Tensor | None) -> None:
         group, device = self.group, self.params[0].device
         later = device.type != "cpu"  # the CPU would read the copy before it is there
         lr = _number(group["lr"], device)
+        skip = None if skip is None else skip.to(device, non_blocking=later)
+        if group["decoupled_weight_decay"] and group["weight_decay"]:
+            self._shrink(lr * group["weight_decay"], skip)
         _implementation(self)(
             self.params,
             self.vectors,
             self.buffers,
-            c=_coefficient(norm.to(device, non_blocking=later), lr, group["max_scale"]),
-            skip=None if skip is None else skip.to(device, non_blocking=later),
+            c=_coefficient(norm.to(device, non_blocking=later), lr, group["max_scale"], self.exponent),
+            skip=skip,
             lr=lr,
             momentum=group["momentum"],
             normalize=group["normalize"],
+            new_averages=self.new_averages(),
             **({"dropped": self.dropped} if self.dropped else {}),
         )
+
+    def _shrink(self, share: Number, skip: Tensor | None) -> None:
+        """w ← (1 − αλ)w"""
+        if self.dropped:
+            steps = [share * w for w in torch._foreach_add(times_power_of_two(self.params, 0), self.dropped)]
+            foreach_kahan_sub_(self.params, steps, self.dropped, skip)
+            return
+        wide = times_power_of_two(self.params, 0)  # narrow weights would round the factor
+        if skip is None and not isinstance(share, Tensor) and wide[0] is self.params[0]:
+            torch._foreach_mul_(self.params, 1 - share)
+            return
+        left = 1 - torch.as_tensor(share, dtype=wide[0].dtype, device=wide[0].device)
+        torch._foreach_copy_(self.params, list(torch._foreach_mul(wide, unless(skip, torch.ones_like(left), left))))
 
 
 def _unscaled(grads: list[Tensor], scale: Tensor) -> list[Tensor]:
@@ -325,13 +506,19 @@ def is_zero(lr: Number) -> bool:
     return on_host and float(lr) == 0
 
 
-def _coefficient(norm: Tensor, lr: Number, max_scale: float) -> Tensor:
-    """c = min{1/‖v‖, max_scale/α}, so that a step is w ← w − α c v."""
+def _coefficient(norm: Tensor, lr: Number, max_scale: float, exponent: int) -> Tensor:
+    """c = min{1/‖v‖, max_scale/α}, so that a step is w ← w − α c v; times 2^exponent, for vectors times 2^−exponent.
+
+    Args:
+        norm: of the vectors as they are, ‖v‖ · 2^−exponent.
+    """
     c = norm.reciprocal()
     if max_scale == inf:
         return c
-    cap = max_scale / lr if isinstance(lr, Tensor) or lr > 0 else inf
-    return c.clamp(max=cap)
+    if isinstance(lr, Tensor):  # where vectors are not scaled
+        return c.clamp(max=max_scale / lr)
+    cap = ldexp(max_scale / lr, exponent) if lr > 0 else inf
+    return c.clamp(max=min(cap, torch.finfo(c.dtype).max))
 
 
 def _single_tensor_directions(
@@ -364,6 +551,7 @@ def _single_tensor_sngd(
     lr: Number,
     momentum: float,
     normalize: str,
+    new_averages: list[Tensor],
     dropped: Sequence[Tensor] = (),
 ) -> None:
     """The truth, one tensor at a time; the other implementations are held equal to it by tests."""
@@ -372,7 +560,7 @@ def _single_tensor_sngd(
         if buffers and normalize == "gradient":
             u = momentum * buffers[i] + u
         if buffers:
-            new_buffer = u if normalize == "gradient" else v
+            new_buffer = u if normalize == "gradient" else new_averages[i]
             buffers[i].copy_(unless(skip, buffers[i], new_buffer))
         if dropped:
             single_tensor_kahan_sub_(param, lr * u, dropped[i], skip)
@@ -408,6 +596,7 @@ def _foreach_sngd(
     lr: Number,
     momentum: float,
     normalize: str,
+    new_averages: list[Tensor],
     dropped: Sequence[Tensor] = (),
 ) -> None:
     wide = _at_least_float32(params[0].dtype)
@@ -418,7 +607,7 @@ def _foreach_sngd(
     if buffers and normalize == "gradient":
         torch._foreach_add_(us, buffers, alpha=momentum)
     if buffers:
-        news = us if normalize == "gradient" else vectors
+        news = us if normalize == "gradient" else new_averages
         torch._foreach_copy_(buffers, [unless(skip, b, n) for b, n in zip(buffers, news, strict=True)])
     torch._foreach_mul_(us, lr)
     if dropped:
