@@ -17,7 +17,7 @@ def lemma1(smoothness: Smooth, value: float, next_value: float, lr: float, error
         error: ‖∇F(w) − g‖ ≥ 0; 0 for a full gradient.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or `smoothness` is (L0, L1), the class of Lemma 2.
 
     Example:
         F(w) = w² has L = 2. A step of length ½ from w = 1 leads to ½, and |F′(1)| = 2:
@@ -25,6 +25,9 @@ def lemma1(smoothness: Smooth, value: float, next_value: float, lr: float, error
         >>> lemma1(Smooth(2), value=1, next_value=0.25, lr=0.5, error=0)
         2.0
     """
+    if not isinstance(smoothness, Smooth):
+        other = ", which lemma2 is for" if isinstance(smoothness, RelaxedSmooth) else ""
+        raise ValueError(f"smoothness must be a Smooth(L), got {smoothness!r}{other}")
     lr = positive("lr", lr)
     return _decrease(value, next_value, lr) + smoothness.L * lr / 2 + 2 * non_negative("error", error)
 
@@ -42,7 +45,7 @@ def lemma2(smoothness: RelaxedSmooth, value: float, next_value: float, lr: float
         error: ‖∇F(w) − g‖ ≥ 0; 0 for a full gradient.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: if an argument is out of its range, or `smoothness` is L, the class of Lemma 1.
 
     Example:
         F(w) = cosh w has F″ ≤ 1 + |F′|. A step of length ½ from w = 1, where |F′(1)| = 1.175:
@@ -51,6 +54,9 @@ def lemma2(smoothness: RelaxedSmooth, value: float, next_value: float, lr: float
         >>> round(lemma2(RelaxedSmooth(1, 1), cosh(1), cosh(0.5), lr=0.5, error=0), 3)
         2.189
     """
+    if not isinstance(smoothness, RelaxedSmooth):
+        other = ", which lemma1 is for" if isinstance(smoothness, Smooth) else ""
+        raise ValueError(f"smoothness must be a RelaxedSmooth(L0, L1), got {smoothness!r}{other}")
     lr = positive("lr", lr)
     growth = lr * smoothness.L1
     x = growth * exp(min(growth, 1))
