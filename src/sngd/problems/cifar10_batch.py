@@ -11,8 +11,10 @@ Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 
 import io
 import os
 import pickletools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -94,7 +96,7 @@ def _content(path: Path, most: int) -> bytearray:
             if size > most:
                 raise DataError(f"{path}: {size} bytes, must be at most {most}, as for {_MOST} images")
             content = bytearray(size)
-            del content[file.readinto(content) :]  # type: ignore[attr-defined]
+            del content[file.readinto(content) :]
             return content
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
@@ -140,7 +142,8 @@ def _value(content: bytearray) -> object:
     outer: list[list[object]] = []  # the stacks below each mark
     stack: list[object] = []
     memo: dict[int, object] = {}
-    for count, (opcode, argument, position) in enumerate(pickletools.genops(io.BytesIO(content))):
+    instructions: Iterator[Any] = pickletools.genops(io.BytesIO(content))
+    for count, (opcode, argument, position) in enumerate(instructions):
         if count >= most:
             raise ValueError(f"more than {most} instructions in {len(content)} bytes")
         match opcode.name:
@@ -188,7 +191,7 @@ def _value(content: bytearray) -> object:
             case "REDUCE":
                 stack.append(_call(*_pop(stack, 2)))
             case "BUILD":
-                _build(*_pop(stack, 1), stack[-1])
+                _build(_pop(stack, 1)[0], stack[-1])
             case "STOP":
                 if len(stack) != 1 or outer:
                     raise ValueError("it ends before its value does")

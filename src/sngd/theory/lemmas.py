@@ -25,9 +25,7 @@ def lemma1(smoothness: Smooth, value: float, next_value: float, lr: float, error
         >>> lemma1(Smooth(2), value=1, next_value=0.25, lr=0.5, error=0)
         2.0
     """
-    if not isinstance(smoothness, Smooth):
-        other = ", which lemma2 is for" if isinstance(smoothness, RelaxedSmooth) else ""
-        raise ValueError(f"smoothness must be a Smooth(L), got {smoothness!r}{other}")
+    _check_class(smoothness, Smooth, "Smooth(L)")
     lr = positive("lr", lr)
     return _decrease(value, next_value, lr) + smoothness.L * lr / 2 + 2 * non_negative("error", error)
 
@@ -54,9 +52,7 @@ def lemma2(smoothness: RelaxedSmooth, value: float, next_value: float, lr: float
         >>> round(lemma2(RelaxedSmooth(1, 1), cosh(1), cosh(0.5), lr=0.5, error=0), 3)
         2.189
     """
-    if not isinstance(smoothness, RelaxedSmooth):
-        other = ", which lemma1 is for" if isinstance(smoothness, Smooth) else ""
-        raise ValueError(f"smoothness must be a RelaxedSmooth(L0, L1), got {smoothness!r}{other}")
+    _check_class(smoothness, RelaxedSmooth, "RelaxedSmooth(L0, L1)")
     lr = positive("lr", lr)
     growth = lr * smoothness.L1
     x = growth * exp(min(growth, 1))
@@ -64,6 +60,12 @@ def lemma2(smoothness: RelaxedSmooth, value: float, next_value: float, lr: float
         raise ValueError(f"lr must be below 0.8526/L1 = {0.8526 / smoothness.L1:g} for {smoothness}, got {lr!r}")
     curvature = (1 + x) * smoothness.L0 * lr / 2
     return (_decrease(value, next_value, lr) + curvature + 2 * non_negative("error", error)) / (1 - x / 2)
+
+
+def _check_class(smoothness: object, wanted: type, spelling: str) -> None:
+    if not isinstance(smoothness, wanted):
+        lemma = {Smooth: ", which lemma1 is for", RelaxedSmooth: ", which lemma2 is for"}.get(type(smoothness), "")
+        raise ValueError(f"smoothness must be a {spelling}, got {smoothness!r}{lemma}")
 
 
 def _decrease(value: float, next_value: float, lr: float) -> float:
