@@ -96,6 +96,20 @@ def test_the_users_own_problem(sngd, tmp_path):
     assert row["test_loss"] is row["test_accuracy"] is row["train_accuracy"] is None
 
 
+def test_a_loss_that_is_not_finite_from_the_start_is_no_matter_of_the_lr(sngd, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom sngd.problems import Problem\n"
+        "def factory():\n    x = torch.randn(50, 4)\n    x[10:, 0] = torch.nan\n"
+        "    return Problem(lambda: torch.nn.Linear(4, 1), torch.nn.functional.mse_loss, (x, x[:, 1:2]))\n"
+    )
+    _, _, err = sngd("train", "mine.py:factory", "--batch-size", 5)
+    assert " ".join(err.split()) == (
+        "The training loss is not finite at the initial weights: 20% of the numbers in train's inputs are not finite."
+    )
+    _, _, err = sngd("train", "digits-mlp", "--method", "sgd", "--lr", 1e30, *FAST)
+    assert " ".join(err.split()) == "The training loss is no longer finite: the run stopped. Try a smaller --lr."
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

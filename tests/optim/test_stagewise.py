@@ -142,3 +142,23 @@ def test_rejects_a_first_group_without_a_ratio(lr):
         ),
     ):
         StagewiseLR(optimizer, PLAN)
+
+
+@pytest.mark.parametrize(
+    ("plan", "got"),
+    [
+        ([0.1, 0.2], "[0.1, 0.2]"),
+        ([(0.5, 3), (0.05, 4)], "[(0.5, 3), (0.05, 4)]"),
+        (Stage(0.5, 3), "Stage(lr=0.5, steps=3, weight=1.0)"),
+        (0.1, "0.1"),
+        (None, "None"),
+    ],
+)
+def test_rejects_what_is_no_plan(plan, got):
+    optimizer = torch.optim.SGD([param()], lr=0.7)
+    with pytest.raises(
+        TypeError,
+        match=f"^{re.escape(f'plan must be a StagePlan, for instance StagePlan([(lr, steps), …]), got {got}')}$",
+    ):
+        StagewiseLR(optimizer, plan)
+    assert "initial_lr" not in optimizer.param_groups[0]  # nothing was touched

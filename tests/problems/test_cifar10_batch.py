@@ -3,7 +3,11 @@
 import contextlib
 import os
 import pickle
+import pickletools
+import random
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -112,9 +116,9 @@ NO_PICKLE = "is no pickle as CIFAR-10 has them"
         (b"K\x04e", b"U\x014e", "labels must be whole numbers from 0 to 9"),
         (b"K\x04e", b"\x8a\xff" + b"\x7f" * 255 + b"e", "labels must be whole numbers from 0 to 9"),
         (b"u.", b"u.\n", f"{NO_PICKLE} (more data follows it)"),
-        (b"u.", b"u", f"{NO_PICKLE} (EOFError)"),
-        (b"\x80\x02", b"\x80\x09", f"{NO_PICKLE} (ValueError)"),
-        (b"\x80\x02", b"<html>", f"{NO_PICKLE} (KeyError)"),
+        (b"u.", b"u", f"{NO_PICKLE} (pickle exhausted before seeing STOP)"),
+        (b"\x80\x02", b"\x80\x09", f"{NO_PICKLE} (protocol 9, must be 2)"),
+        (b"\x80\x02", b"<html>", f"{NO_PICKLE} (at position 0, opcode b'<' unknown)"),
         (b"numpy\ndtype", b"numpy\nload", f"{NO_PICKLE} (it asks for 'numpy', 'load')"),
     ],
 )
@@ -184,18 +188,27 @@ def test_nor_in_the_words_of_python_3(protocol: int, tmp_path: Path) -> None:
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
 
 
+def other(instruction: str, byte: int) -> str:
+    return f"{NO_PICKLE} (instruction {instruction} at byte {byte} is none of an official file)"
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (b"cbuiltins\ngetattr\n.", f"{NO_PICKLE} (it asks for 'builtins', 'getattr')"),
         (b"c__builtin__\neval\n.", f"{NO_PICKLE} (it asks for '__builtin__', 'eval')"),
-        (b"(S'1'\ni__builtin__\neval\n.", f"{NO_PICKLE} (it asks for '__builtin__', 'eval')"),
+        (b"(S'1'\ni__builtin__\neval\n.", other("STRING", 3)),
+        (b"(i__builtin__\neval\n.", other("INST", 3)),
         (b"cnumpy\nndarray.__class__\n.", f"{NO_PICKLE} (it asks for 'numpy', 'ndarray.__class__')"),
         (b"cnumpy.core.multiarray\nfromfile\n.", f"{NO_PICKLE} (it asks for 'numpy.core.multiarray', 'fromfile')"),
         (b"cnumpy\x1b[2J\ndtype\n.", f"{NO_PICKLE} (it asks for 'numpy\\x1b[2J', 'dtype')"),
-        (b"\x8c\x05numpy\x8c\x05dtype\x93.", f"{NO_PICKLE} (KeyError)"),  # STACK_GLOBAL
-        (b"\x82\x01.", f"{NO_PICKLE} (ValueError)"),  # the extension registry
-        (b"Pfile\n.", f"{NO_PICKLE} (unsupported persistent id encountered)"),
+        (b"\x8c\x05numpy\x8c\x05dtype\x93.", other("SHORT_BINUNICODE", 2)),
+        (b"U\x05numpyU\x05dtype\x93.", other("STACK_GLOBAL", 16)),
+        (b"\x82\x01.", other("EXT1", 2)),  # the extension registry
+        (b"Pfile\n.", other("PERSID", 2)),
+        (b"c" + b"x" * 999 + b"\ndtype\n.", f"{NO_PICKLE} (it asks for '{'x' * 107})"),  # no message of any length
+        (b"S" + b"x" * 999 + b"\n.", f"{NO_PICKLE} (no string quotes around b'{'x' * 94})"),
+        (b"U\x04fileQ.", other("BINPERSID", 8)),
         # The names that are admitted, put to other uses: an array of objects, an absurd size, a class rewritten.
         (ARRAY + b"(cnumpy\nndarray\nK\x01\x85U\x01OtR.", FORM),
         (
@@ -207,7 +220,18 @@ ARRAY = b"cnumpy.core.multiarray\n_reconstruct\n"
         (b"cnumpy\ndtype\n}U\x0c__setstate__Nsb.", f"{NO_PICKLE} (TypeError)"),
         (b"cnumpy\ndtype\nN}U\x08__init__Ns\x86b.", f"{NO_PICKLE} (TypeError)"),
         (b"cnumpy\ndtype\n.", FORM),
-        (b"cnumpy\ndtype\n)\x81.", FORM),
+        (b"cnumpy\ndtype\n)\x81.", other("EMPTY_TUPLE", 15)),
+        (b"cnumpy\ndtype\n(t\x81.", other("NEWOBJ", 17)),
+        (b"cnumpy\ndtype\n(to.", other("OBJ", 17)),
+        (b"]R.", f"{NO_PICKLE} (IndexError)"),
+        (b"N]R.", f"{NO_PICKLE} (TypeError)"),
+        (b"cnumpy\ndtype\n]R.", f"{NO_PICKLE} (TypeError)"),
+        (b"(N(Ne.", f"{NO_PICKLE} (TypeError)"),
+        (b"}(U\x01ku.", f"{NO_PICKLE} (a key without a value)"),
+        (b"NN.", f"{NO_PICKLE} (it ends before its value does)"),
+        (b"N(N.", f"{NO_PICKLE} (it ends before its value does)"),
+        (b"h\x00.", f"{NO_PICKLE} (KeyError)"),
+        (b"e.", f"{NO_PICKLE} (IndexError)"),
     ],
 )
 def test_gadgets(content: bytes, message: str, python2_pickle: Encode, tmp_path: Path) -> None:
@@ -233,4 +257,93 @@ def test_few_bytes_cannot_take_much_memory(content: bytes, tmp_path: Path) -> No
     refused(read_pickle, path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
+    assert peak < 1_000_000
+
+
+# Few bytes, or bytes of no pixels, that ask for more time or memory than an official file of that size.
+BOMBS = {
+    "a key of tuples that each hold the last one twice": b"}N" + b"q\x00h\x00\x86" * 30 + b"Ns.",
+    "a key of tuples in tuples": b"}N" + b"\x85" * 200_000 + b"Ns.",
+    "a value of tuples in tuples": b"}U\x01kN" + b"\x85" * 2_000_000 + b"s.",
+    "lists in lists": b"]" * 2_000_000 + b"a" * 1_999_999 + b".",
+    "keys that share a hash": b"}("
+    + b"".join(b"\x8a\x10" + ((2**61 - 1) * k).to_bytes(16, "little") + b"N" for k in range(1, 100_000))
+    + b"u.",
+    "marks": b"(" * 4_000_000 + b".",
+    "dicts": b"}" * 4_000_000 + b".",
+    "places in the memo": b"N" + b"".join(b"r" + struct.pack("<I", k << 12) for k in range(500_000)) + b".",
+    "arguments that are passed again and again": b"("
+    + b"N" * 500_000
+    + b"tq\x00"
+    + b"cnumpy\ndtype\nh\x00R" * 50_000
+    + b".",
+    "a list that is added to itself": b"]q\x00" + b"(h\x00h\x00e" * 500_000 + b".",
+}
+
+READ_ALL = """
+import resource, sys, tracemalloc
+from pathlib import Path
+from sngd.problems import DataError
+from sngd.problems.cifar10_batch import read_pickle
+resource.setrlimit(resource.RLIMIT_CPU, (int(resource.getrusage(resource.RUSAGE_SELF).ru_utime) + 30,) * 2)
+for path in sorted(Path(sys.argv[1]).iterdir()):
+    tracemalloc.start()
+    try:
+        images, labels = read_pickle(path)
+    except DataError as error:
+        print(path.name, str(error).removeprefix(f"{path}: "), sep=": ")
+    else:
+        assert images.shape == (len(labels), 3, 32, 32), path
+        assert 0 <= labels.min() <= labels.max() <= 9, path
+    assert tracemalloc.get_traced_memory()[1] < 5 * path.stat().st_size + 1_000_000, path
+    tracemalloc.stop()
+"""
+
+
+def read_all(folder: Path) -> list[str]:
+    """Reads all pickles of a folder in a process that has 30 seconds, each with 5 bytes of memory a byte of its file.
+
+    Returns:
+        Names and messages of those that were refused.
+    """
+    command = [sys.executable, "-c", READ_ALL, folder]
+    return subprocess.run(command, check=True, timeout=60, stdout=subprocess.PIPE, text=True).stdout.splitlines()
+
+
+def test_bombs_take_no_more_than_their_size(tmp_path: Path) -> None:
+    for name, content in BOMBS.items():
+        (tmp_path / name).write_bytes(b"\x80\x02" + content)
+    lines = read_all(tmp_path)
+    assert len(lines) == len(BOMBS)
+    assert all(f": {NO_PICKLE} (" in line for line in lines)
+
+
+def test_mutants_take_no_more_than_their_size(python2_pickle: Encode, tmp_path: Path) -> None:
+    good, chance = python2_pickle(IMAGES[:1], [9]), random.Random(0)
+    opcodes = [ord(opcode.code) for opcode in pickletools.opcodes]
+    pixels = range(good.index(b"T\x00\x0c\x00\x00") + 5, good.index(b"tbU\x09filenames"))
+    places = [k for k in range(len(good)) if k not in pixels]
+    for k in range(400):
+        mutant = bytearray(good)
+        for place in sorted(chance.choices(places, k=chance.choice([1, 2, 5, 20])), reverse=True):
+            replacement = [chance.choice(opcodes)] * chance.choice([0, 1, 1, 1, 2, 1000])
+            mutant[place : place + chance.choice([0, 1])] = bytes(replacement)
+        (tmp_path / f"{k:03}").write_bytes(mutant)
+    refusals = read_all(tmp_path)
+    assert 300 < len(refusals) < 400
+    assert max(map(len, refusals)) < 200
+
+
+@pytest.mark.parametrize(
+    ("read", "most"), [(read_binary, 60_000 * 3073), (read_pickle, 60_000 * 4096)], ids=["binary", "pickle"]
+)
+def test_a_file_that_is_too_large_is_not_read(read: Read, most: int, tmp_path: Path) -> None:
+    path = tmp_path / "batch"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # sparse: it takes no room
+    tracemalloc.start()
+    message = refused(read, path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert message == f"{1 << 40} bytes, must be at most {most}, as for 60000 images"
     assert peak < 1_000_000

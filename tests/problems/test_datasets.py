@@ -5,6 +5,7 @@ import hashlib
 import http.server
 import os
 import threading
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -99,6 +100,47 @@ def test_counts_disagree(mnist_like: Fill, idx_bytes: Encode, tmp_path: Path) ->
     path.write_bytes(idx_bytes(torch.zeros(5, dtype=torch.uint8)))
     expected = f"{path}: 5 labels, must be 6 as images in train-images-idx3-ubyte.gz"
     assert message_of(lambda: mnist(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("pack", [bytes, gzip.compress])
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        (
+            (510_000, 28, 28),
+            (510_000,),
+            "train-images-idx3-ubyte: header states 510000 images, must be at most 70000, as many as MNIST has in all",
+        ),
+        (
+            (6, 8160, 8160),
+            (6,),
+            "train-images-idx3-ubyte: images of 8160×8160 pixels, must be 28×28",
+        ),
+        (
+            (6, 28, 28),
+            (400_000_000,),
+            "train-labels-idx1-ubyte: 400000000 labels, must be 6 as images in train-images-idx3-ubyte",
+        ),
+    ],
+)
+def test_headers_are_checked_before_any_data_are_read(
+    images: tuple[int, ...],
+    labels: tuple[int, ...],
+    message: str,
+    pack: Callable[[bytes], bytes],
+    mnist_like: Fill,
+    tmp_path: Path,
+) -> None:
+    """What 400 MB of data, of which gzip makes 0.4 MB, would take; 20 MB are here, so that the test is short."""
+    folder = mnist_like(tmp_path / "mnist")
+    for name, shape in (("train-images-idx3-ubyte", images), ("train-labels-idx1-ubyte", labels)):
+        header = bytes([0, 0, 8, len(shape)]) + b"".join(size.to_bytes(4, "big") for size in shape)
+        (folder / name).write_bytes(pack(header + bytes(20_000_000)))
+    tracemalloc.start()
+    assert message_of(lambda: mnist(tmp_path)) == f"{folder}/{message}"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_images_of_another_size(mnist_like: Fill, idx_bytes: Encode, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from sngd.problems import Problem
+from sngd.problems.problem import initial_loss_not_finite
 
 INPUTS, LABELS = torch.zeros(4, 3), torch.tensor([0, 1, 1, 0])
 GOOD = {
@@ -115,3 +116,28 @@ def test_classifies_means_one_dimensional_integer_targets(targets: torch.Tensor,
 def test_wrong_fields(wrong: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         Problem(**{**GOOD, **wrong})
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "cause"),
+    [
+        (INPUTS + torch.nan, LABELS, "100% of the numbers in train's inputs are not finite."),
+        (INPUTS, LABELS * torch.inf, "100% of the numbers in train's targets are not finite."),
+        (
+            torch.tensor([[1.0, torch.nan]] * 4),
+            torch.tensor([torch.inf, -torch.inf, torch.nan, 0]),
+            "50% of the numbers in train's inputs and 75% of the numbers in train's targets are not finite.",
+        ),
+        (INPUTS, LABELS, "the data are, so look at build_model and loss."),
+        (
+            torch.eye(1000).index_put((torch.tensor(3), torch.tensor(5)), torch.tensor(torch.nan)),
+            torch.zeros(1000),
+            "0.0001% of the numbers in train's inputs are not finite.",
+        ),
+    ],
+)
+def test_the_cause_of_an_initial_loss_that_is_not_finite(
+    inputs: torch.Tensor, targets: torch.Tensor, cause: str
+) -> None:
+    problem = Problem(**{**GOOD, "train": (inputs, targets)})
+    assert initial_loss_not_finite(problem) == f"The training loss is not finite at the initial weights: {cause}"

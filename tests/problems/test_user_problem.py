@@ -135,6 +135,45 @@ def test_random_samples_are_the_same_at_every_call_and_disturb_nothing(write: Wr
     assert torch.equal(torch.rand(()), drawn)
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "class_weights = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 5.0])), (x, y)",
+        "no_loss_at_all = lambda a, b: nn.functional.mse_loss(a, 0 * a.detach()) * 0, (x, y)",
+        "contrastive = lambda a, b: nn.functional.cross_entropy(a @ a.T, torch.arange(len(a))), (x + 1, y)",
+        "mean_and_penalty = lambda a, b: loss(a, b) + 100 * a.mean() ** 2, (x, y)",
+        "sum_of_one_sample = nn.CrossEntropyLoss(reduction='sum'), (x[:1], y[:1])",
+        "half = lambda a, b: loss(a, b).bfloat16(), (x + torch.randn(4, 3), y)",
+        "double = lambda a, b: loss(a.double(), b), (x, y)",
+        "ignored = nn.CrossEntropyLoss(ignore_index=-1), (x, torch.tensor([-1, -1, 0, 1]))",
+    ],
+)
+def test_losses_of_many_kinds(code: str, write: Write) -> None:
+    assert load_problem(f"{write(f'def make(): return Problem(build_model, {code.partition(chr(61))[2]})')}:make")
+
+
+def test_batch_normalization_and_dropout(write: Write) -> None:
+    net = "lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.Linear(3, 2))"
+    assert load_problem(f"{write(f'def make(): return Problem({net}, loss, (torch.randn(4, 3), y))')}:make").n == 4
+
+
+@pytest.mark.parametrize("missing", ["x[:2] = torch.nan", "x[1:] = torch.nan"])
+def test_missing_values_are_the_models_affair(missing: str, write: Write) -> None:
+    """With all of the first two samples missing, too: the loss may leave out what is missing, in a batch of more."""
+    path = write(f"{missing}\ndef make(): return Problem(build_model, loss, (x, y), prepare=torch.nan_to_num)")
+    assert load_problem(f"{path}:make").n == 4
+    path = write(
+        f"""
+        {missing}
+        def present_only(outputs, targets):
+            return (outputs - targets)[~targets.isnan()].mean()
+        def make():
+            return Problem(lambda: nn.Linear(1, 3), present_only, (torch.ones(4, 1), x))
+        """
+    )
+    assert load_problem(f"{path}:make").n == 4
+
+
 # --- what is refused
 
 
@@ -206,6 +245,36 @@ def test_bad_spec(spec: str, message: str) -> None:
             "def make(): raise RuntimeError('one\\n  two')",
             f"{AT}: RuntimeError in make(): one two",
         ),
+        (
+            "class Mute(Exception):\n    def __str__(self): raise KeyError\ndef make(): raise Mute",
+            f"{AT + 2}: Mute in make(): (its message cannot be had: KeyError)",
+        ),
+        (
+            "class Mute(Exception):\n    def __str__(self): return 3\nraise Mute",
+            f"{AT + 2}: Mute while it was imported: (its message cannot be had: TypeError)",
+        ),
+        (
+            "def __getattr__(name): raise RuntimeError(f'no {name}')",
+            f"{AT}: RuntimeError when make was looked up: no make",
+        ),
+        ("def __getattr__(name): return 5", "make is a value of type int, must be one of its functions: build_model"),
+        (
+            "def __getattr__(name): return lambda: name",
+            "make() returned a value of type str, must be a sngd.problems.Problem: it lacks build_model, loss, train",
+        ),
+        (
+            "class Shy:\n    def __getattribute__(self, name): raise RuntimeError('shy')\nshy = Shy()",
+            "has no 'make', must be one of its functions: build_model, Shy",
+        ),
+        (
+            "class Shy:\n    def __call__(self): ...\n"
+            "    def __getattribute__(self, name): raise RuntimeError('shy')\nmake = Shy()",
+            f"{AT + 2}: RuntimeError when make was looked up: shy",
+        ),
+        (
+            "class Shy:\n    def __getattribute__(self, name): raise RuntimeError('shy')\ndef make(): return Shy()",
+            f"{AT + 1}: RuntimeError when what make() returned was looked at: shy",
+        ),
     ],
 )
 def test_bad_file(code: str, message: str, write: Write) -> None:
@@ -213,6 +282,13 @@ def test_bad_file(code: str, message: str, write: Write) -> None:
 
 
 TRIED = "when the problem of make() was tried on two samples"
+DETACHED = (
+    "loss must depend on the model's weights, but is detached from them, as by .detach(), .item(), argmax or no_grad()"
+)
+SUMMED = (
+    "loss must return the batch's mean, but grows with the batch as a sum does, {} for two samples and {} for the "
+    "same two twice: for a loss of torch, use reduction='mean'"
+)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +309,48 @@ TRIED = "when the problem of make() was tried on two samples"
         (
             "build_model, nn.CrossEntropyLoss(reduction='none'), (x, y)",
             f"ValueError {TRIED}: loss must return a scalar, the batch's mean, got shape (2,)",
+        ),
+        (
+            "build_model, lambda a, b: a.sum() * 1j, (x, y)",
+            f"TypeError {TRIED}: loss must return a real floating-point number, got dtype torch.complex64",
+        ),
+        (
+            "build_model, lambda a, b: (a.argmax(1) != b).sum(), (x, y)",
+            f"TypeError {TRIED}: loss must return a real floating-point number, got dtype torch.int64",
+        ),
+        ("build_model, lambda a, b: loss(a.detach(), b), (x, y)", f"ValueError {TRIED}: {DETACHED}"),
+        ("build_model, lambda a, b: torch.tensor(loss(a, b).item()), (x, y)", f"ValueError {TRIED}: {DETACHED}"),
+        (
+            "build_model, lambda a, b: loss(a.detach().requires_grad_(), b), (x, y)",
+            f"ValueError {TRIED}: {DETACHED}",
+        ),
+        (
+            "nn.Identity, lambda a, b: a.mean(), (x, y)",
+            f"ValueError {TRIED}: build_model must return a model with at least one weight that requires a gradient",
+        ),
+        (
+            "build_model, lambda a, b: len(a) + 0 * a.mean(), (x, y)",
+            f"ValueError {TRIED}: {SUMMED.format(2, 4)}",
+        ),
+        (
+            "build_model, lambda a, b: len(a) + 50 + 0 * a.mean(), (x, y)",
+            f"ValueError {TRIED}: {SUMMED.format(52, 54)}",
+        ),
+        (
+            "build_model, loss, (x + torch.nan, y)",
+            f"ValueError {TRIED}: loss is nan: none of the numbers in train's inputs is finite",
+        ),
+        (
+            "lambda: nn.Linear(3, 1), nn.functional.mse_loss, (x, y[:, None] * torch.inf)",
+            f"ValueError {TRIED}: loss is nan: none of the numbers in train's targets is finite",
+        ),
+        (
+            "build_model, loss, (x, y), (x[:3] * torch.inf, y[:3])",
+            f"ValueError {TRIED}: loss is nan: none of the numbers in test's inputs is finite",
+        ),
+        (
+            "build_model, loss, (x, y), (x[:, :2], y)",
+            f"RuntimeError {TRIED}: mat1 and mat2 shapes cannot be multiplied (2x2 and 3x2)",
         ),
         (
             "build_model, loss, (x[:, :2], y)",
@@ -258,6 +376,22 @@ TRIED = "when the problem of make() was tried on two samples"
 )
 def test_bad_problem(arguments: str, message: str, write: Write) -> None:
     assert refused(write(f"def make(): return Problem({arguments})")) == message
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "nll_loss", "multi_margin_loss"])
+@pytest.mark.parametrize("weight", ["None", "torch.tensor([1.0, 5.0], dtype=torch.{dtype})"])
+@pytest.mark.parametrize("dtype", ["float", "double"])
+def test_a_summed_loss_passes_for_no_mean(name: str, weight: str, dtype: str, write: Write) -> None:
+    def load(reduction: str) -> str:
+        partial = f"partial(nn.functional.{name}, weight={weight.format(dtype=dtype)}, reduction={reduction!r})"
+        return f"""
+            from functools import partial
+            def make():
+                return Problem(lambda: nn.Linear(3, 2).{dtype}(), {partial}, (torch.randn(4, 3).{dtype}(), y))
+            """
+
+    assert "grows with the batch as a sum does" in refused(write(load("sum")))
+    assert load_problem(f"{write(load('mean'))}:make").n == 4
 
 
 def test_the_users_exception_is_the_cause(write: Write) -> None:

@@ -101,6 +101,16 @@ def test_theorem2_rounds_lemma2_up(growth):
         (lambda: lemma1(Smooth(1), 1, math.inf, lr=1, error=0), "next_value must be a finite number, got inf"),
         (lambda: lemma1(Smooth(1), 1, 0, lr=1, error=-1), "error must be a finite number ≥ 0, got -1"),
         (
+            lambda: lemma1(RelaxedSmooth(1, 2), 1, 0, lr=1, error=0),
+            "smoothness must be a Smooth(L), got RelaxedSmooth(L0=1.0, L1=2.0), which lemma2 is for",
+        ),
+        (
+            lambda: lemma2(Smooth(1), 1, 0, lr=1, error=0),
+            "smoothness must be a RelaxedSmooth(L0, L1), got Smooth(L=1.0), which lemma1 is for",
+        ),
+        (lambda: lemma1(3, 1, 0, lr=1, error=0), "smoothness must be a Smooth(L), got 3"),
+        (lambda: lemma2(3, 1, 0, lr=1, error=0), "smoothness must be a RelaxedSmooth(L0, L1), got 3"),
+        (
             lambda: lemma2(RelaxedSmooth(1, 2), 1, 0, lr=0.5, error=0),
             "lr must be below 0.8526/L1 = 0.4263 for RelaxedSmooth(L0=1.0, L1=2.0), got 0.5",
         ),

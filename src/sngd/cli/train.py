@@ -32,6 +32,7 @@ from sngd.cli.options import (
     file_name,
 )
 from sngd.problems import load_problem
+from sngd.problems.problem import initial_loss_not_finite
 from sngd.training import RunConfig
 from sngd.training.planned import planned_settings, read_plan
 from sngd.training.ranks import joined
@@ -120,7 +121,9 @@ def train(
     shown = ("grads_over_n", "train_loss", "test_loss", "test_accuracy", "grad_norm")
     _print_row({key: row[key] for key in shown if row[key] is not None})
     if row["diverged"]:
-        err.print("The training loss is no longer finite: the run stopped. Try a smaller --lr.", style="yellow")
+        untrained = row["step"] == 0 and initial_loss_not_finite(loaded or load_problem(problem, data))
+        reason = untrained or "The training loss is no longer finite: the run stopped. Try a smaller --lr."
+        err.print(reason, style="yellow")
     out.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
 
 

@@ -23,6 +23,7 @@ class StagewiseLR(LRScheduler):
         last_epoch: steps already taken, minus one, as in torch's schedulers; −1 begins the plan.
 
     Raises:
+        TypeError: if the plan is no `StagePlan`, for instance a list of learning rates, which says no lengths.
         ValueError: if the first group's initial learning rate is not finite and positive.
 
     Example:
@@ -36,6 +37,8 @@ class StagewiseLR(LRScheduler):
     """
 
     def __init__(self, optimizer: Optimizer, plan: StagePlan, last_epoch: int = -1) -> None:
+        if not isinstance(plan, StagePlan):
+            raise TypeError(f"plan must be a StagePlan, for instance StagePlan([(lr, steps), …]), got {plan!r}")
         self._plan = plan
         self._ratios = _ratios_to_first(optimizer)
         super().__init__(optimizer, last_epoch)

@@ -8,9 +8,13 @@ The pixels of an image are 1024 red, 1024 green, 1024 blue ones, each colour row
 Source: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009, and its data set's page.
 """
 
-import pickle
+import io
+import os
 import pickletools
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,21 +25,20 @@ from sngd.problems.problem import DataError, Samples
 _SHAPE = (3, 32, 32)
 _PIXELS = 3072
 _RECORD = 1 + _PIXELS
+_MOST = 60_000  # images in one file: all that CIFAR-10 has
 
 
 def read_binary(path: Path) -> Samples:
     """Reads a batch in the binary layout.
 
     Returns:
-        Images, uint8 of shape (n, 3, 32, 32), and labels, int64 in 0 … 9 of shape (n,), with n ≥ 1.
+        Images, uint8 of shape (n, 3, 32, 32), and labels, int64 in 0 … 9 of shape (n,), with 1 ≤ n ≤ 60000.
 
     Raises:
-        DataError: the file cannot be read, is no whole number of records, or has a label out of range.
+        DataError: the file cannot be read, is no whole number of records, holds too many of them, or has a label
+            out of range.
     """
-    try:
-        content = bytearray(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    content = _content(path, _MOST * _RECORD)
     if not content or len(content) % _RECORD:
         raise DataError(f"{path}: {len(content)} bytes, must be {_RECORD} for each image and at least one image")
     records = torch.frombuffer(content, dtype=torch.uint8).view(-1, _RECORD)
@@ -45,16 +48,22 @@ def read_binary(path: Path) -> Samples:
 def read_pickle(path: Path) -> Samples:
     """Reads a batch in the Python layout, whatever the pickle says without running anything.
 
+    Time and memory are at most proportional to the file's size, which is at most 246 MB.
+
     Returns:
         As `read_binary`.
 
     Raises:
-        DataError: the file cannot be read, is no pickle, or asks for, holds or lacks what an official one does not.
+        DataError: the file cannot be read, is too large, is no pickle, or asks for, holds or lacks what an official
+            one does not.
     """
     match _unpickle(path):
         case {
             b"labels": list(labels),
-            b"data": _Inert(state=(_, (rows, 3072), _Inert(arguments=(b"u1", *_)), by_column, bytes(pixels))),
+            b"data": _Made(
+                "numpy.core.multiarray _reconstruct",
+                state=(_, (rows, 3072), _Made("numpy dtype", (b"u1", *_)), by_column, bytes(pixels)),
+            ),
         }:
             pass
         case _:
@@ -79,48 +88,152 @@ def _samples(images: Tensor, labels: Tensor, path: Path) -> Samples:
     return images.reshape(-1, *_SHAPE), labels.to(torch.int64)
 
 
-class _Inert:
-    """Stands for everything of numpy that a pickle names: keeps what it is called with, and does nothing."""
+def _content(path: Path, most: int) -> bytearray:
+    """All bytes of a file, whose size is checked before any of them is read."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise DataError(f"{path}: {size} bytes, must be at most {most}, as for {_MOST} images")
+            content = bytearray(size)
+            del content[file.readinto(content) :]
+            return content
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 
-    arguments: tuple[object, ...] = ()
+
+@dataclass(frozen=True, eq=False)
+class _Name:
+    """One of the names of numpy that a pickle may hold; it is never imported."""
+
+    name: str
+
+
+@dataclass(eq=False)
+class _Made:
+    """Stands for what the pickle has numpy make: keeps what it is called with and set to, and does nothing."""
+
+    by: str
+    arguments: tuple[object, ...]
     state: object = None
 
-    def __init__(self, *arguments: object) -> None:
-        self.arguments = arguments
 
-    def __setstate__(self, state: object) -> None:
-        self.state = state
-
-
-class _Unpickler(pickle._Unpickler):
-    """Knows the opcodes of Python 2 and the three names that the official files hold, and imports not even those.
-
-    It builds on the unpickler that is written in Python, because a few bytes can make the one in C, as well as
-    some opcodes of Python 3, take any amount of memory.
-    """
-
-    names = frozenset({("numpy.core.multiarray", "_reconstruct"), ("numpy", "ndarray"), ("numpy", "dtype")})
-    dispatch = {  # noqa: RUF012
-        ord(opcode.code): pickle._Unpickler.dispatch[ord(opcode.code)]
-        for opcode in pickletools.opcodes
-        if opcode.proto <= 2
-    }
-
-    def find_class(self, module: str, name: str, /) -> type[_Inert]:
-        if (module, name) not in self.names:
-            raise pickle.UnpicklingError(f"it asks for {module!a}, {name!a}")
-        return _Inert
+_NAMES = frozenset({"numpy.core.multiarray _reconstruct", "numpy ndarray", "numpy dtype"})
 
 
 def _unpickle(path: Path) -> object:
+    content = _content(path, _MOST * 4096)  # 3073 for pixels and label, the rest for a file name
     try:
-        with path.open("rb") as file:
-            value = _Unpickler(file, encoding="bytes").load()
-            if file.read(1):
-                raise pickle.UnpicklingError("more data follows it")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except Exception as error:  # on bytes that are no pickle, an unpickler raises whatever it stumbles over
-        reason = str(error) if isinstance(error, pickle.UnpicklingError) else type(error).__name__
+        return _value(content)
+    except Exception as error:  # bytes that are no pickle can make it stumble over anything
+        reason = str(error)[:120] if type(error) is ValueError else type(error).__name__  # it may quote all the file
         raise DataError(f"{path}: is no pickle as CIFAR-10 has them ({reason})") from error
-    return value
+
+
+def _value(content: bytearray) -> object:
+    """What a pickle says, read by a machine that knows only the instructions that the official files are written in.
+
+    None of them takes more time or memory than its own bytes and the values it consumes. Nothing looks into a value:
+    keys of a dict are bytes, so that hashing one does not descend into what hostile bytes have nested. An official
+    file has three instructions for the more than 3000 bytes of an image; that there are few of them bounds the memory
+    for what small ones build.
+    """
+    most = 1000 + len(content) // 256
+    outer: list[list[object]] = []  # the stacks below each mark
+    stack: list[object] = []
+    memo: dict[int, object] = {}
+    instructions: Iterator[Any] = pickletools.genops(io.BytesIO(content))
+    for count, (opcode, argument, position) in enumerate(instructions):
+        if count >= most:
+            raise ValueError(f"more than {most} instructions in {len(content)} bytes")
+        match opcode.name:
+            case "PROTO":
+                if argument != 2:
+                    raise ValueError(f"protocol {argument}, must be 2")
+            case "BININT" | "BININT1" | "BININT2" | "LONG1":
+                stack.append(argument)
+            case "SHORT_BINSTRING" | "BINSTRING":
+                stack.append(argument.encode("latin-1"))  # which pickletools has decoded so
+            case "NONE":
+                stack.append(None)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(opcode.name == "NEWTRUE")
+            case "EMPTY_DICT":
+                stack.append({})
+            case "EMPTY_LIST":
+                stack.append([])
+            case "MARK":
+                outer.append(stack)
+                stack = []
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(tuple(_pop(stack, int(opcode.name[-1]))))
+            case "TUPLE":
+                items, stack = stack, outer.pop()
+                stack.append(tuple(items))
+            case "APPEND":
+                _extend(_pop(stack, 1), stack)
+            case "APPENDS":
+                items, stack = stack, outer.pop()
+                _extend(items, stack)
+            case "SETITEM":
+                _update(_pop(stack, 2), stack)
+            case "SETITEMS":
+                items, stack = stack, outer.pop()
+                _update(items, stack)
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                if argument not in _NAMES:
+                    raise ValueError(f"it asks for {', '.join(map(ascii, argument.split(' ')))}")
+                stack.append(_Name(argument))
+            case "REDUCE":
+                stack.append(_call(*_pop(stack, 2)))
+            case "BUILD":
+                _build(_pop(stack, 1)[0], stack[-1])
+            case "STOP":
+                if len(stack) != 1 or outer:
+                    raise ValueError("it ends before its value does")
+                if position + 1 != len(content):
+                    raise ValueError("more data follows it")
+                return stack[0]
+            case name:
+                raise ValueError(f"instruction {name} at byte {position} is none of an official file")
+    raise AssertionError("genops ends with STOP or an error")
+
+
+def _pop(stack: list[object], count: int) -> list[object]:
+    if len(stack) < count:
+        raise IndexError
+    items = stack[-count:]
+    del stack[-count:]
+    return items
+
+
+def _extend(items: list[object], stack: list[object]) -> None:
+    target = stack[-1]
+    if not isinstance(target, list):
+        raise TypeError
+    target.extend(items)
+
+
+def _update(items: list[object], stack: list[object]) -> None:
+    target, keys = stack[-1], items[::2]
+    if not isinstance(target, dict) or not all(isinstance(key, bytes) for key in keys):
+        raise TypeError
+    if len(items) % 2:
+        raise ValueError("a key without a value")
+    target.update(zip(keys, items[1::2], strict=True))
+
+
+def _call(name: object, arguments: object) -> _Made:
+    if not isinstance(name, _Name) or not isinstance(arguments, tuple):
+        raise TypeError
+    return _Made(name.name, arguments)
+
+
+def _build(state: object, made: object) -> None:
+    if not isinstance(made, _Made):
+        raise TypeError
+    made.state = state

@@ -11,8 +11,10 @@ from pathlib import Path
 import torch
 
 from sngd.problems.files import WITHOUT_FILES, check_labels, data_folder, download
-from sngd.problems.idx import read_idx
+from sngd.problems.idx import idx_shape, read_idx
 from sngd.problems.problem import DataError, Samples
+
+_MOST = 70_000  # images in one file: all that either of the two sets has, training and test
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def mnist(data: str | os.PathLike[str] | None = None) -> tuple[Samples, Samples]
         0 … 9 of shape (n,).
 
     Raises:
-        DataError: files are absent and cannot be downloaded, or hold something else.
+        DataError: files are absent and cannot be downloaded, or hold something else, or more than 70000 images.
     """
     return _load(_MNIST, data)
 
@@ -95,13 +97,19 @@ def _load(source: _Source, data: str | os.PathLike[str] | None) -> tuple[Samples
 
 
 def _read_samples(images_path: Path, labels_path: Path) -> Samples:
-    images = read_idx(images_path, ndim=3)
-    labels = read_idx(labels_path, ndim=1)
-    count, height, width = images.shape
+    """Both headers are checked before any data are read: a small .gz can hold any amount of them."""
+    count, height, width = idx_shape(images_path, ndim=3)
+    (labels_count,) = idx_shape(labels_path, ndim=1)
     if (height, width) != (28, 28):
         raise DataError(f"{images_path}: images of {height}×{width} pixels, must be 28×28")
-    if len(labels) != count:
-        raise DataError(f"{labels_path}: {len(labels)} labels, must be {count} as images in {images_path.name}")
+    if count > _MOST:
+        raise DataError(
+            f"{images_path}: header states {count} images, must be at most {_MOST}, as many as MNIST has in all"
+        )
+    if labels_count != count:
+        raise DataError(f"{labels_path}: {labels_count} labels, must be {count} as images in {images_path.name}")
+    images = read_idx(images_path, ndim=3)
+    labels = read_idx(labels_path, ndim=1)
     check_labels(labels, labels_path)
     return images.reshape(count, 784).to(torch.float32).div_(255), labels.to(torch.int64)
 

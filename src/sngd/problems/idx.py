@@ -15,6 +15,8 @@ import math
 import os
 import struct
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -27,8 +29,19 @@ _UNSIGNED_BYTE = 0x08
 _CHUNK = 1 << 20  # bytes
 
 
+def idx_shape(path: str | os.PathLike[str], *, ndim: int) -> tuple[int, ...]:
+    """The shape that an IDX file's header states; of the data, nothing is read.
+
+    Args, and raises, as `read_idx`.
+    """
+    with _opened(Path(path)) as stream:
+        return _read_shape(stream, Path(path), ndim)
+
+
 def read_idx(path: str | os.PathLike[str], *, ndim: int) -> Tensor:
     """Reads one IDX file of unsigned bytes, plain or gzip-compressed (told by content, not by name).
+
+    It takes as much memory as the header promises, if the file holds as much: see to `idx_shape` first.
 
     Args:
         path: the file.
@@ -42,15 +55,19 @@ def read_idx(path: str | os.PathLike[str], *, ndim: int) -> Tensor:
             `ndim` dimensions, has a size of zero, holds fewer or more elements than its header promises,
             or is a corrupt gzip stream.
     """
-    path = Path(path)
+    with _opened(Path(path)) as stream:
+        return _read_array(stream, Path(path), ndim)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The file's content, unpacked if it is compressed; errors of reading become a DataError."""
     try:
         with path.open("rb") as file:
             compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
             file.seek(0)
-            if not compressed:
-                return _read_array(file, path, ndim)
-            with gzip.open(file) as stream:
-                return _read_array(stream, path, ndim)
+            with gzip.open(file) if compressed else nullcontext(file) as stream:
+                yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: corrupt or truncated gzip stream ({error})") from error
     except OSError as error:
@@ -60,8 +77,6 @@ def read_idx(path: str | os.PathLike[str], *, ndim: int) -> Tensor:
 def _read_array(stream: io.BufferedIOBase, path: Path, ndim: int) -> Tensor:
     shape = _read_shape(stream, path, ndim)
     sizes = "×".join(map(str, shape))
-    if 0 in shape:
-        raise DataError(f"{path}: header states sizes {sizes}, each must be at least 1")
     promised = math.prod(shape)
 
     # In chunks, because read(promised) would allocate whatever an absurd header asks for. One byte more
@@ -89,4 +104,7 @@ def _read_shape(stream: io.BufferedIOBase, path: Path, ndim: int) -> tuple[int, 
         )
     if len(header) < length:
         raise DataError(f"{path}: header ends after {len(header)} bytes, must have {length}")
-    return struct.unpack(f">{ndim}I", header[4:])
+    shape = struct.unpack(f">{ndim}I", header[4:])
+    if 0 in shape:
+        raise DataError(f"{path}: header states sizes {'×'.join(map(str, shape))}, each must be at least 1")
+    return shape

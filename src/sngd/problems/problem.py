@@ -82,6 +82,22 @@ class Problem:
         return targets.dim() == 1 and _is_integer(targets)
 
 
+def initial_loss_not_finite(problem: Problem) -> str:
+    """What to tell the user when F is not finite at the initial weights: which share of the data's numbers is not."""
+    shares = [
+        f"{share:.3g}% of the numbers in train's {part}"
+        for part, tensor in zip(("inputs", "targets"), problem.train, strict=True)
+        if (share := 100 * share_not_finite(tensor))
+    ]
+    cause = f"{' and '.join(shares)} are not finite" if shares else "the data are, so look at build_model and loss"
+    return f"The training loss is not finite at the initial weights: {cause}."
+
+
+def share_not_finite(tensor: Tensor) -> float:
+    """The share, in [0, 1], of a tensor's numbers that are NaN or infinite."""
+    return 1 - int(tensor.isfinite().sum()) / max(1, tensor.numel())
+
+
 def _check_samples(field: str, samples: object) -> None:
     if not isinstance(samples, tuple) or [isinstance(part, Tensor) for part in samples] != [True, True]:
         raise TypeError(f"{field} must be a tuple of two tensors (inputs, targets), got {_kind(samples)}")

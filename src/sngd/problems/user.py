@@ -10,7 +10,12 @@ The contract: the file is Python, `factory` is a function in it that takes no ar
 
 It must return the same samples at every call, or runs could be neither resumed nor compared. To help with
 that, torch's CPU generator is seeded with 0 for the duration and restored after; seed any other yourself.
-The file can import the modules that lie beside it. What the factory returns is tried on two samples.
+The file can import the modules that lie beside it.
+
+What the factory returns is tried on two samples, in eval mode. The loss must be a real number that depends on the
+model's weights, and the *mean* over the batch: a sum would make learning rates depend on the batch size. Numbers that
+are not finite are admitted, for a model may know what to do with missing values; but if all inputs or all targets are
+such and the loss is not finite either, the problem is refused.
 """
 
 import hashlib
@@ -20,13 +25,16 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import pairwise
+from math import isclose
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sngd.problems.problem import Problem
+from sngd.problems.problem import Problem, Samples, share_not_finite
 
 _REQUIRED = ("build_model", "loss", "train")
 
@@ -45,8 +53,11 @@ def load_user_problem(spec: str) -> Problem:
         factory = _pick(module, path, name)
         with _users_code(path, f"in {name}()"):
             problem = factory()
-        if not isinstance(problem, Problem):
-            raise ValueError(f"{path}: {name}() returned {_shortcoming(problem)}")
+        with _users_code(path, f"when what {name}() returned was looked at"):
+            shortcoming = None if isinstance(problem, Problem) else _shortcoming(problem)
+        if shortcoming:
+            raise ValueError(f"{path}: {name}() returned {shortcoming}")
+        assert isinstance(problem, Problem)
         with _users_code(path, f"when the problem of {name}() was tried on two samples"):
             _try(problem)
     return problem
@@ -82,12 +93,15 @@ def _import(path: Path) -> ModuleType:
 
 
 def _pick(module: ModuleType, path: Path, name: str) -> Callable[[], object]:
-    if not hasattr(module, name):
-        raise ValueError(f"{path}: has no {name!r}, {_offer(module)}")
-    factory = getattr(module, name)
-    if not callable(factory):
-        raise ValueError(f"{path}: {name} is a value of type {type(factory).__name__}, {_offer(module)}")
-    signature = inspect.signature(factory)
+    with _users_code(path, f"when {name} was looked up"):  # a module's __getattr__ is the user's code as well
+        absent = not hasattr(module, name)
+        factory: Any = None if absent else getattr(module, name)
+        signature = inspect.signature(factory) if callable(factory) else None
+        offer = _offer(module)
+    if absent:
+        raise ValueError(f"{path}: has no {name!r}, {offer}")
+    if signature is None:
+        raise ValueError(f"{path}: {name} is a value of type {type(factory).__name__}, {offer}")
     try:
         signature.bind()
     except TypeError as error:
@@ -111,17 +125,63 @@ def _try(problem: Problem) -> None:
         raise TypeError(f"build_model must return an nn.Module, got a value of type {type(model).__name__}")
     if build_model() is model:
         raise ValueError("build_model must build a new model at each call, got the same one twice")
-    inputs, targets = (part[:2] for part in problem.train)
-    if problem.augment is not None:
+    model.eval()  # dropout would make the loss random, and batch normalization may not train on so few samples
+    _try_samples(problem, model, "train", problem.train)
+    if problem.test is not None:
+        _try_samples(problem, model, "test", problem.test)
+
+
+def _try_samples(problem: Problem, model: nn.Module, field: str, samples: Samples) -> None:
+    inputs, targets = (part[:2] for part in samples)
+    if problem.augment is not None and field == "train":
         inputs = _tried("augment", problem.augment(inputs, torch.Generator().manual_seed(0)), len(inputs))
-    if problem.prepare is not None:
-        inputs = _tried("prepare", problem.prepare(inputs), len(inputs))
-    with torch.no_grad():  # and in eval mode, because batch normalization may not train on so few samples
-        loss: object = problem.loss(model.eval()(inputs), targets)
+
+    def loss_of(times: int) -> Tensor:
+        """The loss of the samples, `times` times each."""
+        batch = torch.cat([inputs] * times)
+        if problem.prepare is not None:
+            batch = _tried("prepare", problem.prepare(batch), len(batch))
+        return problem.loss(model(batch), torch.cat([targets] * times))
+
+    loss = loss_of(1)
+    _check_loss(loss, model)
+    if not loss.isfinite():
+        for part, numbers in zip(("inputs", "targets"), samples, strict=True):
+            if share_not_finite(numbers) == 1:
+                raise ValueError(f"loss is {loss.item()}: none of the numbers in {field}'s {part} is finite")
+    if len(samples[0]) > 1:  # of one sample, the sum is the mean
+        _check_mean(loss_of)
+
+
+def _check_loss(loss: object, model: nn.Module) -> None:
     if not isinstance(loss, Tensor):
         raise TypeError(f"loss must return a scalar tensor, got a value of type {type(loss).__name__}")
     if loss.dim() != 0:
         raise ValueError(f"loss must return a scalar, the batch's mean, got shape {tuple(loss.shape)}")
+    if not loss.is_floating_point():
+        raise TypeError(f"loss must return a real floating-point number, got dtype {loss.dtype}")
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    if not weights:
+        raise ValueError("build_model must return a model with at least one weight that requires a gradient")
+    gradients = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else [None]
+    if all(gradient is None for gradient in gradients):
+        raise ValueError(
+            "loss must depend on the model's weights, but is detached from them, "
+            "as by .detach(), .item(), argmax or no_grad()"
+        )
+
+
+def _check_mean(loss_of: Callable[[int], Tensor]) -> None:
+    """Repeating a batch leaves a mean as it is, be it weighted; what a sum gains doubles with each doubling."""
+    with torch.no_grad():
+        losses = [loss_of(times).item() for times in (1, 2, 4, 8)]
+    gains = [after - before for before, after in pairwise(losses)]
+    noticeable = abs(gains[-1]) > 0.02 * abs(losses[-1])  # more than bfloat16's rounding
+    if noticeable and all(isclose(after, 2 * before, rel_tol=0.05) for before, after in pairwise(gains)):
+        raise ValueError(
+            f"loss must return the batch's mean, but grows with the batch as a sum does, {losses[0]:.4g} for two "
+            f"samples and {losses[1]:.4g} for the same two twice: for a loss of torch, use reduction='mean'"
+        )
 
 
 def _tried(field: str, inputs: object, count: int) -> Tensor:
@@ -150,8 +210,14 @@ def _users_code(path: Path, doing: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         line = _line(error, str(path.resolve()))
         where = f"{path}:{line}" if line else str(path)
-        text = " ".join(str(error).split())
-        raise ValueError(f"{where}: {type(error).__name__} {doing}: {text}") from error
+        raise ValueError(f"{where}: {type(error).__name__} {doing}: {_text(error)}") from error
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())
+    except (Exception, SystemExit) as failure:
+        return f"(its message cannot be had: {type(failure).__name__})"
 
 
 def _line(error: BaseException, file: str) -> int | None:
