@@ -2,12 +2,13 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
-from sngd.sharding import PLAIN, Sharding, all_local, sharding_of, sum_of_shards
+from sngd.sharding import PLAIN, Sharding, Spread, all_local, sharding_of, sum_over_ranks
 
 # Below this a sum of squares in float32 is no longer exact to rounding: entries of 1e-23 square to nothing.
 _FLOAT32_FLOOR = 1e-15
@@ -39,7 +40,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     Raises:
         RuntimeError: a DTensor has a partial placement, or this rank is not in its mesh.
     """
-    return norm_of_lists((sharding, all_local(some)) for (_, _, sharding), some in by_kind(tensors).items())
+    return norm_of_lists(((sharding, ()), all_local(some)) for (_, _, sharding), some in by_kind(tensors).items())
 
 
 def by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype, Sharding], list[Tensor]]:
@@ -51,20 +52,26 @@ def by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype, 
     return kinds
 
 
-def norm_of_lists(lists: Iterable[tuple[Sharding, list[Tensor]]], elsewhere: Iterable[Sharding] = ()) -> Tensor:
+def norm_of_lists(
+    lists: Iterable[tuple[Spread, list[Tensor]]], everywhere: Mapping[Spread, torch.device] = MappingProxyType({})
+) -> Tensor:
     """``global_norm`` of all tensors of all lists, given as local tensors.
 
     Args:
-        lists: sharding and tensors; those of one list share device and dtype, and no list is empty.
-        elsewhere: shardings of which another rank may have a list though this one has none: it joins their sums.
+        lists: spread and tensors; those of one list share device and dtype, and no list is empty.
+        everywhere: spreads of which another rank may have a list though this one has none: it joins their sums, with
+            a zero on the device given.
     """
-    here: dict[Sharding, list[list[Tensor]]] = {sharding: [] for sharding in elsewhere}
-    for sharding, tensors in lists:
-        here.setdefault(sharding, []).append(tensors)
-    if not any(sharding and sharding[1] for sharding in here):
+    here: dict[Spread, list[list[Tensor]]] = {spread: [] for spread in everywhere}
+    for spread, tensors in lists:
+        here.setdefault(spread, []).append(tensors)
+    if not any(groups or (sharding and sharding[1]) for sharding, groups in here):
         return _norm_here([tensors for some in here.values() for tensors in some])
-    squares = {sharding: _square(_norm_here(some)) for sharding, some in here.items()}
-    return sum_of_shards(squares).sqrt()
+    norms = {
+        spread: _norm_here(some) if some else torch.zeros((), device=everywhere[spread])
+        for spread, some in here.items()
+    }
+    return sum_over_ranks({spread: _square(norm) for spread, norm in norms.items()}).sqrt()
 
 
 def _square(norm: Tensor) -> Tensor:
