@@ -92,7 +92,7 @@ class Experts(nn.Module):
         return sum(expert(x[int(i) :: 4]).mul(hidden[int(i) :: 4]).square().sum() for i, expert in self.experts.items())
 
 
-def train_experts(model, optimizer, pipe=None):
+def train_experts(model, optimizer):
     x = torch.randn(24, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     norms = []
     for _ in range(20):
@@ -212,7 +212,7 @@ def saved_and_copied(folder):
     torch.save(state, io.BytesIO())
 
     # a load leaves the process groups of the optimizer that loads
-    other = sngd.SNGD([[*mine.first.parameters()], [*mine.second.parameters()]][0], lr=LR, momentum=0.9)
+    other = sngd.SNGD(mine.first.parameters(), lr=LR, momentum=0.9)
     other.add_param_group({"params": [*mine.second.parameters()], "norm_group": [world]})
     other.load_state_dict(state)
     assert other._norm_groups.known() == [(), (world,)]

@@ -21,7 +21,7 @@ def step_in_hooks(params, lr):
     for p in params:
         optimizer = SNGD([p], lr=lr)
 
-        def step(p, optimizer=optimizer):
+        def step(_, optimizer=optimizer):
             optimizer.step()
             optimizer.zero_grad()
 

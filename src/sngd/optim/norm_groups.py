@@ -127,8 +127,8 @@ def warn_inside_zero(groups: list[Groups]) -> None:
         return
     if torch.distributed.get_world_size() > 1:
         warnings.warn(
-            "ZeroRedundancyOptimizer shows each rank's SNGD only a part of the parameters, and no norm_group was given, "
-            "so that each rank normalizes its part by itself and a step has √(number of ranks) times the length lr: "
+            "ZeroRedundancyOptimizer shows each rank's SNGD only a part of the parameters, and no norm_group is given: "
+            "each rank normalizes its part by itself and a step has √(number of ranks) times the length lr: "
             "pass norm_group=torch.distributed.group.WORLD, or the process_group of ZeroRedundancyOptimizer",
             stacklevel=3,
         )
@@ -149,8 +149,8 @@ def warn_inside_backward(groups: list[Groups]) -> None:
         return
     _told.add("backward")
     warnings.warn(
-        "SNGD steps inside backward, where an optimizer usually has one parameter or one layer: each of them then moves "
-        "by its own lr along its own normalized gradient, which is another method than one step of length lr of the "
+        "SNGD steps inside backward, where an optimizer usually has one parameter or one layer: each of them moves by "
+        "its own lr along its own normalized gradient, which is another method than one step of length lr of the "
         "whole model. If the latter is wanted, step one optimizer of all parameters after backward",
         stacklevel=3,
     )
