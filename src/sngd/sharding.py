@@ -3,21 +3,31 @@
 FSDP2 (``fully_shard``) and tensor parallelism (``parallelize_module``) make parameters DTensors: a mesh of processes
 and, for each of the mesh's dimensions, a placement: sharded, replicated, or partial (to be summed first). Methods here
 compute on the local tensors; only norms need to hear of the other ranks. Under DDP parameters are plain tensors, equal
-on all ranks.
+on all ranks. Pipeline stages, experts and ``ZeroRedundancyOptimizer`` give ranks plain tensors that differ: only the
+process groups of SNGD's ``norm_group`` tell of those elsewhere.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, TypeGuard
+from math import inf
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:  # slow to import, and of no use to one process
+    from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 # None for a plain tensor; for a DTensor its mesh and those of the mesh's dimensions that shard it, perhaps none.
 Sharding = tuple["DeviceMesh", tuple[int, ...]] | None
+
+# Process groups whose ranks hold different parameters, the outermost first: pipeline stages before a stage's experts.
+Groups = tuple["ProcessGroup", ...]
+
+# Where the rest of a parameter's like is: on the ranks of its own mesh, and on those of the process groups.
+Spread = tuple[Sharding, Groups]
 
 
 def is_plain(tensor: Tensor) -> bool:
@@ -65,16 +75,6 @@ def sharding_of(tensor: Tensor) -> Sharding:
         )
     dims = (dim for dim, placement in enumerate(placements) if not placement.is_replicate() and mesh.size(dim) > 1)
     return mesh, tuple(dims)
-
-
-def is_shared(sharding: Sharding) -> bool:
-    """Whether a norm over such tensors needs to hear of other ranks."""
-    return sharding is not None and bool(sharding[1])
-
-
-def shardings(tensors: Iterable[Tensor]) -> list[Sharding]:
-    """All the ways in which tensors are sharded, in order."""
-    return [sharding for sharding in dict.fromkeys(map(sharding_of, tensors)) if is_shared(sharding)]
 
 
 def gradient(param: Tensor) -> Tensor:
@@ -129,46 +129,10 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
     return placed.to(like.device, like.dtype)
 
 
-def sum_of_shards(values: dict[Sharding, Tensor]) -> Tensor:
-    """Σ over all shardings and over all ranks that hold shards: one all-reduce for each mesh dimension that shards.
-
-    Every rank in a mesh must call it with the same shardings in the same order, and gets the same bits.
-
-    Args:
-        values: 0-d tensors of one dtype, of at least one sharding.
-
-    Returns:
-        0-d tensor on an accelerator if any value is.
-    """
-    import torch.distributed as dist
-
-    home = accelerator_or_cpu(value.device for value in values.values())
-    groups = {sharding: _groups(sharding) for sharding in values}
-    totals = dict(values)
-    for group, device in dict.fromkeys(pair for pairs in groups.values() for pair in pairs):
-        sharded = [sharding for sharding in values if (group, device) in groups[sharding]]
-        together = torch.stack([totals[sharding].to(device) for sharding in sharded])
-        dist.all_reduce(together, group=group)
-        totals.update(zip(sharded, together.unbind(), strict=True))
-    return torch.stack([total.to(home) for total in totals.values()]).sum()
-
-
-def largest_of_shards(values: dict[Sharding, float]) -> float:
-    """The largest value over all shardings and all ranks that hold shards; called as ``sum_of_shards`` is.
-
-    Args:
-        values: numbers on the host, none of them nan.
-    """
-    import torch.distributed as dist
-
-    totals = dict(values)
-    groups = {sharding: _groups(sharding) for sharding in values}
-    for group, device in dict.fromkeys(pair for pairs in groups.values() for pair in pairs):
-        sharded = [sharding for sharding in values if (group, device) in groups[sharding]]
-        together = torch.tensor([totals[sharding] for sharding in sharded], dtype=torch.float64, device=device)
-        dist.all_reduce(together, dist.ReduceOp.MAX, group=group)
-        totals.update(zip(sharded, together.tolist(), strict=True))
-    return max(totals.values(), default=0.0)
+def is_shared(spread: Spread) -> bool:
+    """Whether a norm over such tensors needs to hear of other ranks."""
+    sharding, groups = spread
+    return bool(groups) or (sharding is not None and bool(sharding[1]))
 
 
 def accelerator_or_cpu(devices: Iterable[torch.device]) -> torch.device:
@@ -180,12 +144,76 @@ def accelerator_or_cpu(devices: Iterable[torch.device]) -> torch.device:
     return devices[0]
 
 
-def _groups(sharding: Sharding) -> list[tuple[object, str]]:
-    """The process groups to sum over, and the type of device that they talk through."""
+def sum_over_ranks(values: dict[Spread, Tensor]) -> Tensor:
+    """Σ over all spreads and over all ranks that hold parts: one all-reduce for each mesh dimension and process group.
+
+    Every rank must call it. In one mesh all give the same spreads in the same order. In a process group ranks may give
+    different ones: values with the same process groups are first added up, and only their sum is reduced. The last
+    process group of a tuple comes first; so a rank with (stages,) alone goes with one that also has (stages, experts).
+    All ranks get the same bits, as long as values that nothing is to be added to are equal on all ranks.
+
+    Args:
+        values: 0-d tensors of one dtype, of at least one spread.
+
+    Returns:
+        0-d tensor on an accelerator if any value is.
+
+    Raises:
+        ValueError: a process group is also one of a mesh, so that its ranks would count twice.
+    """
+    return _over_ranks(values, "sum")
+
+
+def max_over_ranks(values: dict[Spread, Tensor]) -> Tensor:
+    """The largest of all, as `sum_over_ranks` goes; nan counts as inf, because all-reduces may lose it."""
+    return _over_ranks({spread: value.nan_to_num(inf, inf, -inf) for spread, value in values.items()}, "max")
+
+
+def _over_ranks(values: dict[Spread, Tensor], operation: Literal["sum", "max"]) -> Tensor:
+    import torch.distributed as dist
+
+    combine, op = (torch.sum, dist.ReduceOp.SUM) if operation == "sum" else (torch.amax, dist.ReduceOp.MAX)
+    home = accelerator_or_cpu(value.device for value in values.values())
+    meshes = {spread: _mesh_groups(spread) for spread in values}
+    totals = dict(values)
+    for group, device in dict.fromkeys(pair for pairs in meshes.values() for pair in pairs):
+        sharded = [spread for spread in values if (group, device) in meshes[spread]]
+        together = torch.stack([totals[spread].to(device) for spread in sharded])
+        dist.all_reduce(together, op, group=group)
+        totals.update(zip(sharded, together.unbind(), strict=True))
+
+    waiting: dict[Groups, list[Tensor]] = defaultdict(list)
+    for (_, groups), total in totals.items():
+        waiting[groups].append(total.to(home))
+    for depth in range(max([len(groups) for groups in waiting]), 0, -1):
+        for groups in [groups for groups in waiting if len(groups) == depth]:
+            whole = combine(torch.stack(waiting[groups])).to(_device_of(groups[-1], home))
+            dist.all_reduce(whole, op, group=groups[-1])
+            waiting[groups[:-1]].append(whole.to(home))
+    return combine(torch.stack(waiting[()]))
+
+
+def _mesh_groups(spread: Spread) -> "list[tuple[ProcessGroup, str]]":
+    """The process groups of a mesh to reduce over, and the type of device that they talk through."""
+    sharding, groups = spread
     if sharding is None:
         return []
     mesh, dims = sharding
-    return [(mesh.get_group(dim), mesh.device_type) for dim in dims]
+    own = [(mesh.get_group(dim), mesh.device_type) for dim in dims]
+    if any(group in groups for group, _ in own):
+        raise ValueError(
+            f"norm_group has a process group of {mesh}, whose DTensors are added up anyway: leave it out, or its ranks "
+            "count twice"
+        )
+    return own
+
+
+def _device_of(group: "ProcessGroup", home: torch.device) -> torch.device:
+    """Where a process group wants its tensors: at home if it can, else in the first place that it knows."""
+    if torch.compiler.is_compiling():  # which cannot ask a process group
+        return home
+    types = [device.type for device in group._device_types]
+    return home if home.type in types or not types else torch.device(types[0])
 
 
 def own_generator(params: Sequence[Tensor]) -> torch.Generator:

@@ -23,6 +23,8 @@ _CONTEXT.set_forkserver_preload(
         "sngd",
         "torch.distributed.checkpoint.state_dict",
         "torch.distributed.fsdp",
+        "torch.distributed.optim",
+        "torch.distributed.pipelining",
         "torch.distributed.tensor.debug",
         "torch.distributed.tensor.parallel",
     ]

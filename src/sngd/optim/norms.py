@@ -2,25 +2,28 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
 
 from sngd.sharding import (
     Sharding,
+    Spread,
     accelerator_or_cpu,
     all_local,
     is_plain,
     is_shared,
-    largest_of_shards,
+    max_over_ranks,
     sharding_of,
-    sum_of_shards,
+    sum_over_ranks,
 )
 
 # Norms for which the sum of squares, 1/norm and their products with common learning rates keep all their digits.
 _ROOM = {torch.float32: (1e-15, 1e15), torch.float64: (1e-145, 1e145)}
 _FACTOR = 100  # 2^±100 is a float32, 2^±1074, which subnormal numbers of float64 may want, is not
+_NOWHERE: Mapping[Spread, torch.device] = MappingProxyType({})
 
 # Biases and normalization layers up to this size are copied side by side: on the CPU cheaper than a call for each.
 _SMALL = 4096
@@ -49,16 +52,18 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     Raises:
         RuntimeError: a DTensor has a partial placement, or this rank is not in its mesh.
     """
-    lists = [(sharding, all_local(some)) for (_, _, sharding), some in by_kind(tensors).items()]
+    lists: list[tuple[Spread, list[Tensor]]] = [
+        ((sharding, ()), all_local(some)) for (_, _, sharding), some in by_kind(tensors).items()
+    ]
     norm = norm_of_lists(lists)
     dtypes = {some[0].dtype for _, some in lists}
-    if not host_may_read(norm) or has_room(norm, dtypes, communicates=any(map(is_shared, dict(lists)))):
+    if not host_may_read(norm) or has_room(norm, dtypes, communicates=any(is_shared(spread) for spread, _ in lists)):
         return norm
     exponent = exponent_of_largest(lists)
     if exponent is None:
         return norm
-    scaled = norm_of_lists((sharding, times_power_of_two(some, -exponent)) for sharding, some in lists)
-    return torch.tensor(ldexp(scaled.item(), exponent), dtype=torch.float64, device=norm.device)
+    scaled = norm_of_lists((spread, times_power_of_two(some, -exponent)) for spread, some in lists)
+    return torch.tensor(ldexp(scaled.item(), exponent), dtype=torch.float64, device="cpu")
 
 
 def host_may_read(norm: Tensor) -> bool:
@@ -86,19 +91,23 @@ def least_exact_norm(dtype: torch.dtype) -> float:
 
 
 def exponent_of_largest(
-    lists: Iterable[tuple[Sharding, list[Tensor]]], elsewhere: Iterable[Sharding] = ()
+    lists: Iterable[tuple[Spread, list[Tensor]]], everywhere: Mapping[Spread, torch.device] = _NOWHERE
 ) -> int | None:
     """e with 2^(e−1) ≤ largest absolute entry < 2^e, over all ranks; None if that is 0 or not finite.
 
     Args:
-        lists, elsewhere: as for ``norm_of_lists``; on the CPU.
+        lists, everywhere: as for ``norm_of_lists``; tensors on the CPU.
     """
-    largest: dict[Sharding, float] = dict.fromkeys(elsewhere, 0.0)
-    for sharding, tensors in lists:
+    largest: dict[Spread, float] = dict.fromkeys(everywhere, 0.0)
+    for spread, tensors in lists:
         values = [torch.linalg.vector_norm(t, math.inf).item() for t in tensors if t.numel()]
         here = max(values, default=0.0) if all(map(math.isfinite, values)) else math.inf  # max() may pass over nan
-        largest[sharding] = max(largest.get(sharding, 0.0), here)
-    most = largest_of_shards(largest)
+        largest[spread] = max(largest.get(spread, 0.0), here)
+    if any(map(is_shared, largest)):
+        on_cpu = {spread: torch.tensor(value, dtype=torch.float64, device="cpu") for spread, value in largest.items()}
+        most = max_over_ranks(on_cpu).item()
+    else:
+        most = max(largest.values(), default=0.0)
     return math.frexp(most)[1] if 0 < most < math.inf else None
 
 
@@ -129,20 +138,26 @@ def by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype, 
     return kinds
 
 
-def norm_of_lists(lists: Iterable[tuple[Sharding, list[Tensor]]], elsewhere: Iterable[Sharding] = ()) -> Tensor:
+def norm_of_lists(
+    lists: Iterable[tuple[Spread, list[Tensor]]], everywhere: Mapping[Spread, torch.device] = _NOWHERE
+) -> Tensor:
     """``global_norm`` of all tensors of all lists, given as local tensors.
 
     Args:
-        lists: sharding and tensors; those of one list share device and dtype, and no list is empty.
-        elsewhere: shardings of which another rank may have a list though this one has none: it joins their sums.
+        lists: spread and tensors; those of one list share device and dtype, and no list is empty.
+        everywhere: spreads of which another rank may have a list though this one has none: it joins their sums, with
+            a zero on the device given.
     """
-    here: dict[Sharding, list[list[Tensor]]] = {sharding: [] for sharding in elsewhere}
-    for sharding, tensors in lists:
-        here.setdefault(sharding, []).append(tensors)
+    here: dict[Spread, list[list[Tensor]]] = {spread: [] for spread in everywhere}
+    for spread, tensors in lists:
+        here.setdefault(spread, []).append(tensors)
     if not any(map(is_shared, here)):
         return _norm_here([tensors for some in here.values() for tensors in some])
-    squares = {sharding: _square(_norm_here(some)) for sharding, some in here.items()}
-    return sum_of_shards(squares).sqrt()
+    norms = {
+        spread: _norm_here(some) if some else torch.zeros((), device=everywhere[spread])
+        for spread, some in here.items()
+    }
+    return sum_over_ranks({spread: _square(norm) for spread, norm in norms.items()}).sqrt()
 
 
 def _square(norm: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """SNGD: stochastic normalized gradient descent. Every step has the same length."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import inf, isfinite
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
+from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backward, warn_inside_zero
 from sngd.optim.norms import (
     by_kind,
     exponent_of_largest,
@@ -20,7 +21,10 @@ from sngd.optim.norms import (
     norm_of_lists,
     times_power_of_two,
 )
-from sngd.sharding import Sharding, all_local, gradient, is_plain, refuse_flat_shards, sharding_of, shardings
+from sngd.sharding import Groups, Spread, all_local, gradient, is_shared, refuse_flat_shards, sharding_of
+
+if TYPE_CHECKING:
+    from sngd.optim.norm_groups import NormGroup
 
 Number = float | Tensor
 
@@ -68,7 +72,8 @@ class SNGD(Optimizer):
     (``weight_decay``, ``max_scale``, ``normalize="momentum"``). A step for which it found inf or nan is skipped.
 
     Of DTensors (``fully_shard``, ``parallelize_module``) the norm is that of the whole: a step issues one all-reduce of
-    a few numbers for each mesh dimension that shards something. Buffers are sharded as the parameters are.
+    a few numbers for each mesh dimension that shards something. Buffers are sharded as the parameters are. Of plain
+    tensors on other ranks (pipeline stages, experts, ``ZeroRedundancyOptimizer``) it hears only by ``norm_group``.
 
     Args:
         params: parameters or param groups. Every option but ``capturable`` may differ by group; each group steps
@@ -82,6 +87,10 @@ class SNGD(Optimizer):
         maximize: ascend instead of descend.
         kahan_sum: for float16 and bfloat16 weights, sum up what rounding drops from each step and add it to the next
             (Kahan summation). Costs one buffer of the weights' dtype; wider weights have none.
+        norm_group: ``torch.distributed`` process group whose ranks hold different plain parameters of one model, or a
+            sequence of such, the outermost first, as (stages, experts). Sums of squares are added up over each by one
+            all-reduce of one number, in which every rank must take part, with a gradient or without. None: none. State
+            dicts and pickles leave it out; deep copies share it.
         foreach, fused: which implementation: ``foreach`` works on lists of tensors, ``fused`` in one kernel where
             torch has one that is right for device, dtype and memory layout (else foreach); ``foreach=False`` is the
             readable loop. Default: the quickest.
@@ -92,6 +101,7 @@ class SNGD(Optimizer):
         ValueError: an argument is out of its range, or ``FullyShardedDataParallel`` flattened the parameters. From
             ``load_state_dict`` and ``step``: a buffer or gradient that does not have its parameter's shape or is no
             tensor of its kind, or a learning rate out of range.
+        TypeError: ``norm_group`` holds something else than process groups.
         RuntimeError: ``step`` met a sparse gradient, or DTensors of which this rank cannot know the global norm.
     """
 
@@ -109,6 +119,7 @@ class SNGD(Optimizer):
         max_scale: float = inf,
         maximize: bool = False,
         kahan_sum: bool = False,
+        norm_group: "NormGroup" = None,
         foreach: bool | None = None,
         fused: bool | None = None,
         capturable: bool = False,
@@ -127,7 +138,9 @@ class SNGD(Optimizer):
             "capturable": capturable,
         }
         _check(defaults)
-        super().__init__(params, defaults)
+        self._norm_groups = NormGroups(norm_group)
+        super().__init__(params, {**defaults, "norm_group": shown(self._norm_groups.default)})
+        warn_inside_zero(self._norm_groups.known())
         # a dict, because torch.compile loses assignments to an optimizer's attributes; on the CPU, because the default
         # device may be "meta", which holds no numbers
         self._last = {
@@ -151,7 +164,11 @@ class SNGD(Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, as in ``torch.optim``; its options are checked like the constructor's."""
         _check({**self.defaults, **param_group})
+        groups = self._norm_groups.given_to(param_group)
+        if "norm_group" in param_group:  # the caller's dict keeps the process groups
+            param_group = {**param_group, "norm_group": shown(groups)}
         super().add_param_group(param_group)
+        self._norm_groups.each.append(groups)
         refuse_flat_shards(self.param_groups[-1]["params"])
 
     @torch.no_grad()
@@ -164,8 +181,15 @@ class SNGD(Optimizer):
         self._check_lrs()
         scale = getattr(self, "grad_scale", None)  # set by a GradScaler for the length of its step
         cancels = not any(_feels_the_scale(group) for group in self.param_groups)
-        parts = [p for group in self.param_groups for p in self._parts(group, None if cancels else scale)]
-        everywhere = self._shardings()
+        self._norm_groups.take_from(self.param_groups)
+        norm_groups = self._norm_groups.known()
+        warn_inside_backward(norm_groups)
+        parts = [
+            part
+            for group, groups in zip(self.param_groups, norm_groups, strict=True)
+            for part in self._parts(group, groups, None if cancels else scale)
+        ]
+        everywhere = spreads(self.param_groups, norm_groups)
         if not (parts or everywhere):
             return loss
 
@@ -199,18 +223,12 @@ class SNGD(Optimizer):
         if not (without_numbers or only_for_the_state):
             self._last["skipped"] = self._last["skipped"].to(norm.device).add_(skip)
 
-    def _parts(self, group: dict[str, Any], scale: Tensor | None) -> "list[_Part]":
+    def _parts(self, group: dict[str, Any], groups: Groups, scale: Tensor | None) -> "list[_Part]":
         """The group's parameters that have a gradient, by device and dtype."""
         kinds = by_kind(p for p in group["params"] if p.grad is not None)
-        return [self._part(group, params, scale) for params in kinds.values()]
+        return [self._part(group, groups, params, scale) for params in kinds.values()]
 
-    def _shardings(self) -> list[Sharding]:
-        """How parameters are sharded, with or without a gradient here: all ranks must take part in the same sums."""
-        return shardings(
-            p for group in self.param_groups for p in group["params"] if not is_plain(p) and p.requires_grad
-        )
-
-    def _part(self, group: dict[str, Any], params: list[Tensor], scale: Tensor | None) -> "_Part":
+    def _part(self, group: dict[str, Any], groups: Groups, params: list[Tensor], scale: Tensor | None) -> "_Part":
         sharding = sharding_of(params[0])
         grads = [cast(Tensor, p.grad) for p in params] if sharding is None else [gradient(p) for p in params]
         for grad in grads:
@@ -228,7 +246,7 @@ class SNGD(Optimizer):
         self._check_shapes(params, dict(zip(("weights", "gradient", *_BUFFERS), lists, strict=True)))
         if params[0].is_complex():
             lists = [list(map(torch.view_as_real, tensors)) for tensors in lists]
-        return _Part(group, *lists, sharding=sharding, scale=scale)
+        return _Part(group, *lists, spread=(sharding, groups), scale=scale)
 
     def _buffer(self, param: Tensor, name: str) -> Tensor:
         state = self.state[param]
@@ -252,10 +270,12 @@ class SNGD(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         """``torch.optim``'s state dict, and ``skipped_steps``."""
+        self._norm_groups.take_from(self.param_groups)
         return {**super().state_dict(), "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what ``state_dict`` returned; one without ``skipped_steps`` (another optimizer's) counts from 0."""
+        self._norm_groups.take_from(self.param_groups)
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         own = [param for group in self.param_groups for param in group["params"]]
         if len(saved) == len(own):  # else torch refuses it
@@ -265,7 +285,8 @@ class SNGD(Optimizer):
         self._last["skipped"].fill_(state_dict.get("skipped_steps", 0))
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_last": self._last}
+        self._norm_groups.take_from(self.param_groups)
+        return {**super().__getstate__(), "_last": self._last, "_norm_groups": self._norm_groups}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take what was pickled, copied or loaded, after a look at all of it."""
@@ -276,6 +297,7 @@ class SNGD(Optimizer):
             _check(group)
         _check_buffers(state["param_groups"], state["state"])
         super().__setstate__(state)
+        self._norm_groups.show_in(self.param_groups)
 
 
 def _check_buffers(groups: Sequence[dict[str, Any]], state: Any) -> None:
@@ -344,28 +366,28 @@ def _coupled_decay(group: dict[str, Any]) -> float:
     return 0.0 if group["decoupled_weight_decay"] else float(group["weight_decay"])
 
 
-def _norm(parts: "list[_Part]", everywhere: list[Sharding]) -> tuple[Tensor, int]:
+def _norm(parts: "list[_Part]", everywhere: Mapping[Spread, torch.device]) -> tuple[Tensor, int]:
     """‖v‖ over all parts as norm · 2^exponent.
 
     Usually the exponent is 0. Where squares would leave their dtype's range, and the host may look, each part's vectors
     are scaled by a power of two first.
     """
 
-    norm = norm_of_lists([(part.sharding, part.vectors) for part in parts], everywhere)
+    norm = norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere)
     dtypes = [part.vectors[0].dtype for part in parts]
-    if not host_may_read(norm) or has_room(norm, dtypes, communicates=bool(everywhere)):
+    if not host_may_read(norm) or has_room(norm, dtypes, communicates=any(map(is_shared, everywhere))):
         return norm, 0
-    ingredients = exponent_of_largest([(part.sharding, part.ingredients()) for part in parts], everywhere)
+    ingredients = exponent_of_largest([(part.spread, part.ingredients()) for part in parts], everywhere)
     if ingredients is None:
         return norm, 0
     for part in parts:
         part.scale_ingredients(-ingredients)
-    vectors = exponent_of_largest([(part.sharding, part.vectors) for part in parts], everywhere)
+    vectors = exponent_of_largest([(part.spread, part.vectors) for part in parts], everywhere)
     if vectors is None:  # they cancelled
         return torch.zeros((), device="cpu"), 0
     for part in parts:
         part.scale_vectors(-vectors)
-    return norm_of_lists([(part.sharding, part.vectors) for part in parts], everywhere), ingredients + vectors
+    return norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere), ingredients + vectors
 
 
 def _is_no_direction(norm: Tensor) -> Tensor:
@@ -394,11 +416,11 @@ class _Part:
         buffers: list[Tensor],
         dropped: list[Tensor],
         *,
-        sharding: Sharding,
+        spread: Spread,
         scale: Tensor | None,
     ) -> None:
         self.group, self.params, self.buffers, self.dropped = group, params, buffers, dropped
-        self.sharding, self.exponent = sharding, 0
+        self.spread, self.exponent = spread, 0
         self.grads = grads if scale is None else _unscaled(grads, scale)
         self.old_averages = buffers if _averages(group) else []
         self.vectors = self._directions(params, self.grads, self.old_averages)
