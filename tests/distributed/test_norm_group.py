@@ -234,6 +234,8 @@ def saved_and_copied(folder):
     with pytest.raises(RuntimeError, match=r"^norm_group of this optimizer is lost, because pickles cannot hold"):
         lost.step()
     lost.param_groups[0]["norm_group"] = world
+    for p in [p for group in lost.param_groups for p in group["params"]]:
+        p.grad = torch.ones_like(p)
     assert counted(lost) == 1
     plain = pickle.loads(pickle.dumps(sngd.SNGD(mine.parameters())))
     plain.step()
