@@ -1,5 +1,7 @@
 """FSDP2: parameters, gradients and buffers are shards; only the norm hears of the other ranks."""
 
+from itertools import product
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -100,13 +102,13 @@ def test_kahan_summation_of_shards():
     on_ranks(2, small_steps_of_bfloat16)
 
 
-def tiny_and_bad_gradients():
-    for capturable in (False, True):
+def tiny_huge_and_bad_gradients():
+    for size, capturable in product((1e-44, 1e-30, 1e35), (False, True)):
         model = sharded(net(dtype=torch.float32))
         optimizer = sngd.SNGD(model.parameters(), lr=LR, momentum=0.9, capturable=capturable)
         before = [whole(p) for p in model.parameters()]
         for p in model.parameters():
-            p.grad = torch.full_like(p, 1e-30)
+            p.grad = torch.full_like(p, size)
         optimizer.step()
         moved = [whole(p) - b for p, b in zip(model.parameters(), before, strict=True)]
         assert global_norm(moved).item() == pytest.approx(LR, rel=1e-4)
@@ -123,7 +125,7 @@ def tiny_and_bad_gradients():
 
 
 def test_tiny_gradients_count_and_all_ranks_skip_together():
-    on_ranks(2, tiny_and_bad_gradients)
+    on_ranks(2, tiny_huge_and_bad_gradients)
 
 
 def a_gradient_on_one_rank_only():
