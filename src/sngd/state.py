@@ -1,7 +1,7 @@
 """State that is kept beside a model: it must fit the model's tensors, and a saved one is checked before it is taken.
 
-Each check raises a ValueError that names the entry, what is allowed, and what was found. A ``load_state_dict`` makes all
-of its checks first, so that one that fails leaves its object as it was.
+Each check raises a ValueError that names the entry, what is allowed, and what was found. A ``load_state_dict`` makes
+all of its checks first, so that one that fails leaves its object as it was.
 """
 
 from collections.abc import Mapping, Sequence

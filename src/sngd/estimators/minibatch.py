@@ -38,9 +38,10 @@ class Full(Estimator):
     Args:
         model: its trainable parameters' ``.grad`` is filled.
         n: number of samples, ≥ 1.
-        chunk_size: samples of the data evaluated at a time, ≥ 1; None: all at once. Chunks take less memory and give the
-            same gradient up to rounding, unless the model mixes samples: BatchNorm in training mode normalizes each
-            chunk by itself, which gives another gradient, and updates its running statistics once a chunk.
+        chunk_size: samples evaluated at a time, ≥ 1; None: all at once. Chunks take less memory and give the same
+            gradient up to rounding, unless the model mixes samples: BatchNorm in training mode normalizes each chunk by
+            itself, which gives another gradient (2 % away on a ResNet8 with chunks of 512 of 2048 samples), and updates
+            its running statistics once a chunk.
 
     Raises:
         ValueError: n or chunk_size is no whole number of at least 1.

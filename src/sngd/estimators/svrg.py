@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sngd.estimators.difference import DifferenceEstimator
 from sngd.estimators.estimator import Batch, Loss
 from sngd.sharding import all_local, own_generator
-from sngd.state import check_keys, saved_generator, saved_count
+from sngd.state import check_keys, saved_count, saved_generator
 
 
 class SVRG(DifferenceEstimator):

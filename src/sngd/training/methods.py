@@ -82,7 +82,10 @@ PERIOD = Parameter(
 )
 PASS = Parameter("period", "M", "steps between anchors", lambda b, n, _: max(1, n // b), "n/b")
 CHUNK = Parameter(
-    "chunk_size", "C", "samples of a full or anchor batch evaluated at a time; BatchNorm normalizes each C by itself", 512
+    "chunk_size",
+    "C",
+    "samples of a full or anchor batch evaluated at a time; BatchNorm normalizes each C by itself",
+    512,
 )
 CAP = Parameter("max_scale", "β", "cap on α/‖g‖", 1.0)
 MOMENTUM = Parameter("momentum", "β", "momentum", 0.9)
@@ -106,9 +109,7 @@ SPIDER = Estimate(
 ANCHORED = Estimate(
     "g = (1/b) Σ [∇f(w; a) − ∇f(w̃; a)] + ∇F(w̃), w̃ anew every M steps",
     "n at an anchor, else 2b",
-    lambda s: SVRG(
-        s.model, n=s.n, batch_size=s.batch_size, period=s.count("period"), chunk_size=s.count("chunk_size")
-    ),
+    lambda s: SVRG(s.model, n=s.n, batch_size=s.batch_size, period=s.count("period"), chunk_size=s.count("chunk_size")),
     (PASS, CHUNK),
 )
 ANCHORED_BATCH = Estimate(
