@@ -84,7 +84,7 @@ PASS = Parameter("period", "M", "steps between anchors", lambda b, n, _: max(1, 
 CHUNK = Parameter(
     "chunk_size",
     "C",
-    "samples of a full or anchor batch evaluated at a time; BatchNorm normalizes each C by itself",
+    "samples of a full or anchor batch at a time; BatchNorm normalizes each such chunk by itself",
     512,
 )
 CAP = Parameter("max_scale", "β", "cap on α/‖g‖", 1.0)
