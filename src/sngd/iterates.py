@@ -85,7 +85,7 @@ class RandomIterate:
 
         Raises:
             ValueError: if `weight`, or the sum of all weights, is not finite, or `weight` is negative, or a tensor of
-                `params` has another shape than when it was drawn.
+                `params`, just drawn, has another shape than when it was drawn before.
             RuntimeError: while swapped.
         """
         if self._swapped:
@@ -95,15 +95,17 @@ class RandomIterate:
             raise ValueError(f"weight must be ≥ 0 and finite, and so must the sum of weights, got {weight!r}")
         if weight == 0:
             return
-        self._fit_params()
-        self._total = total
         draw = torch.rand((), dtype=torch.float64, generator=self._generator).item()
-        if draw >= weight / total:  # never at the first weight, where the quotient is 1
-            return
+        if draw < weight / total:  # always at the first weight, where the quotient is 1
+            self._store()
+        self._total = total
+
+    def _store(self) -> None:
         if self._stored is None:
             self._stored = [param.detach().clone() for param in self._params]
-        else:
-            torch._foreach_copy_(all_local(self._stored), all_local(self._params))
+            return
+        self._fit_params()
+        torch._foreach_copy_(all_local(self._stored), all_local(self._params))
 
     @torch.no_grad()
     def swap(self) -> None:
