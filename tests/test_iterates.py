@@ -305,10 +305,92 @@ def test_rejects_no_params():
         RandomIterate([])
 
 
+def refused(iterate: RandomIterate, state: dict, message: str) -> None:
+    before = repr(iterate.state_dict())
+    with pytest.raises(ValueError, match=exactly(message)):
+        iterate.load_state_dict(state)
+    assert repr(iterate.state_dict()) == before
+
+
 def test_rejects_state_of_another_shape():
     iterate = RandomIterate([torch.zeros(3)])
     iterate.update()
-    with pytest.raises(
-        ValueError, match=exactly("state_dict's iterate must have the shapes of params, [[2]], got [[3]]")
-    ):
-        RandomIterate([torch.zeros(2)]).load_state_dict(iterate.state_dict())
+    refused(
+        RandomIterate([torch.zeros(2)]),
+        iterate.state_dict(),
+        "state_dict's iterate must have shape (2,) for params[0], got (3,)",
+    )
+
+
+def test_rejects_state_that_would_be_broadcast_or_cast():
+    iterate = RandomIterate([torch.ones(3, 3), torch.tensor(7)])
+    iterate.update()
+    state = copy.deepcopy(iterate.state_dict())
+    for tensors, message in [
+        ([torch.ones(1, 3), torch.tensor(7)], "have shape (3, 3) for params[0], got (1, 3)"),
+        ([torch.ones(3, 3)], "hold 2 tensors, got 1"),
+        ([torch.ones(3, 3), torch.tensor(7.5)], "be integer (torch.int64) for params[1], got torch.float32"),
+        (
+            [torch.ones(3, 3).cfloat(), torch.tensor(7)],
+            "be floating-point (torch.float32) for params[0], got torch.complex64",
+        ),
+    ]:
+        refused(iterate, {**state, "iterate": tensors}, f"state_dict's iterate must {message}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"total": -1.0}, "total must be a finite number of at least 0, got -1.0"),
+        ({"total": float("nan")}, "total must be a finite number of at least 0, got nan"),
+        ({"total": "2"}, "total must be a finite number of at least 0, got '2'"),
+        ({"swapped": 1}, "swapped must be False, or True if total > 0, got 1"),
+        ({"swapped": True, "total": 0.0}, "swapped must be False, or True if total > 0, got True"),
+        (
+            {"generator": torch.zeros(3, dtype=torch.uint8)},
+            "generator must be a uint8 tensor of shape (5056,), got torch.uint8 of shape (3,)",
+        ),
+    ],
+)
+def test_rejects_state_out_of_range(change, message):
+    iterate = RandomIterate([torch.ones(3)])
+    iterate.update()
+    refused(iterate, {**copy.deepcopy(iterate.state_dict()), **change}, f"state_dict's {message}")
+
+
+@pytest.mark.parametrize("key", ["total", "iterate", "swapped", "generator"])
+def test_rejects_state_that_lacks_an_entry(key):
+    iterate = RandomIterate([torch.ones(3)])
+    iterate.update()
+    state = copy.deepcopy(iterate.state_dict())
+    del state[key]
+    refused(iterate, state, f"state_dict lacks '{key}'")
+
+
+def test_a_tensor_that_has_grown_is_an_error_and_not_a_broadcast():
+    w = torch.nn.Parameter(torch.ones(1, 3))
+    iterate = RandomIterate([w])
+    iterate.update(1e-300)
+    state = repr([iterate.state_dict()[key] for key in ("total", "iterate", "swapped")])
+    w.data = torch.full((3, 3), 2.0)
+    for use in (lambda: iterate.update(1e300), iterate.swap):  # drawn with probability 1 − 1e-600
+        with pytest.raises(
+            ValueError, match=exactly("the drawn iterate must have shape (3, 3) for params[0], got (1, 3)")
+        ):
+            use()
+        assert repr([iterate.state_dict()[key] for key in ("total", "iterate", "swapped")]) == state
+        assert torch.equal(w, torch.full((3, 3), 2.0))
+
+
+def test_the_drawn_iterate_follows_the_model_to_another_dtype():
+    model = nn.Linear(2, 2)
+    drawn = [p.detach().double() for p in model.parameters()]
+    iterate = RandomIterate(model.parameters())
+    iterate.update()
+    model.double()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1)
+    iterate.update(1e-300)  # hardly ever drawn
+    with iterate.swapped():
+        assert all(torch.equal(p, d) and p.dtype == d.dtype for p, d in zip(model.parameters(), drawn, strict=True))

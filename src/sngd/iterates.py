@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sngd.sharding import all_local, local, placed_like, shared_seed
+from sngd.sharding import all_local, local, shared_seed
+from sngd.state import check_keys, fitted, saved_generator, saved_tensors
 
 # Any constant that makes the private stream differ from the global one; the CPU generator seeds from the low 32 bits.
 _SEED_MIX = 0x9E3779B97F4A7C15
@@ -28,7 +29,7 @@ class RandomIterate:
 
     Args:
         params: tensors that make up the iterate: `model.parameters()`, or parameters and buffers together. The copies
-            have their shapes, dtypes, devices and placements.
+            have their shapes, dtypes, devices and placements, and follow them to another dtype or device.
         generator: a CPU generator for the draws; in a distributed run in the same state on all ranks. None makes a
             private one, seeded from `torch.initial_seed()` mixed with a constant: the draws repeat under
             `torch.manual_seed`, yet take nothing from the global stream, so a run is the same with and without a
@@ -66,6 +67,7 @@ class RandomIterate:
         self._params = list(dict.fromkeys(params))  # a shared tensor once, or swap would exchange it twice
         if not self._params:
             raise ValueError("params must hold at least one tensor, got none")
+        self._names = [f"params[{index}]" for index in range(len(self._params))]
         if generator is None:
             generator = torch.Generator().manual_seed(shared_seed(torch.initial_seed(), self._params) ^ _SEED_MIX)
         if generator.device.type != "cpu":
@@ -82,7 +84,8 @@ class RandomIterate:
         The draw is made on the CPU: a GPU is not waited for.
 
         Raises:
-            ValueError: if `weight`, or the sum of all weights, is not finite, or `weight` is negative.
+            ValueError: if `weight`, or the sum of all weights, is not finite, or `weight` is negative, or a tensor of
+                `params`, just drawn, has another shape than when it was drawn before.
             RuntimeError: while swapped.
         """
         if self._swapped:
@@ -92,14 +95,17 @@ class RandomIterate:
             raise ValueError(f"weight must be ≥ 0 and finite, and so must the sum of weights, got {weight!r}")
         if weight == 0:
             return
-        self._total = total
         draw = torch.rand((), dtype=torch.float64, generator=self._generator).item()
-        if draw >= weight / total:  # never at the first weight, where the quotient is 1
-            return
+        if draw < weight / total:  # always at the first weight, where the quotient is 1
+            self._store()
+        self._total = total
+
+    def _store(self) -> None:
         if self._stored is None:
             self._stored = [param.detach().clone() for param in self._params]
-        else:
-            torch._foreach_copy_(all_local(self._stored), all_local(self._params))
+            return
+        self._fit_params()
+        torch._foreach_copy_(all_local(self._stored), all_local(self._params))
 
     @torch.no_grad()
     def swap(self) -> None:
@@ -107,11 +113,18 @@ class RandomIterate:
 
         Raises:
             RuntimeError: if nothing has been drawn yet.
+            ValueError: if a tensor of `params` has another shape than when it was drawn.
         """
+        self._fit_params()
         if self._stored is None:
             raise RuntimeError("no iterate has been drawn: call update with a positive weight before swap")
         exchange(self._params, self._stored)
         self._swapped = not self._swapped
+
+    def _fit_params(self) -> None:
+        """The tensors may have been converted since the draw, by ``model.double()`` for example."""
+        if self._stored is not None:
+            self._stored = fitted("the drawn iterate", self._stored, self._params, self._names)
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
@@ -140,17 +153,20 @@ class RandomIterate:
         """Go on from a saved state; tensors are copied to the parameters' devices, dtypes and placements.
 
         Raises:
-            ValueError: if the saved iterate's shapes are not those of `params`, or it is on another mesh.
+            ValueError: if an entry is missing or out of its range, the saved iterate has not the shapes and kinds of
+                dtypes of `params`, or it is on another mesh; nothing is changed then.
         """
-        stored, total = state_dict["iterate"], state_dict["total"]
-        saved, own = [list(t.shape) for t in stored], [list(p.shape) for p in self._params]
-        if saved != own:
-            raise ValueError(f"state_dict's iterate must have the shapes of params, {own}, got {saved}")
-        copies = [placed_like(t.detach(), p).clone() for t, p in zip(stored, self._params, strict=True)]
-        self._stored = copies if total > 0 else None
-        self._total = total
-        self._swapped = state_dict["swapped"]
-        self._generator.set_state(state_dict["generator"].cpu())  # a map_location may have moved it
+        check_keys(state_dict, "total", "iterate", "swapped", "generator")
+        total, swapped = state_dict["total"], state_dict["swapped"]
+        if not (isinstance(total, int | float) and 0 <= total < math.inf):
+            raise ValueError(f"state_dict's total must be a finite number of at least 0, got {total!r}")
+        if not isinstance(swapped, bool) or (swapped and total == 0):
+            raise ValueError(f"state_dict's swapped must be False, or True if total > 0, got {swapped!r}")
+        generator = saved_generator(state_dict, "generator")
+        stored = saved_tensors(state_dict, "iterate", self._params, self._names)
+        self._stored = stored if total > 0 else None
+        self._total, self._swapped = total, swapped
+        self._generator.set_state(generator)
 
 
 @torch.no_grad()

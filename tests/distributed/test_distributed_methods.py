@@ -190,16 +190,19 @@ def estimators(model, ranks):
     }
 
 
-def estimated(name, model, ranks, rank):
-    """Weights and oracle calls after a run whose batches are dealt out to ``ranks`` ranks."""
+def estimated(name, model, ranks, rank, bad=()):
+    """Oracle calls of a run whose batches are dealt out to ``ranks`` ranks; in ``bad`` steps one of rank 0's is nan."""
     estimator = estimators(model, ranks)[name]
     optimizer = sngd.SNGD(model.parameters(), lr=LR)
     x, y = data()
     draws = generator(7)
-    for _ in range(STEPS):
+    for step in range(STEPS):
         size = estimator.next_batch_size
         batch = torch.arange(N) if size is None else torch.randint(N, (size * ranks,), generator=draws)
-        estimator.estimate(lambda i: nn.functional.mse_loss(model(x[i]), y[i]), batch[rank::ranks])
+        seen = x.clone()
+        if step in bad:
+            seen[batch[0]] = torch.nan
+        estimator.estimate(lambda i, x=seen: nn.functional.mse_loss(model(x[i]), y[i]), batch[rank::ranks])
         optimizer.step()
     return estimator.oracle_calls
 
@@ -218,6 +221,57 @@ def estimates_as_alone():
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_estimators_train_as_in_one_process(world_size):
     on_ranks(world_size, estimates_as_alone)
+
+
+def bad_batches_as_alone():
+    ranks, rank = dist.get_world_size(), dist.get_rank()
+    for name in ("spider", "svrg", "scsg"):
+        alone, bad = net(), {0, 7}
+        calls = estimated(name, alone, 1, 0, bad)
+        assert all(p.isfinite().all() for p in alone.parameters())
+        for wrap in WRAPPERS.values():
+            model = wrap(net())
+            assert ranks * estimated(name, model, ranks, rank, bad) == calls
+            assert_equal_weights(model, alone, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_all_ranks_take_an_anchor_after_a_bad_batch(world_size):
+    on_ranks(world_size, bad_batches_as_alone)
+
+
+def bad_shards():
+    model = sharded(net(hidden=8))
+    for bad in range(dist.get_world_size()):
+        spider = Spider(model, anchor_batch_size=4, batch_size=2, period=9)
+        spider.estimate(lambda x: model(x).square().mean(), data()[0][:4])
+        assert spider.next_batch_size == 2
+        if dist.get_rank() == bad:
+            spider._gradient[1].to_local()[0] = torch.inf  # of the first layer's weight
+        spider._note_failure()
+        assert spider.next_batch_size == 4
+
+
+def test_what_one_rank_alone_sees_in_its_shard_all_know():
+    on_ranks(2, bad_shards)
+
+
+def refused_shards():
+    model = sharded(net(hidden=8))
+    spider = Spider(model, anchor_batch_size=4, batch_size=2, period=9)
+    spider.estimate(lambda x: model(x).square().mean(), data()[0][:4])
+    state = spider.state_dict()
+    scale, weight, *others = state["reference"]
+    message = r"^state_dict's reference must have shape \(8, 3\) for parameter 'first.weight', got \(1, 3\)$"
+    for wrong in (weight[:1], torch.ones(1, 3, dtype=weight.dtype)):
+        with pytest.raises(ValueError, match=message):
+            spider.load_state_dict({**state, "reference": [scale, wrong, *others]})
+    spider.load_state_dict({**state, "reference": [whole(t) for t in state["reference"]]})
+    spider.estimate(lambda x: model(x).square().mean(), data()[0][:2])
+
+
+def test_a_sharded_state_of_another_shape_is_refused():
+    on_ranks(2, refused_shards)
 
 
 def estimates_of_tensor_parallel_models():

@@ -229,7 +229,8 @@ def test_clipping_the_gradient_in_place_does_not_reach_the_next_estimate(finite_
         twin = copy.deepcopy(model)
         estimator, draw = estimators(twin)[name], Draw(n)
         for _ in range(3):  # without steps, so that weights stay the same
-            estimator.estimate(lambda batch, twin=twin: twin(torch.ones(len(batch), 4).double()).mean(), draw(5))
+            batch = draw(estimator.next_batch_size)
+            estimator.estimate(lambda batch, twin=twin: twin(torch.ones(len(batch), 4).double()).mean(), batch)
             gradients.append(filled(twin))
             if clip:
                 nn.utils.clip_grad_norm_(twin.parameters(), 1e-9)

@@ -118,6 +118,45 @@ def test_takes_over_a_state_dict_of_the_wrapped_optimizer():
     assert torch.equal(optimizer.state[w]["momentum_buffer"], alone.state[w]["momentum_buffer"])
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": -1}, "state_dict's perturbed's steps must be a whole number of at least 0, got -1"),
+        ({"steps": 1.5}, "state_dict's perturbed's steps must be a whole number of at least 0, got 1.5"),
+        ({"steps": None}, "state_dict's perturbed's steps must be a whole number of at least 0, got None"),
+        (
+            {"generator": "00ff"},
+            "state_dict's perturbed's generator must be a uint8 tensor of shape (5056,), got torch.uint8 of shape (2,)",
+        ),
+        (
+            {"generator": "no digits"},
+            "state_dict's perturbed's generator must be a generator's state in hexadecimal digits",
+        ),
+    ],
+)
+def test_a_broken_state_is_refused_and_changes_nothing(change, message):
+    w = weights()
+    optimizer = Perturbed(SNGD([w], lr=0.1, momentum=0.9), 0.1, 2, generator())
+    steps(optimizer, w, 3)
+    state = copy.deepcopy(optimizer.state_dict())
+    before = repr(optimizer.state_dict())
+    first = state["param_groups"][0]
+    first["lr"], first["perturbed"] = 7.0, {**first["perturbed"], **change}
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        optimizer.load_state_dict(state)
+    assert repr(optimizer.state_dict()) == before
+
+
+@pytest.mark.parametrize("key", ["steps", "generator"])
+def test_a_state_that_lacks_an_entry_is_refused(key):
+    w = weights()
+    optimizer = Perturbed(SNGD([w], lr=0.1), 0.1, 2, generator())
+    state = copy.deepcopy(optimizer.state_dict())
+    del state["param_groups"][0]["perturbed"][key]
+    with pytest.raises(ValueError, match=f"^state_dict's perturbed lacks '{key}'$"):
+        optimizer.load_state_dict(state)
+
+
 def test_hooks_run_around_the_perturbed_step_and_its_state_dict():
     w = nn.Parameter(torch.zeros(2))
     w.grad = torch.ones(2)

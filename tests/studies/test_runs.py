@@ -28,6 +28,14 @@ def test_without_a_label_the_method_names_the_arm(tmp_path):
     assert read_run(write_run(tmp_path / "a", "sngd", config={"label": None})).label == "sngd"
 
 
+def test_runs_older_than_a_parameter_are_of_one_arm_with_those_that_say_what_it_was(tmp_path):
+    for seed, params in enumerate([{}, {"chunk_size": 512}]):
+        write_run(tmp_path / str(seed), "gd", seed, config={"params": params})
+    assert list(read_study(tmp_path).arms) == ["gd"]
+    write_run(tmp_path / "2", "gd", 2, config={"params": {"chunk_size": 64}})
+    assert list(read_study(tmp_path).arms) == ['gd params={"chunk_size": 512}', 'gd params={"chunk_size": 64}']
+
+
 def test_unfinished_and_diverged_runs(tmp_path):
     cut = read_run(write_run(tmp_path / "cut", stop=3))
     assert (cut.finished, cut.diverged, len(cut.rows)) == (False, False, 4)

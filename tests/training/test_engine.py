@@ -204,6 +204,26 @@ def test_a_folder_with_a_run_is_not_written_over(tmp_path, tiny):
     assert rows(tmp_path)[0]["lr"] == 0.1
 
 
+@pytest.mark.parametrize("method", ["gd", "spider-sfo", "svrg", "scsg"])
+def test_a_run_that_is_older_than_a_parameter_goes_on(tmp_path, tiny, method):
+    """Its config.json says nothing of the chunks of 512 that it had."""
+    config, count = replace(CONFIG, method=method, epochs=10), iter(range(1, 100))
+    train(config, tmp_path / "whole", problem=tiny)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", problem=tiny, should_stop=lambda: next(count) == 3)
+    path = tmp_path / "run" / "config.json"
+    content = json.loads(path.read_text())
+    assert content["params"].pop("chunk_size") == 512
+    path.write_text(json.dumps(content))
+    message = "cannot resume with other settings: params is {'chunk_size': 512"
+    with pytest.raises(ValueError, match=message):
+        train(replace(config, params={"chunk_size": 100}), tmp_path / "run", problem=tiny, resume=True)
+    for params in ({}, {"chunk_size": 512}):
+        last = train(replace(config, params=params), tmp_path / "run", problem=tiny, resume=True)
+    seconds = {"seconds": last["seconds"]}
+    assert {**rows(tmp_path / "whole")[-1], **seconds} == {**rows(tmp_path / "run")[-1], **seconds}
+
+
 def test_a_batch_larger_than_the_data_is_refused(tmp_path, tiny):
     with pytest.raises(ValueError, match="batch_size must be at most n = 60, got 61"):
         train(replace(CONFIG, batch_size=61), tmp_path, problem=tiny)

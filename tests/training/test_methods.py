@@ -13,6 +13,7 @@ from reference import methods as naive
 from reference.training import generator
 from sngd.training import METHODS, RunConfig, train
 from sngd.training.methods import check_parameters, find_method, parameter_values
+from sngd.training.run_folder import RunFolder
 
 N, B_LARGE, B, M, STEPS, LR, SEED = 60, 24, 4, 3, 9, 0.05, 3
 CONFIG = RunConfig("plain", "sgd", lr=LR, batch_size=B, epochs=1000, threads=1, seed=SEED)
@@ -170,6 +171,21 @@ def test_reductions(tmp_path, plain, one, other):
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-9, atol=1e-12)
 
 
+def test_the_chunk_size_is_a_parameter_that_a_run_stores_and_keeps(tmp_path, tiny):
+    """On a problem with BatchNorm it changes the run, unless it holds the whole batch."""
+    for method in ("gd", "spider-sfo", "svrg", "scsg"):
+        ends = {}
+        for chunk in (7, 60, 512):
+            config = replace(CONFIG, method=method, params={"chunk_size": chunk}, epochs=3)
+            train(config, tmp_path / method / str(chunk), problem=tiny)
+            assert RunFolder(tmp_path / method / str(chunk)).read_config()["params"]["chunk_size"] == chunk
+            checkpoint = torch.load(tmp_path / method / str(chunk) / "checkpoint.pt", weights_only=True)
+            ends[chunk] = torch.cat([w.flatten().double() for w in checkpoint["model"].values()])
+        assert torch.equal(ends[60], ends[512])
+        assert not torch.allclose(ends[7], ends[60])
+    assert not any(p.name == "chunk_size" for p in METHODS["natasha2"].parameters)  # which takes anchors whole
+
+
 # --- the table
 
 
@@ -187,6 +203,7 @@ def test_defaults_follow_the_paper():
     assert parameter_values(METHODS["spider-sfo"], {}, 32, 60_000) == {
         "anchor_batch_size": 1024,
         "period": 16,  # B/(2b)
+        "chunk_size": 512,
         "max_scale": 1.0,
     }
     given = parameter_values(METHODS["spider-sfo"], {"anchor_batch_size": 256}, 32, 60_000)
@@ -214,6 +231,7 @@ def test_wrong_parameters_are_named(method, given, message):
     ("method", "given", "message"),
     [
         ("spider-sfo", {"period": 2.5}, "period must be a whole number, got 2.5"),
+        ("spider-sfo", {"chunk_size": 0}, "chunk_size must be a whole number of at least 1, got 0"),
         ("spider-sfo", {"period": 0}, "period must be a whole number of at least 1, got 0"),
         ("sngm", {"momentum": 1.0}, r"momentum must lie in \[0, 1\), got 1.0"),
         ("saddle-ngd", {"std": -1.0}, "std must be finite and at least 0, got -1.0"),

@@ -366,6 +366,72 @@ def test_later_steps_do_not_change_a_state_dict():
     assert in_epoch > 10
 
 
+def at(kind):
+    """A Natasha2 in an epoch, or in a search, and its model."""
+    model = network()
+    natasha, stream = Natasha2(model, **ARGUMENTS, generator=generator(0)), Stream(network_data(), 0)
+    while (natasha.state_dict()[kind]) is None:
+        run(natasha, squared_error(model), stream, 1)
+    return natasha, model, stream
+
+
+def refused(natasha, state, message):
+    before = repr(natasha.state_dict())
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        natasha.load_state_dict(state)
+    assert repr(natasha.state_dict()) == before
+
+
+def test_a_state_that_does_not_fit_is_refused_and_changes_nothing():
+    natasha, _, _ = at("epoch")
+    state = copy.deepcopy(natasha.state_dict())
+    for name in ("anchor", "gradient", "start"):
+        weight, last = state["epoch"][name]
+        message = f"state_dict's epoch's {name} must "
+        for tensors, wrong in [
+            ([weight[:, :1], last], "have shape (2, 3) for parameter '0.weight', got (2, 1)"),
+            ([weight], "hold 2 tensors, got 1"),
+            ([weight.long(), last], "be floating-point (torch.float64) for parameter '0.weight', got torch.int64"),
+        ]:
+            refused(natasha, {**state, "epoch": {**state["epoch"], name: tensors}}, message + wrong)
+    for lengths in ([], [0], [5], [1.0], [1] * 4, None):
+        message = "state_dict's epoch's lengths must be a list of 1 to 3 whole numbers from 1 to 4, got "
+        refused(natasha, {**state, "epoch": {**state["epoch"], "lengths": lengths}}, message + repr(lengths))
+    refused(natasha, {**state, "epoch": {}}, "state_dict's epoch lacks 'anchor', 'gradient', 'start', 'lengths'")
+    for key in state:
+        refused(natasha, {k: v for k, v in state.items() if k != key}, f"state_dict lacks '{key}'")
+    for key in ("oracle_calls", "curvature_steps", "search_steps"):
+        refused(natasha, {**state, key: -1}, f"state_dict's {key} must be a whole number ")
+    refused(natasha, {**state, "generator": torch.zeros(2)}, "state_dict's generator must be a uint8 tensor")
+
+
+def test_a_direction_that_does_not_fit_is_refused():
+    natasha, _, _ = at("direction")
+    state = copy.deepcopy(natasha.state_dict())
+    weight, last = state["direction"]
+    message = "state_dict's direction must have shape (2, 3) for parameter '0.weight', got (1, 3)"
+    refused(natasha, {**state, "direction": [weight[:1], last]}, message)
+    message = "state_dict's direction must be there if search_steps = "
+    refused(natasha, {**state, "direction": None}, message)
+    refused(natasha, {**state, "search_steps": 0}, message)
+    refused(natasha, {**state, "search_steps": 8}, "state_dict's search_steps must be a whole number from 0 to 7")
+
+
+@pytest.mark.parametrize("kind", ["epoch", "direction"])
+def test_a_parameter_that_has_changed_is_followed_to_its_dtype_and_refused_in_another_shape(kind):
+    natasha, model, stream = at(kind)
+    model.float()
+    stream.data = tuple(part.float() for part in stream.data)
+    run(natasha, squared_error(model), stream, 1)
+    assert natasha.state_dict()[kind] is not None
+    model[0].weight.data = torch.ones(1, 3)
+    calls, name = natasha.oracle_calls, "anchor" if kind == "epoch" else "direction"
+    message = f"Natasha2's {name} must have shape (1, 3) for parameter '0.weight', got (2, 3)"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        run(natasha, squared_error(model), stream, 1)
+    assert natasha.oracle_calls == calls
+
+
 # --- Arguments
 
 

@@ -5,9 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sngd.estimators.estimator import Batch, Estimator, Loss, check_size
+from sngd.estimators.estimator import Batch, Estimator, Loss, check_chunk_size, check_size, check_size_of
 from sngd.estimators.replay import Chance, at_weights, buffers_kept
-from sngd.sharding import all_local, gradient, local, placed_like
+from sngd.optim.norms import global_norm
+from sngd.sharding import all_local, gradient, local
+from sngd.state import check_keys, fitted, saved_count, saved_tensors
 
 
 class DifferenceEstimator(Estimator):
@@ -17,23 +19,89 @@ class DifferenceEstimator(Estimator):
     comes from torch's generators; BatchNorm's running statistics end as if only the one at the present weights had
     happened.
 
-    The reference and the gradient are sharded as the weights are. Memory: two copies of the weights beside ``p.grad``.
+    A gradient that is not finite is not built on: ``p.grad`` is what came out, so that an optimizer can skip the step
+    as it would for a mini-batch, and the next estimate is an anchor. The calls made are counted all the same.
+    A gradient is finite if its global norm is, in a distributed run that of all ranks, so that all take the anchor
+    together. Whether it is must be known on the host when ``age``, ``next_batch_size``, ``next_cost`` or
+    ``state_dict`` is read, or the next estimate begins: there an accelerator is waited for, once an estimate.
+
+    The reference and the gradient are sharded as the weights are, and follow them to another dtype or device. Memory:
+    two copies of the weights beside ``p.grad``.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int, chunk_size: int) -> None:
+    _anchor_argument = "anchor_batch_size"  # the constructor's name for the size of an anchor
+
+    def __init__(
+        self, model: nn.Module, anchor_batch_size: int, batch_size: int, period: int, chunk_size: int | None
+    ) -> None:
         super().__init__(model)
+        self.anchor_batch_size = check_size(self._anchor_argument, anchor_batch_size)
         self.batch_size = check_size("batch_size", batch_size)
-        self.chunk_size = check_size("chunk_size", chunk_size)
-        self.age = 0  # steps since the anchor; 0: the next estimate is an anchor
+        self.period = check_size("period", period)
+        self.chunk_size = check_chunk_size(chunk_size)
+        self._age = 0
+        self._failed: Tensor | None = None  # 0-d bool, where the parameters are: what is built on is not finite
         self._reference = [torch.zeros_like(p, requires_grad=False) for p in self.params]
         self._gradient = [torch.zeros_like(p, requires_grad=False) for p in self.params]
 
-    def _take_gradient(self, loss: Loss, batch: Batch) -> Tensor:
+    @property
+    def age(self) -> int:
+        """Steps since the anchor; 0: the next estimate is an anchor."""
+        if self._age > 0 and self._failed is not None and self._failed.item():
+            self._age = 0
+        self._failed = None  # asked once
+        return self._age
+
+    @property
+    def next_cost(self) -> int:
+        return self.anchor_batch_size if self.age == 0 else 2 * self.batch_size
+
+    @property
+    def mean_cost(self) -> float:
+        return (self.anchor_batch_size + 2 * self.batch_size * (self._mean_period - 1)) / self._mean_period
+
+    @property
+    def _mean_period(self) -> float:
+        return self.period
+
+    def estimate(self, loss: Loss, batch: Batch) -> Tensor:
+        """Set ``p.grad`` to the estimate at the present weights; see ``Estimator.estimate``.
+
+        Raises:
+            ValueError: the batch has not ``next_batch_size`` samples, or a parameter has another shape than before.
+        """
+        self._check_batch(batch)
+        self._fit_params()
+        value = self._anchor(loss, batch) if self.age == 0 else self._build(loss, batch)
+        self._age = (self._age + 1) % self.period
+        return value
+
+    def _check_batch(self, batch: Batch) -> None:
+        if self.age == 0:
+            check_size_of(batch, self._anchor_argument, self.anchor_batch_size, ", as this estimate is an anchor")
+        else:
+            advice = "; a DataLoader leaves out a short last batch with drop_last=True"
+            check_size_of(batch, "batch_size", self.batch_size, advice=advice)
+
+    def _fit_params(self) -> None:
+        """The parameters may have been converted meanwhile, by ``model.double()`` for example."""
+        name = type(self).__name__
+        reference = fitted(f"{name}'s reference", self._reference, self.params, self._names)
+        self._gradient = fitted(f"{name}'s gradient", self._gradient, self.params, self._names)
+        self._reference = reference
+
+    def _anchor(self, loss: Loss, batch: Batch) -> Tensor:
         """Evaluate at the present weights: they become the reference, the gradient what is built on."""
         value = self._backward(loss, batch, self.chunk_size)
         torch._foreach_copy_(all_local(self._gradient), self._gradients())
         self._move_reference()
+        self._set_grad()
+        self._note_failure()
         return value
+
+    def _build(self, loss: Loss, batch: Batch) -> Tensor:
+        """Set ``p.grad`` to the estimate between anchors."""
+        raise NotImplementedError
 
     def _difference(self, loss: Loss, batch: Batch) -> tuple[Tensor, list[Tensor]]:
         """Loss at the present weights, and this rank's part of ∇f_I(w) − ∇f_I(w_ref)."""
@@ -56,13 +124,20 @@ class DifferenceEstimator(Estimator):
         for param, value in zip(self.params, self._gradient, strict=True):
             param.grad = value.clone()
 
+    def _note_failure(self) -> None:
+        """Find out whether the gradient to build on is finite, and leave the answer on the device until it is asked."""
+        self._failed = ~global_norm([torch.view_as_real(g) if g.is_complex() else g for g in self._gradient]).isfinite()
+
     def state_dict(self) -> dict[str, Any]:
         own = {"age": self.age, "reference": self._reference, "gradient": self._gradient}
         return {**super().state_dict(), **own}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._load(state, self.period)
+
+    def _load(self, state: dict[str, Any], period: int) -> None:
+        check_keys(state, "age", "reference", "gradient")
+        age = saved_count(state, "age", 0, period - 1)
+        reference, gradient = (saved_tensors(state, k, self.params, self._names) for k in ("reference", "gradient"))
         super().load_state_dict(state)
-        self.age = state["age"]
-        for own, saved in ((self._reference, state["reference"]), (self._gradient, state["gradient"])):
-            for tensor, value in zip(own, saved, strict=True):
-                local(tensor).copy_(local(placed_like(value, tensor)))
+        self._age, self._failed, self._reference, self._gradient = age, None, reference, gradient

@@ -6,6 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from sngd.state import check_keys, saved_count, trainable
+
 Batch = Any  # a tensor, or tensors in tuples, lists and dicts; the first dimension of each counts samples
 Loss = Callable[[Batch], Tensor]  # mean loss over a batch at the model's present weights, a scalar with a graph
 
@@ -29,7 +31,7 @@ class Estimator:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.params, self._names = trainable(model)
         self.oracle_calls = 0
 
     @property
@@ -65,7 +67,13 @@ class Estimator:
         return {"oracle_calls": self.oracle_calls}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.oracle_calls = state["oracle_calls"]
+        """Go on from a saved state; its tensors are copied to the parameters' dtypes, devices and placements.
+
+        Raises:
+            ValueError: an entry is missing, out of its range, or does not fit the model; nothing is changed then.
+        """
+        check_keys(state, "oracle_calls")
+        self.oracle_calls = saved_count(state, "oracle_calls")
 
     def _backward(self, loss: Loss, batch: Batch, chunk_size: int | None = None) -> Tensor:
         """Set ``p.grad`` to the mean gradient over ``batch``, evaluated in chunks if it is larger than one."""
@@ -90,6 +98,17 @@ def check_size(name: str, value: int) -> int:
     if value != int(value) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
     return int(value)
+
+
+def check_chunk_size(value: int | None) -> int | None:
+    """``value`` as an int, or None as it is; ValueError if it is no whole number of at least 1."""
+    return None if value is None else check_size("chunk_size", value)
+
+
+def check_size_of(batch: Batch, name: str, size: int, advice: str = "") -> None:
+    """ValueError if a batch has not the ``size`` samples that the argument ``name`` promised."""
+    if size_of(batch) != size:
+        raise ValueError(f"batch must have {name} = {size} samples, got {size_of(batch)}{advice}")
 
 
 def size_of(batch: Batch) -> int:

@@ -2,11 +2,11 @@
 
 from torch import Tensor, nn
 
-from sngd.estimators.estimator import Batch, Estimator, Loss, check_size
+from sngd.estimators.estimator import Batch, Estimator, Loss, check_chunk_size, check_size, check_size_of
 
 
 class MiniBatch(Estimator):
-    """g = (1/b) Σ ∇f(w; a) over the batch: ``batch_size`` oracle calls.
+    """g = (1/b) Σ ∇f(w; a) over the batch: ``batch_size`` oracle calls, or fewer for a short last batch.
 
     Args:
         model: its trainable parameters' ``.grad`` is filled.
@@ -33,21 +33,24 @@ class MiniBatch(Estimator):
 
 
 class Full(Estimator):
-    """g = ∇F(w) over all ``n`` samples, in chunks so that it fits in memory: ``n`` oracle calls.
+    """g = ∇F(w) over all ``n`` samples, at once or in chunks: ``n`` oracle calls.
 
     Args:
         model: its trainable parameters' ``.grad`` is filled.
         n: number of samples, ≥ 1.
-        chunk_size: samples evaluated at a time, ≥ 1. BatchNorm in training mode normalizes each chunk by itself.
+        chunk_size: samples evaluated at a time, ≥ 1; None: all at once. Chunks take less memory and give the same
+            gradient up to rounding, unless the model mixes samples: BatchNorm in training mode normalizes each chunk by
+            itself, which gives another gradient (2 % away on a ResNet8 with chunks of 512 of 2048 samples), and updates
+            its running statistics once a chunk.
 
     Raises:
         ValueError: n or chunk_size is no whole number of at least 1.
     """
 
-    def __init__(self, model: nn.Module, n: int, chunk_size: int = 512) -> None:
+    def __init__(self, model: nn.Module, n: int, chunk_size: int | None = None) -> None:
         super().__init__(model)
         self.n = check_size("n", n)
-        self.chunk_size = check_size("chunk_size", chunk_size)
+        self.chunk_size = check_chunk_size(chunk_size)
 
     @property
     def next_batch_size(self) -> None:
@@ -58,4 +61,5 @@ class Full(Estimator):
         return self.n
 
     def estimate(self, loss: Loss, batch: Batch) -> Tensor:
+        check_size_of(batch, "n", self.n)
         return self._backward(loss, batch, self.chunk_size)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from sngd.estimators.difference import DifferenceEstimator
-from sngd.estimators.estimator import Batch, Loss, check_size
+from sngd.estimators.estimator import Batch, Loss
 from sngd.sharding import all_local
 
 
@@ -15,43 +15,32 @@ class Spider(DifferenceEstimator):
     both points are the same, so the difference is zero and is neither evaluated nor counted. The variance grows with
     the steps taken, E‖μ_m − ∇F(w_m)‖² ≤ M α² L²/b + σ²/B for steps of length α (eq. 15).
 
+    After an estimate that is not finite the next one is an anchor, and a new period begins.
+
     Args:
         model: its trainable parameters' ``.grad`` is filled.
         anchor_batch_size: B ≥ 1.
         batch_size: b ≥ 1.
         period: M ≥ 1 steps between anchors; the paper's experiments have M = B/(2b).
-        chunk_size: anchor samples evaluated at a time.
+        chunk_size: samples of an anchor evaluated at a time, ≥ 1; None: all at once. ``Full`` says what chunks change.
 
     Raises:
         ValueError: a size is no whole number of at least 1.
     """
 
     def __init__(
-        self, model: nn.Module, *, anchor_batch_size: int, batch_size: int, period: int, chunk_size: int = 512
+        self, model: nn.Module, *, anchor_batch_size: int, batch_size: int, period: int, chunk_size: int | None = None
     ) -> None:
-        super().__init__(model, batch_size, chunk_size)
-        self.anchor_batch_size = check_size("anchor_batch_size", anchor_batch_size)
-        self.period = check_size("period", period)
+        super().__init__(model, anchor_batch_size, batch_size, period, chunk_size)
 
     @property
     def next_batch_size(self) -> int:
         return self.anchor_batch_size if self.age == 0 else self.batch_size
 
-    @property
-    def next_cost(self) -> int:
-        return self.anchor_batch_size if self.age == 0 else 2 * self.batch_size
-
-    @property
-    def mean_cost(self) -> float:
-        return (self.anchor_batch_size + 2 * self.batch_size * (self.period - 1)) / self.period
-
-    def estimate(self, loss: Loss, batch: Batch) -> Tensor:
-        if self.age == 0:
-            value = self._take_gradient(loss, batch)
-        else:
-            value, difference = self._difference(loss, batch)
-            torch._foreach_add_(all_local(self._gradient), difference)
-            self._move_reference()
+    def _build(self, loss: Loss, batch: Batch) -> Tensor:
+        value, difference = self._difference(loss, batch)
+        torch._foreach_add_(all_local(self._gradient), difference)
+        self._move_reference()
         self._set_grad()
-        self.age = (self.age + 1) % self.period
+        self._note_failure()
         return value

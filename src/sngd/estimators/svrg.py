@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from sngd.estimators.difference import DifferenceEstimator
-from sngd.estimators.estimator import Batch, Loss, check_size
+from sngd.estimators.estimator import Batch, Loss
 from sngd.sharding import all_local, own_generator
+from sngd.state import check_keys, saved_count, saved_generator
 
 
 class SVRG(DifferenceEstimator):
@@ -16,47 +17,35 @@ class SVRG(DifferenceEstimator):
     A period costs n + 2b(M − 1) oracle calls: at the anchor itself the difference is zero, neither evaluated nor
     counted.
 
+    After an anchor whose gradient is not finite the next estimate is an anchor again. A mini-batch whose gradient is
+    not finite spoils its own step alone: the anchor stays.
+
     Args:
         model: its trainable parameters' ``.grad`` is filled.
         n: number of samples; an anchor takes them all.
         batch_size: b ≥ 1.
         period: M ≥ 1 steps between anchors.
-        chunk_size: anchor samples evaluated at a time.
+        chunk_size: samples of an anchor evaluated at a time, ≥ 1; None: all at once. ``Full`` says what chunks change.
 
     Raises:
         ValueError: a size is no whole number of at least 1.
     """
 
-    def __init__(self, model: nn.Module, *, n: int, batch_size: int, period: int, chunk_size: int = 512) -> None:
-        super().__init__(model, batch_size, chunk_size)
-        self.anchor_cost = check_size("n", n)
-        self.period = check_size("period", period)
+    _anchor_argument = "n"
+
+    def __init__(
+        self, model: nn.Module, *, n: int, batch_size: int, period: int, chunk_size: int | None = None
+    ) -> None:
+        super().__init__(model, n, batch_size, period, chunk_size)
 
     @property
     def next_batch_size(self) -> int | None:
         return None if self.age == 0 else self.batch_size
 
-    @property
-    def next_cost(self) -> int:
-        return self.anchor_cost if self.age == 0 else 2 * self.batch_size
-
-    @property
-    def mean_cost(self) -> float:
-        return (self.anchor_cost + 2 * self.batch_size * (self._mean_period - 1)) / self._mean_period
-
-    @property
-    def _mean_period(self) -> float:
-        return self.period
-
-    def estimate(self, loss: Loss, batch: Batch) -> Tensor:
-        if self.age == 0:
-            value = self._take_gradient(loss, batch)
-            self._set_grad()
-        else:
-            value, difference = self._difference(loss, batch)
-            self._set_grad()
-            torch._foreach_add_(all_local(p.grad for p in self.params if p.grad is not None), difference)
-        self.age = (self.age + 1) % self.period
+    def _build(self, loss: Loss, batch: Batch) -> Tensor:
+        value, difference = self._difference(loss, batch)
+        self._set_grad()
+        torch._foreach_add_(all_local(p.grad for p in self.params if p.grad is not None), difference)
         return value
 
 
@@ -72,11 +61,13 @@ class SCSG(SVRG):
         batch_size: b ≥ 1.
         generator: CPU generator of the periods; in a distributed run in the same state on all ranks. Default: one of
             its own, seeded from torch's global one, or from rank 0's, so that all ranks must make one.
-        chunk_size: anchor samples evaluated at a time.
+        chunk_size: samples of an anchor evaluated at a time, ≥ 1; None: all at once. ``Full`` says what chunks change.
 
     Raises:
         ValueError: a size is no whole number of at least 1, or B < b.
     """
+
+    _anchor_argument = "anchor_batch_size"
 
     def __init__(
         self,
@@ -85,29 +76,29 @@ class SCSG(SVRG):
         anchor_batch_size: int,
         batch_size: int,
         generator: torch.Generator | None = None,
-        chunk_size: int = 512,
+        chunk_size: int | None = None,
     ) -> None:
-        size = check_size("anchor_batch_size", anchor_batch_size)
-        super().__init__(model, n=size, batch_size=batch_size, period=1, chunk_size=chunk_size)
-        if size < self.batch_size:
-            raise ValueError(f"anchor_batch_size must be at least batch_size = {self.batch_size}, got {size}")
+        super().__init__(model, n=anchor_batch_size, batch_size=batch_size, period=1, chunk_size=chunk_size)
+        if self.anchor_batch_size < self.batch_size:
+            raise ValueError(
+                f"anchor_batch_size must be at least batch_size = {self.batch_size}, got {anchor_batch_size}"
+            )
         self.generator = generator or own_generator(self.params)
 
     @property
     def next_batch_size(self) -> int:
-        return self.anchor_cost if self.age == 0 else self.batch_size
+        return self.anchor_batch_size if self.age == 0 else self.batch_size
 
-    def estimate(self, loss: Loss, batch: Batch) -> Tensor:
-        if self.age == 0:
-            self.period = self._draw_period()
-        return super().estimate(loss, batch)
+    def _anchor(self, loss: Loss, batch: Batch) -> Tensor:
+        self.period = self._draw_period()
+        return super()._anchor(loss, batch)
 
     @property
     def _mean_period(self) -> float:
-        return self.anchor_cost / self.batch_size
+        return self.anchor_batch_size / self.batch_size
 
     def _draw_period(self) -> int:
-        chance = self.batch_size / self.anchor_cost  # of each step to be the period's last
+        chance = self.batch_size / self.anchor_batch_size  # of each step to be the period's last
         if chance == 1:
             return 1
         return int(torch.empty((), dtype=torch.float64).geometric_(chance, generator=self.generator))
@@ -116,6 +107,8 @@ class SCSG(SVRG):
         return {**super().state_dict(), "period": self.period, "generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.period = state["period"]
-        self.generator.set_state(state["generator"].cpu())
+        check_keys(state, "period", "generator")
+        period, generator = saved_count(state, "period", 1), saved_generator(state, "generator")
+        self._load(state, period)
+        self.period = period
+        self.generator.set_state(generator)

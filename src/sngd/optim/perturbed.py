@@ -5,11 +5,13 @@ from math import isfinite
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.optim import Optimizer
 
 from sngd.optim.norms import global_norm
 from sngd.optim.sngd import is_zero
 from sngd.sharding import gradient, local, own_generator, placed_like, refuse_flat_shards
+from sngd.state import check_keys, saved_count, saved_generator
 
 _SHARED = (
     "param_groups",
@@ -111,14 +113,20 @@ class Perturbed(Optimizer):
         return {**state, "param_groups": [{**first, "perturbed": own}, *others]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` returned; one without ``perturbed`` (the wrapped optimizer's) leaves the noise."""
+        """Load what ``state_dict`` returned; one without ``perturbed`` (the wrapped optimizer's) leaves the noise.
+
+        Raises:
+            ValueError: the saved steps or generator are missing or out of range; nothing is changed then.
+        """
+        check_keys(state_dict, "param_groups")
         first, *others = state_dict["param_groups"]
         wrapped = {name: value for name, value in first.items() if name != "perturbed"}
+        saved = _saved_noise(own) if (own := first.get("perturbed")) else None
         self.optimizer.load_state_dict({**state_dict, "param_groups": [wrapped, *others]})
         self._share()
-        if own := first.get("perturbed"):
-            self.steps = own["steps"]
-            self.generator.set_state(torch.tensor(list(bytes.fromhex(own["generator"])), dtype=torch.uint8))
+        if saved is not None:
+            self.steps = saved[0]
+            self.generator.set_state(saved[1])
 
     def __getstate__(self) -> dict[str, Any]:
         names = "defaults", "optimizer", "std", "every", "generator", "steps"
@@ -127,3 +135,15 @@ class Perturbed(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._share()
+
+
+def _saved_noise(own: Any) -> tuple[int, Tensor]:
+    """Step count and generator's state of a state dict, checked."""
+    what = "state_dict's perturbed"
+    check_keys(own, "steps", "generator", what=what)
+    try:
+        content = list(bytes.fromhex(own["generator"]))
+    except (TypeError, ValueError):
+        raise ValueError(f"{what}'s generator must be a generator's state in hexadecimal digits") from None
+    state = {"generator": torch.tensor(content, dtype=torch.uint8)}
+    return saved_count(own, "steps", what=what), saved_generator(state, "generator", what=what)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from sngd.training.methods import recorded_parameters
 from sngd.training.run_folder import is_set_aside, read_json
 
 Row = dict[str, Any]
@@ -230,7 +231,10 @@ def _split(label: str, runs: list[Run]) -> dict[str, list[Run]]:
     """Runs that share a label by the settings in which they differ: {'sngd lr=0.1': […], 'sngd lr=0.5': […]}."""
 
     def setting(run: Run, key: str) -> str:
-        return json.dumps(run.config.get(key, _EARLIER.get(key)), sort_keys=True)
+        stored = run.config.get(key, _EARLIER.get(key))
+        if key == "params":
+            stored = recorded_parameters(str(run.config.get("method")), stored or {})
+        return json.dumps(stored, sort_keys=True)
 
     differing = [key for key in _ARM_SETTINGS if len({setting(run, key) for run in runs}) > 1]
     arms: dict[str, list[Run]] = {}

@@ -186,7 +186,8 @@ class _Run:
 def _spider_errors(case: Case, lr: float, periods: int, seed: int) -> dict[str, float]:
     run = _Run(case, lr, seed)
     _, _, _, anchor_batch_size, batch_size, period = case
-    spider = Spider(run.model, anchor_batch_size=anchor_batch_size, batch_size=batch_size, period=period)
+    sizes = {"anchor_batch_size": anchor_batch_size, "batch_size": batch_size, "period": period}
+    spider = Spider(run.model, **sizes, chunk_size=512)  # the sums that the committed measurements were made with
     beside = MiniBatch(run.model, batch_size)
     at_anchor = torch.zeros(())
     errors: dict[str, list[float]] = {"spider": [], "anchor": [], "drift": [], "beside": []}

@@ -18,7 +18,7 @@ from sngd.problems import Problem, load_problem
 from sngd.problems.problem import Samples
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
-from sngd.training.methods import Setting, find_method
+from sngd.training.methods import Setting, find_method, recorded_parameters
 from sngd.training.plans import build_plan
 from sngd.training.ranks import ALONE, Forward, Ranks, on_all_ranks
 from sngd.training.run_folder import RunFolder
@@ -150,10 +150,11 @@ def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
         known = RunConfig.from_json(stored)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{files.path / 'config.json'}: {error}") from None
+    known = replace(known, params=recorded_parameters(known.method, known.params))
     given = {key: value for key, value in config.to_json().items() if key in stored and value is not None}
     given["params"] = {**known.params, **config.params}
-    wanted = replace(known, **given).resolved().to_json()
-    differing = [f"{key} is {stored[key]}, not {wanted[key]}" for key in stored if stored[key] != wanted[key]]
+    wanted, settings = replace(known, **given).resolved().to_json(), known.to_json()
+    differing = [f"{key} is {settings[key]}, not {wanted[key]}" for key in stored if settings[key] != wanted[key]]
     if differing:
         raise ValueError(f"{files.path}: cannot resume with other settings: {'; '.join(differing)}")
     return known

@@ -81,26 +81,36 @@ PERIOD = Parameter(
     "period", "M", "steps between anchors", lambda b, _n, v: max(1, v["anchor_batch_size"] // (2 * b)), "B/(2b)"
 )
 PASS = Parameter("period", "M", "steps between anchors", lambda b, n, _: max(1, n // b), "n/b")
+CHUNK = Parameter(
+    "chunk_size",
+    "C",
+    "samples of a full or anchor batch at a time; BatchNorm normalizes each such chunk by itself",
+    512,
+)
 CAP = Parameter("max_scale", "β", "cap on α/‖g‖", 1.0)
 MOMENTUM = Parameter("momentum", "β", "momentum", 0.9)
 STD = Parameter("std", "σ_ξ", "standard deviation of the noise's entries", 0.01)
 EVERY = Parameter("every", "q", "steps between perturbations", 10)
 
 MINIBATCH = Estimate("g = (1/b) Σ ∇f(w; a)", "b", lambda s: MiniBatch(s.model, s.batch_size))
-FULL = Estimate("g = ∇F(w)", "n", lambda s: Full(s.model, s.n))
+FULL = Estimate("g = ∇F(w)", "n", lambda s: Full(s.model, s.n, s.count("chunk_size")), (CHUNK,))
 SPIDER = Estimate(
     "g ← (1/b) Σ [∇f(w; a) − ∇f(w_prev; a)] + g, anew every M steps from B samples",
     "B at an anchor, else 2b",
     lambda s: Spider(
-        s.model, anchor_batch_size=s.count("anchor_batch_size"), batch_size=s.batch_size, period=s.count("period")
+        s.model,
+        anchor_batch_size=s.count("anchor_batch_size"),
+        batch_size=s.batch_size,
+        period=s.count("period"),
+        chunk_size=s.count("chunk_size"),
     ),
-    (ANCHOR, PERIOD),
+    (ANCHOR, PERIOD, CHUNK),
 )
 ANCHORED = Estimate(
     "g = (1/b) Σ [∇f(w; a) − ∇f(w̃; a)] + ∇F(w̃), w̃ anew every M steps",
     "n at an anchor, else 2b",
-    lambda s: SVRG(s.model, n=s.n, batch_size=s.batch_size, period=s.count("period")),
-    (PASS,),
+    lambda s: SVRG(s.model, n=s.n, batch_size=s.batch_size, period=s.count("period"), chunk_size=s.count("chunk_size")),
+    (PASS, CHUNK),
 )
 ANCHORED_BATCH = Estimate(
     "g = (1/b) Σ [∇f(w; a) − ∇f(w̃; a)] + ∇f_B(w̃), w̃ anew after N steps, N geometric with mean B/b",
@@ -110,8 +120,9 @@ ANCHORED_BATCH = Estimate(
         anchor_batch_size=s.count("anchor_batch_size"),
         batch_size=s.batch_size,
         generator=s.generator("periods"),
+        chunk_size=s.count("chunk_size"),
     ),
-    (ANCHOR,),
+    (ANCHOR, CHUNK),
 )
 
 GRADIENT = StepRule("w ← w − αg", lambda s: torch.optim.SGD(s.params, s.lr, weight_decay=s.weight_decay))
@@ -321,6 +332,15 @@ def check_parameters(method: Method, given: Mapping[str, float]) -> None:
             raise ValueError(f"{name!r} is no parameter of {method.name}, {takes}")
         if not isfinite(value):
             raise ValueError(f"{name} must be a finite number, got {value}")
+
+
+_EARLIER = {"chunk_size": 512}  # what runs had before their config.json said so
+
+
+def recorded_parameters(method: str, params: Mapping[str, float]) -> dict[str, float]:
+    """The ``params`` of a run's config.json, which may be older than some parameters: those get the value they had."""
+    known = {parameter.name for parameter in METHODS[method].parameters} if method in METHODS else set()
+    return {**{name: value for name, value in _EARLIER.items() if name in known}, **params}
 
 
 def parameter_values(method: Method, given: Mapping[str, float], batch_size: int, n: int) -> dict[str, float]:

@@ -53,6 +53,7 @@ from torch.utils._pytree import tree_leaves
 from sngd.estimators.estimator import Batch, Loss, check_size
 from sngd.estimators.replay import Chance, at_weights, buffers_kept
 from sngd.optim.norms import global_norm
+from sngd.state import check_keys, fitted, saved_count, saved_generator, saved_tensors, trainable
 
 # Any constant that makes the private stream differ from the global one, which has drawn the weights.
 _SEED_MIX = 0x5851F42D4C957F2D
@@ -113,7 +114,7 @@ class Natasha2:
         generator: torch.Generator | None = None,
     ) -> None:
         self.model = model
-        self.params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+        self.params, self._names = trainable(model)
         if not self.params:
             raise ValueError("model must have a parameter that requires a gradient, got none")
         self.lr = _check_positive("lr", lr)
@@ -173,13 +174,26 @@ class Natasha2:
 
         Returns:
             The loss of the batch before the action, detached.
+
+        Raises:
+            ValueError: a parameter has another shape than what is kept of it.
         """
+        self._fit_params()
         self.oracle_calls += 2 * len(tree_leaves(batch)[0])
         if self._epoch is not None:
             return self._inner_step(self._epoch, loss, batch)
         if self._search_steps < self.oja_steps:
             return self._search(loss, batch)
         return self._move_or_begin_epoch(loss, batch)
+
+    def _fit_params(self) -> None:
+        """The parameters may have been converted meanwhile, by ``model.double()`` for example."""
+        if self._direction is not None:
+            self._direction = fitted("Natasha2's direction", self._direction, self.params, self._names)
+        if self._epoch is not None:
+            for name in _VECTORS:
+                vector = fitted(f"Natasha2's {name}", getattr(self._epoch, name), self.params, self._names)
+                setattr(self._epoch, name, vector)
 
     def _search(self, loss: Loss, batch: Batch) -> Tensor:
         """One of Oja's iterations: w ← (I + ηA)w / ‖(I + ηA)w‖ with A = ½(I − ∇²f/L)."""
@@ -291,19 +305,33 @@ class Natasha2:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state; tensors are copied to the parameters' devices and dtypes."""
-        self.oracle_calls = state["oracle_calls"]
-        self.curvature_steps = state["curvature_steps"]
-        self._search_steps = state["search_steps"]
-        self._direction = None if state["direction"] is None else self._like_params(state["direction"])
-        self._epoch = None
-        if state["epoch"] is not None:
-            vectors = {name: self._like_params(state["epoch"][name]) for name in ("anchor", "gradient", "start")}
-            self._epoch = _Epoch(**vectors, lengths=list(state["epoch"]["lengths"]))
-        self.generator.set_state(state["generator"].cpu())  # a map_location may have moved it
+        """Go on from a saved state; tensors are copied to the parameters' devices and dtypes.
 
-    def _like_params(self, tensors: list[Tensor]) -> list[Tensor]:
-        return [t.detach().to(p.device, p.dtype, copy=True) for t, p in zip(tensors, self.params, strict=True)]
+        Raises:
+            ValueError: an entry is missing, out of its range, or does not fit the model; nothing is changed then.
+        """
+        check_keys(state, "oracle_calls", "curvature_steps", "search_steps", "direction", "epoch", "generator")
+        calls, moves = saved_count(state, "oracle_calls"), saved_count(state, "curvature_steps")
+        searched = saved_count(state, "search_steps", 0, self.oja_steps)
+        if (state["direction"] is None) != (searched == 0):
+            raise ValueError(f"state_dict's direction must be there if search_steps = {searched} > 0, and only then")
+        direction = saved_tensors(state, "direction", self.params, self._names) if searched else None
+        epoch = None if state["epoch"] is None else self._saved_epoch(state["epoch"])
+        generator = saved_generator(state, "generator")
+        self.oracle_calls, self.curvature_steps, self._search_steps = calls, moves, searched
+        self._direction, self._epoch = direction, epoch
+        self.generator.set_state(generator)
+
+    def _saved_epoch(self, state: Any) -> "_Epoch":
+        what = "state_dict's epoch"
+        check_keys(state, *_VECTORS, "lengths", what=what)
+        lengths = state["lengths"]
+        whole = isinstance(lengths, list) and all(type(n) is int and 0 < n < self.period for n in lengths)
+        if not whole or not 0 < len(lengths) <= self.sub_epochs:
+            allowed = f"1 to {self.sub_epochs} whole numbers from 1 to {self.period - 1}"
+            raise ValueError(f"{what}'s lengths must be a list of {allowed}, got {lengths!r}")
+        vectors = {name: saved_tensors(state, name, self.params, self._names, what) for name in _VECTORS}
+        return _Epoch(**vectors, lengths=list(lengths))
 
 
 @dataclass
@@ -314,6 +342,9 @@ class _Epoch:
     gradient: list[Tensor]  # μ
     start: list[Tensor]  # x̂, where the present sub-epoch began
     lengths: list[int]  # steps to be made in this sub-epoch and in each to come
+
+
+_VECTORS = ("anchor", "gradient", "start")
 
 
 def _check_positive(name: str, value: float) -> float:

@@ -1,0 +1,104 @@
+"""State that is kept beside a model: it must fit the model's tensors, and a saved one is checked before it is taken.
+
+Each check raises a ValueError that names the entry, what is allowed, and what was found. A ``load_state_dict`` makes
+all of its checks first, so that one that fails leaves its object as it was.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sngd.sharding import PLAIN, placed_like
+
+
+def trainable(model: nn.Module) -> tuple[list[Tensor], list[str]]:
+    """The model's parameters that require a gradient, and what errors call them: "parameter '0.weight'"."""
+    named = [(name, param) for name, param in model.named_parameters() if param.requires_grad]
+    return [param for _, param in named], [f"parameter {name!r}" for name, _ in named]
+
+
+def fitted(what: str, tensors: Sequence[Tensor], params: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
+    """``tensors`` with the dtypes, devices and placements of ``params``: those that have them already as they are.
+
+    Args:
+        what: what errors call ``tensors``.
+        tensors: one for each of ``params``, of its shape; floating-point numbers where the parameter has such,
+            complex ones where it is complex, and so on.
+        params: what they must fit.
+        names: what errors call each of ``params``.
+
+    Raises:
+        ValueError: the number of tensors, a shape or the kind of a dtype is another one, or a tensor is a DTensor on
+            another mesh.
+    """
+    if len(tensors) != len(params):
+        raise ValueError(f"{what} must hold {len(params)} tensors, got {len(tensors)}")
+    for tensor, param, name in zip(tensors, params, names, strict=True):
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{what} must hold a tensor for {name}, got {type(tensor).__name__}")
+        if tensor.shape != param.shape:
+            shapes = tuple(param.shape), tuple(tensor.shape)
+            raise ValueError(f"{what} must have shape {shapes[0]} for {name}, got {shapes[1]}")
+        if tensor.dtype != param.dtype and _kind(tensor) != _kind(param):
+            raise ValueError(f"{what} must be {_kind(param)} ({param.dtype}) for {name}, got {tensor.dtype}")
+    return [t if _alike(t, p) else placed_like(t, p) for t, p in zip(tensors, params, strict=True)]
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_complex():
+        return "complex"
+    if tensor.is_floating_point():
+        return "floating-point"
+    return "boolean" if tensor.dtype == torch.bool else "integer"
+
+
+def _alike(tensor: Tensor, param: Tensor) -> bool:
+    """Whether two plain tensors agree in dtype and device: a quick look, for it is taken at every step."""
+    plain = type(tensor) in PLAIN and type(param) in PLAIN
+    return plain and tensor.dtype == param.dtype and tensor.device == param.device
+
+
+def saved_tensors(
+    state: Mapping[str, Any], key: str, params: Sequence[Tensor], names: Sequence[str], what: str = "state_dict"
+) -> list[Tensor]:
+    """Copies of the tensors under ``key``, placed as ``params`` are; see ``fitted`` for what is refused."""
+    return [tensor.detach().clone() for tensor in fitted(f"{what}'s {key}", state[key], params, names)]
+
+
+def check_keys(state: Any, *keys: str, what: str = "state_dict") -> None:
+    """ValueError if ``state`` is no dict that has all ``keys``."""
+    if not isinstance(state, Mapping):
+        raise ValueError(f"{what} must be a dict, got {type(state).__name__}")
+    if missing := [key for key in keys if key not in state]:
+        raise ValueError(f"{what} lacks {', '.join(map(repr, missing))}")
+
+
+def saved_count(
+    state: Mapping[str, Any], key: str, least: int = 0, most: int | None = None, what: str = "state_dict"
+) -> int:
+    """The int under ``key``; ValueError if there is none, or one that is not from ``least`` to ``most``."""
+    value = state[key]
+    if type(value) is not int or value < least or (most is not None and value > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{what}'s {key} must be a whole number {allowed}, got {value!r}")
+    return value
+
+
+def saved_generator(state: Mapping[str, Any], key: str, what: str = "state_dict") -> Tensor:
+    """The state of a CPU generator under ``key``, on the CPU, as a ``map_location`` may have moved it.
+
+    ValueError if no generator takes it.
+    """
+    what, value = f"{what}'s {key}", state[key]
+    length = torch.Generator().get_state().shape
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.shape != length:
+        got = f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{what} must be a uint8 tensor of shape {tuple(length)}, got {got}")
+    moved = value.cpu()
+    try:
+        torch.Generator().set_state(moved)
+    except RuntimeError as error:
+        raise ValueError(f"{what} must be a generator's state: {str(error).splitlines()[0]}") from None
+    return moved
