@@ -316,7 +316,7 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path):
 
 
 @pytest.mark.usefixtures("studies")
-@pytest.mark.parametrize(("content", "reason"), [("{", "not JSON"), ("{}", "has no 'measurements'")])
+@pytest.mark.parametrize(("content", "reason"), [("{", "not JSON"), ("{}", "object missing required field `profile`")])
 def test_a_broken_file_is_named(tmp_path, content, reason):
     path = tmp_path / "relaxed" / "measurements.json"
     path.parent.mkdir()
