@@ -40,7 +40,7 @@ class Declared:
     """What is declared of a value beside its type.
 
     A number is greater than ``gt``, at least ``ge``, at most ``le``; a string is ``one_of`` some; ``length`` is the
-    least and the largest number of entries of a list; ``help`` says what the value means.
+    least and the largest number of entries of a list.
     """
 
     gt: float | None = None
@@ -48,18 +48,11 @@ class Declared:
     le: float | None = None
     one_of: tuple[str, ...] = ()
     length: tuple[int, int] | None = None
-    help: str = ""
 
 
 Count = Annotated[int, Declared(ge=0)]
 Positive = Annotated[float, Declared(gt=0)]
 NonNegative = Annotated[float, Declared(ge=0)]
-
-
-def declared(owner: type, name: str) -> Declared:
-    """What ``owner`` declares of its field ``name``."""
-    marks = get_type_hints(owner, include_extras=True)[name].__metadata__
-    return next(mark for mark in marks if isinstance(mark, Declared))
 
 
 class Malformed(ValueError):
