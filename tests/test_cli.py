@@ -373,7 +373,7 @@ def test_what_cannot_be_reproduced_is_named(sngd, words, message):
 @pytest.mark.parametrize("module", ["sngd", "sngd.training"])
 def test_imports_are_few(module):
     """Everything but torch and numpy is hidden; the library rooms leave the laboratory's unimported."""
-    hidden = ["typer", "rich", "pooch", "sklearn", "scipy", "matplotlib", "plotly", "tqdm", "pandas"]
+    hidden = ["msgspec", "typer", "rich", "pooch", "sklearn", "scipy", "matplotlib", "plotly", "tqdm", "pandas"]
     code = f"""
 import sys
 for name in {hidden!r}: sys.modules[name] = None

@@ -277,9 +277,17 @@ def geometric(rho: float, stages: int, distance: float) -> StagePlan:
 
 
 def _positive(name: str, value: float) -> float:
-    if not hasattr(value, "__float__") or not 0 < float(value) < math.inf:
+    if not hasattr(value, "__float__") or not 0 < _float(value) < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {value!r}")
     return float(value)
+
+
+def _float(value: float) -> float:
+    """Infinite if it is an int that no float can hold."""
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _count(name: str, value: int) -> int:

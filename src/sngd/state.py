@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sngd.sharding import PLAIN, placed_like
+from sngd.sharding import is_plain, placed_like
 
 
 def trainable(model: nn.Module) -> tuple[list[Tensor], list[str]]:
@@ -56,7 +56,7 @@ def _kind(tensor: Tensor) -> str:
 
 def _alike(tensor: Tensor, param: Tensor) -> bool:
     """Whether two plain tensors agree in dtype and device: a quick look, for it is taken at every step."""
-    plain = type(tensor) in PLAIN and type(param) in PLAIN
+    plain = is_plain(tensor) and is_plain(param)
     return plain and tensor.dtype == param.dtype and tensor.device == param.device
 
 

@@ -114,7 +114,8 @@ def write_study(folder: Path, floors: dict[str, float] | None = None, seeds: int
 
 def write_comparison(folder: Path, **content: Any) -> None:
     command = "sngd compare digits-mlp --methods sgd,sngd,s-sngd --seeds 3 --tune"
-    comparison = {"command": command, "problem": "digits-mlp", "epochs": 10, "tuning": None} | content
+    asked = {"command": command, "problem": "digits-mlp", "methods": [], "seeds": [], "epochs": 10, "tuning": None}
+    comparison = asked | content
     (folder / "compare.json").write_text(json.dumps(comparison))
 
 

@@ -4,12 +4,13 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from sngd.studies.parallel import run_all
 from sngd.studies.runs import read_study
 from sngd.studies.task import How, Task, do_task
 from sngd.training import Interrupted, RunConfig, train
-from sngd.training.run_folder import RunFolder
+from sngd.training.run_folder import BrokenRun, RunFolder
 
 PROBLEM = """
 import torch
@@ -39,10 +40,29 @@ def cut_short(path, keep):
     path.write_bytes(path.read_bytes()[:keep])
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
 def halfway(task):
     calls = iter(range(100))
     with pytest.raises(Interrupted):
         train(task.config, task.folder, should_stop=lambda: next(calls) == 12)
+
+
+def change(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def change_line(path, **values):
+    first, *others = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([json.dumps(json.loads(first) | values) + "\n", *others]))
+
+
+def change_checkpoint(run, change):
+    state = torch.load(run / "checkpoint.pt", weights_only=True)
+    change(state)
+    torch.save(state, run / "checkpoint.pt")
 
 
 DAMAGES = {
@@ -56,6 +76,38 @@ DAMAGES = {
     ),
     "garbage config": (lambda run: (run / "config.json").write_bytes(b"\xff\0{garbage"), "config.json: not JSON ("),
     "empty config": (lambda run: (run / "config.json").write_bytes(b""), "config.json: not JSON ("),
+    "wrong type in config": (
+        lambda run: change(run / "config.json", lr="x"),
+        "config.json: expected `float | null`, got `str` - at `$.lr`",
+    ),
+    "wrong type in metrics": (
+        lambda run: change_line(run / "metrics.jsonl", train_loss="x"),
+        "metrics.jsonl, line 1: expected `float | null`, got `str` - at `$.train_loss`",
+    ),
+    "empty mapping as checkpoint": (
+        lambda run: torch.save({}, run / "checkpoint.pt"),
+        "checkpoint.pt: object missing required field `finished`",
+    ),
+    "list as checkpoint": (
+        lambda run: torch.save([1], run / "checkpoint.pt"),
+        "checkpoint.pt: expected `object`, got `array`",
+    ),
+    "checkpoint without rows": (
+        lambda run: change_checkpoint(run, lambda state: state.pop("rows")),
+        "checkpoint.pt: object missing required field `rows`",
+    ),
+    "checkpoint with a wrong type": (
+        lambda run: change_checkpoint(run, lambda state: state.update(rng="x")),
+        "checkpoint.pt: expected `Tensor`, got `str` - at `$.rng`",
+    ),
+    "checkpoint of rows below 0": (
+        lambda run: change_checkpoint(run, lambda state: state.update(rows=-1)),
+        "checkpoint.pt: expected `int` >= 0 - at `$.rows`",
+    ),
+    "folder as checkpoint": (
+        lambda run: (run / "checkpoint.pt").unlink() or (run / "checkpoint.pt").mkdir(),
+        "checkpoint.pt: is a folder, must be a file",
+    ),
     "lost config": (lambda run: (run / "config.json").unlink(), "has a checkpoint and no config.json"),
 }
 
@@ -67,19 +119,50 @@ def test_a_damaged_run_is_set_aside_and_done_anew(tmp_path, task, damage, begin)
     begin(task)
     break_it, reason = DAMAGES[damage]
     break_it(task.folder)
-    broken = {path.name: path.read_bytes() for path in task.folder.iterdir()}
+    broken = contents(task.folder)
 
     row, warnings = do(task)
 
     assert row == whole
     aside = task.folder.with_name("seed-0.broken-1")
-    assert {path.name: path.read_bytes() for path in aside.iterdir()} == broken
+    assert contents(aside) == broken
     (warning,) = warnings
     assert warning.startswith(str(task.folder))
     assert reason in warning
     assert warning.endswith("; set aside as seed-0.broken-1, the run is done anew")
     assert "--overwrite" not in warning
     assert do(task) == (whole, [])
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda state: state.update(model=torch.nn.Linear(5, 2).state_dict()), "size mismatch for weight"),
+        (lambda state: state.update(model=torch.nn.ReLU().state_dict()), "Missing key(s) in state_dict"),
+        (lambda state: state["model"].update(weight=3), "expected torch.Tensor"),
+    ],
+)
+def test_a_checkpoint_of_another_model_is_set_aside(tmp_path, task, change, reason):
+    whole, _ = do(task._replace(folder=tmp_path / "whole"))
+    halfway(task)
+    change_checkpoint(task.folder, change)
+    with pytest.raises(
+        BrokenRun, match=r"checkpoint\.pt: model is not this run's \(.*; start again with --overwrite$"
+    ) as error:
+        train(task.config, task.folder, resume=True)
+    assert reason in str(error.value)
+    assert "\n" not in str(error.value)
+    row, (warning,) = do(task)
+    assert row == whole
+    assert warning.endswith("; set aside as seed-0.broken-1, the run is done anew")
+
+
+def test_a_finished_run_without_its_weights_is_left_alone(task):
+    row, _ = do(task)
+    (task.folder / "checkpoint.pt").unlink()
+    kept = contents(task.folder)
+    assert do(task) == (row, [])
+    assert contents(task.folder) == kept
 
 
 def test_the_next_free_number_is_taken_and_none_is_counted_as_a_run(tmp_path, task):
@@ -102,7 +185,7 @@ def test_a_set_aside_run_can_be_looked_at_by_name(task):
     ("damage", "message"),
     [
         (lambda config: {**config, "lr": 0.5}, "cannot resume with other settings: lr is 0.5, not 0.1"),
-        (lambda config: {**config, "colour": "red"}, "config.json: unknown settings colour"),
+        (lambda config: {**config, "colour": "red"}, "config.json: object contains unknown field `colour`"),
     ],
 )
 def test_other_settings_are_an_error_and_nothing_moves(task, damage, message):

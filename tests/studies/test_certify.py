@@ -372,10 +372,17 @@ def test_a_file_is_shown_as_it_is(copy):
     assert not is_certified(entry, read_study(copy))
 
 
-@pytest.mark.parametrize("content", ['{"certificates": 3}', "{}", '{"certificates": [{"label": "sngd"}]}'])
-def test_a_file_of_another_kind(copy, content):
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"certificates": 3}', "expected `array`, got `int` - at `$.certificates`"),
+        ("{}", "object missing required field `certificates`"),
+        ('{"certificates": [{"label": "sngd"}]}', "object missing required field `theorem` - at `$.certificates[0]`"),
+    ],
+)
+def test_a_file_of_another_kind(copy, content, reason):
     (copy / "certificate.json").write_text(content)
-    with pytest.raises(ValueError, match="must hold a list of certificates") as error:
+    with pytest.raises(ValueError, match=r"certificate\.json: ") as error:
         shown_certificates(read_study(copy))
     path = copy / "certificate.json"
-    assert str(error.value) == f"{path}: must hold a list of certificates, as sngd certify writes it"
+    assert str(error.value) == f"{path}: {reason}"

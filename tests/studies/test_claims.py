@@ -162,7 +162,7 @@ def studies(monkeypatch):
             calls.append(("draw", name, folder.name))
             return [folder / "picture.png"]
 
-        return Figure("C0: nothing", measure, draw)
+        return Figure("C0: nothing", dict, measure, draw)
 
     def judged(*measurements):
         quantities = tuple(at_least("value", m["value"], 1) for m in measurements)
@@ -258,7 +258,7 @@ def test_options_reach_the_figures_made_of_runs(studies, monkeypatch, tmp_path):
     def measure(profile, _out):
         return {"profile": profile, "value": 2.0}
 
-    figure = RunFigure("C0: nothing", run, measure, lambda _measurements, _folder: [])
+    figure = RunFigure("C0: nothing", dict, run, measure, lambda _measurements, _folder: [])
     monkeypatch.setitem(reproduce.FIGURES, "fig4", figure)
     (verdict,) = reproduce_claims(["C6"], "paper", tmp_path, "sngd", jobs=2)
     assert ("run", "paper", {"command": "sngd", "overwrite": False, "jobs": 2}) in studies
@@ -316,7 +316,7 @@ def test_mistakes_are_named_and_nothing_is_written(tmp_path):
 
 
 @pytest.mark.usefixtures("studies")
-@pytest.mark.parametrize(("content", "reason"), [("{", "not JSON"), ("{}", "has no 'measurements'")])
+@pytest.mark.parametrize(("content", "reason"), [("{", "not JSON"), ("{}", "object missing required field `profile`")])
 def test_a_broken_file_is_named(tmp_path, content, reason):
     path = tmp_path / "relaxed" / "measurements.json"
     path.parent.mkdir()

@@ -308,7 +308,8 @@ def test_divergence_and_tuning_are_in_the_legend(tmp_path):
 
 def test_stored_runs_are_measured_anew_and_stored_measurements_suffice(tmp_path):
     fake("fig2", "quick", tmp_path)
-    (tmp_path / "measurements.json").write_text(json.dumps({"profile": "quick", "measurements": {"old": True}}))
+    old = {"figure": "fig2", "profile": "quick", "experiments": {}}
+    (tmp_path / "measurements.json").write_text(json.dumps({"profile": "quick", "measurements": old}))
     reproduce("fig2", "quick", tmp_path, reuse=True)
     stored = json.loads((tmp_path / "measurements.json").read_text())
     assert stored["measurements"] == runs.measure("fig2", "quick", tmp_path)

@@ -56,25 +56,31 @@ def test_a_file_cut_anywhere_is_read_up_to_its_last_complete_row(tmp_path_factor
     assert read_run(path).rows == complete
 
 
-def test_what_is_not_finite_is_no_value(tmp_path):
-    path = write_run(tmp_path / "a", stop=0)
-    (path / "metrics.jsonl").write_text('{"train_loss": NaN, "lr": -Infinity, "grad_norm": 1e999}\n')
-    (row,) = read_run(path).rows
-    assert [value(row, key) for key in ("train_loss", "lr", "grad_norm", "absent")] == [None] * 4
+def test_null_is_no_value(tmp_path):
+    (row,) = read_run(write_run(tmp_path / "a", diverge=0)).rows
+    assert [value(row, key) for key in ("train_loss", "grad_norm", "noise_scale")] == [None] * 3
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
+    ("line", "reason"),
     [
-        (b'{"step": 0}\n{"step": \n{"step": 2}\n', "line 2: not JSON (Expecting value)"),
-        (b'{"step": 0}\n[1]\n', "line 2: must be a JSON object, is list"),
-        (b'{"step": 0}\n\n{"train_loss": "low"}\n', "line 3: train_loss must be a number or null, is 'low'"),
-        (b"\xff\xfe\n{}\n", "line 1: not UTF-8 text"),
+        (b'{"step": \n', "not JSON (Input data was truncated)"),
+        (b"[1]\n", "expected `object`, got `array`"),
+        (b"\n", "not JSON (Input data was truncated)"),
+        (b'{"train_loss": "low"}\n', "expected `float | null`, got `str` - at `$.train_loss`"),
+        (b'{"train_loss": NaN}\n', "not JSON (invalid character (byte 15))"),
+        (b'{"train_loss": 1e999}\n', "number out of range - at `$.train_loss`"),
+        (b'{"train_los": 1}\n', "object contains unknown field `train_los`, did you mean 'train_loss'?"),
+        (b'{"test_accuracy": 1.5}\n', "expected `float` <= 1.0 - at `$.test_accuracy`"),
+        (b'{"step": 1}\n', "object missing required field `epoch`"),
+        (b"\xff\xfe\n", "not JSON (invalid character (byte 0))"),
     ],
 )
-def test_broken_metrics_name_file_and_line(tmp_path, content, reason):
+def test_broken_metrics_name_file_and_line(tmp_path, line, reason):
     path = write_run(tmp_path / "a")
-    (path / "metrics.jsonl").write_bytes(content)
+    lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "metrics.jsonl").write_bytes(b"".join([lines[0], line, *lines[1:]]))
+    reason = f"line 2: {reason}"
     with pytest.raises(ValueError, match="metrics") as error:
         read_run(path)
     assert str(error.value) == f"{path / 'metrics.jsonl'}, {reason}"
@@ -85,7 +91,7 @@ def test_broken_config_names_file_and_line(tmp_path):
     (path / "config.json").write_text('{"seed": 0,\n"lr": }')
     with pytest.raises(ValueError, match="JSON") as error:
         read_study(tmp_path)
-    assert str(error.value) == f"{path / 'config.json'}: not JSON (Expecting value: line 2 column 7 (char 18))"
+    assert str(error.value) == f"{path / 'config.json'}: not JSON (invalid character (byte 18))"
 
 
 def test_a_study_in_the_order_of_its_comparison(tmp_path):
@@ -100,7 +106,7 @@ def test_without_a_comparison_labels_are_sorted(tmp_path):
     for label in ("sngd", "gd"):
         write_run(tmp_path / label, label)
     study = read_study(tmp_path)
-    assert (study.labels, study.tuning, study.comparison) == (["gd", "sngd"], None, {})
+    assert (study.labels, study.tuning, study.comparison) == (["gd", "sngd"], None, None)
 
 
 def test_tuning_runs_are_no_runs_of_the_study(tmp_path):
@@ -157,10 +163,10 @@ def test_no_runs_no_folder(tmp_path):
 
 def test_a_comparison_with_half_a_tuning_is_an_error(tmp_path):
     write_run(tmp_path / "a")
-    write_comparison(tmp_path, tuning={"grid": [0.1]})
+    write_comparison(tmp_path, methods=["sngd"], seeds=[0], tuning={"grid": [0.1]})
     with pytest.raises(ValueError, match="tuning") as error:
         read_study(tmp_path)
-    assert str(error.value) == f"{tmp_path / 'compare.json'}: tuning lacks outcomes, chosen"
+    assert str(error.value) == f"{tmp_path / 'compare.json'}: object missing required field `seed` - at `$.tuning`"
 
 
 def test_interpolate():
@@ -204,7 +210,7 @@ def test_compare_json_says_which_runs_belong_to_the_study(tmp_path):
     write_study(tmp_path, {"sgd": 0.2, "sngd": 0.1}, seeds=2)
     runs = [path.parent.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("config.json"))]
     wanted = [run for run in runs if "runs/sngd" in run] + ["runs/not/begun"]
-    (tmp_path / "compare.json").write_text(json.dumps({"methods": ["sngd"], "runs": wanted}))
+    write_comparison(tmp_path, methods=["sngd"], seeds=[0, 1], runs=wanted)
     assert {label: len(arm) for label, arm in read_study(tmp_path).arms.items()} == {"sngd": 2}
 
 

@@ -1,11 +1,15 @@
 """A run's settings: defaults, checks, and the way to a file and a command line and back."""
 
+import json
 import re
 import shlex
+import subprocess
+import sys
 
 import pytest
 
 from sngd.training import RunConfig
+from sngd.training.config import read_config
 
 
 def test_defaults_are_the_methods():
@@ -16,7 +20,7 @@ def test_defaults_are_the_methods():
 
 def test_survives_json():
     config = RunConfig("digits-mlp", "sgd", lr=0.3, plan="poly:power=2", seed=4).resolved()
-    assert RunConfig.from_json(config.to_json()) == config
+    assert RunConfig(**json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,12 @@ def test_survives_json():
         ({"track": "noise,curvatur"}, "track: unknown quantity 'curvatur', did you mean 'curvature'? must be some of"),
         ({"output": "best"}, "output must be 'last' or 'random', got 'best'"),
         ({"device": "tpu9"}, "device must be 'cpu', 'cuda' or 'cuda:N', got 'tpu9'"),
+        ({"lr": "x"}, "lr must be finite and greater than 0, got 'x'"),
+        ({"lr": 10**400}, "lr must be finite and greater than 0, got 1000"),
+        ({"seed": True}, "seed must be a whole number of at least 0, got True"),
+        ({"seed": 2**70}, "seed must be a whole number of at least 0 below 2**63, got 1180591620717411303424"),
+        ({"grad_norm": 1}, "grad_norm must be True or False, got 1"),
+        ({"method": "adamw", "params": {"beta1": "x"}}, "beta1 must be a finite number, got 'x'"),
         ({"plan": "polly"}, "unknown plan 'polly', did you mean 'poly'?"),
     ],
 )
@@ -44,11 +54,54 @@ def test_mistakes_are_named(settings, message):
         RunConfig(**{"problem": "digits-mlp", "method": "sngd", **settings}).resolved()
 
 
-def test_unknown_and_missing_keys_are_named():
-    with pytest.raises(ValueError, match="unknown settings momentun; known are batch_size"):
-        RunConfig.from_json({"problem": "p", "method": "sgd", "momentun": 1})
-    with pytest.raises(ValueError, match="settings lack method"):
-        RunConfig.from_json({"problem": "p"})
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ('{"method": "sgd"}', "object missing required field `problem`"),
+        (
+            '{"problem": "p", "method": "sgd", "epoch": 1}',
+            "object contains unknown field `epoch`, did you mean 'epochs'?",
+        ),
+        ('{"problem": "p", "method": "sgd", "lr": "x"}', "expected `float | null`, got `str` - at `$.lr`"),
+        ('{"problem": "p", "method": "sgd", "lr": 0}', "expected `float` > 0.0 - at `$.lr`"),
+        ('{"problem": "p", "method": "sgd", "lr": true}', "expected `float | null`, got `bool` - at `$.lr`"),
+        ('{"problem": "p", "method": "sgd", "seed": 1.0}', "expected `int`, got `float` - at `$.seed`"),
+        ('{"problem": "p", "method": "sgd", "seed": 1%s}' % ("0" * 400), "expected `int` <= 9223372036854775807"),
+        ('{"problem": "p", "method": "sgd", "lr": 1%s}' % ("0" * 400), "number out of range - at `$.lr`"),
+        ('{"problem": "p", "method": "sgd", "lr": NaN}', "not JSON (invalid character (byte "),
+        ('{"problem": "p", "method": "sgd", "params": "x"}', "expected `object`, got `str` - at `$.params`"),
+        (
+            '{"problem": "p", "method": "sgd", "params": {"period": 1}}',
+            "'period' is no parameter of sgd, which takes none",
+        ),
+        ('{"problem": "p", "method": "sgd", "plan": []}', "expected `str | null`, got `array` - at `$.plan`"),
+        ("[" * 100_000, "expected `object`, got `array`"),
+        ("", "not JSON (Input data was truncated)"),
+        ("\ufeff{}", "not JSON (invalid character (byte 0))"),
+    ],
+)
+def test_what_is_wrong_in_a_config_file_is_named(tmp_path, content, reason):
+    (path := tmp_path / "config.json").write_text(content, "utf-8")
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {reason}')}"):
+        read_config(path)
+
+
+def test_a_new_run_needs_no_msgspec(tmp_path):
+    code = f"""
+import sys
+sys.modules["msgspec"] = None
+from pathlib import Path
+from sngd.training import RunConfig, train
+config = RunConfig("saddle", "sngd", batch_size=1, epochs=1, plan="[[0.1, 3]]", threads=1)
+train(config, Path({str(tmp_path / "run")!r}))
+try:
+    train(config, Path({str(tmp_path / "run")!r}), resume=True)
+except ValueError as error:
+    print(error)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    needed = f"{tmp_path / 'run' / 'config.json'}: reading it needs the package msgspec: pip install 'sngd[lab]'"
+    assert (result.stdout.strip(), result.stderr) == (needed, "")
 
 
 def test_the_command_repeats_the_run():

@@ -26,8 +26,17 @@ def test_the_run_takes_the_planned_steps_at_the_planned_cost(tmp_path, method):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"method": "sngd", "lr": 1}', "must hold what 'sngd plan METHOD --json' prints, it lacks batch_size, "),
-        ("[]", "must hold a JSON object, holds list"),
+        ('{"method": "sngd", "lr": 1}', "object missing required field `batch_size`"),
+        ("[]", "expected `object`, got `array`"),
+        (
+            '{"method": "sngd", "lr": 1, "batch_size": 1, "oracle_calls": 9, "stages": []}',
+            "expected `array` of length >= 1",
+        ),
+        ('{"method": "sngd", "lr": 1, "batch_size": 0, "oracle_calls": 9}', "expected `int` >= 1 - at `$.batch_size`"),
+        (
+            '{"method": "sngd", "lr": 1, "batch_size": 1, "oracle_calls": 9, "stages": [[0.1, 2.5, 1]]}',
+            "expected `int`, got `float` - at `$.stages[0][1]`",
+        ),
         ("{", "not JSON"),
     ],
 )

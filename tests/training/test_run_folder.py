@@ -15,6 +15,11 @@ import torch
 from sngd.training.run_folder import RunFolder, environment, replace_file
 
 ROW = {"step": 1, "train_loss": 0.5}
+STATE = {
+    "finished": False, "model": {"weight": torch.ones(2)}, "loop": {}, "samples": {}, "augmentation": torch.ones(2),
+    "iterate": None, "tracking_calls": 0, "rng": torch.ones(2), "cuda_rng": None,
+    "steps": 3, "seen": 24, "rows": 1, "evaluations": 1, "seconds": 0.5,
+}  # fmt: skip
 
 
 def begun(path):
@@ -76,7 +81,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch):
 def test_a_broken_checkpoint_is_named(tmp_path):
     folder = begun(tmp_path)
     assert folder.load_checkpoint() is None
-    folder.save_checkpoint({"steps": 3, "weights": torch.ones(2)})
+    folder.save_checkpoint(STATE)
     assert folder.load_checkpoint()["steps"] == 3
     file = folder.path / "checkpoint.pt"
     for content in (file.read_bytes()[:-40], b"", b"nonsense"):
@@ -104,7 +109,7 @@ def test_a_hostile_checkpoint_runs_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"{", "not JSON (Expecting property name"), (b"[1]", "must hold a JSON object, holds list")],
+    [(b"{", "not JSON (Input data was truncated)"), (b"[1]", "expected `object`, got `array`")],
 )
 def test_a_broken_config_is_named(tmp_path, content, message):
     folder = begun(tmp_path)

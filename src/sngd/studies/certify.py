@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch import nn
@@ -30,9 +30,10 @@ from sngd.problems import Problem, load_problem
 from sngd.problems.analytic import Analytic
 from sngd.problems.registry import ANALYTIC
 from sngd.stages import StagePlan
-from sngd.studies.runs import Row, Run, Study, read_study, value
+from sngd.studies.runs import Run, Study, read_study, value
 from sngd.theory import RelaxedSmooth, Smooth, Smoothness
 from sngd.theory.checks import non_negative
+from sngd.training.config import RunConfig
 from sngd.training.loop import Composed
 from sngd.training.methods import (
     CAPPED,
@@ -46,11 +47,72 @@ from sngd.training.methods import (
     Setting,
     parameter_values,
 )
+from sngd.training.metrics import Row
 from sngd.training.plans import build_plan
-from sngd.training.run_folder import read_json, write_json
+from sngd.training.run_folder import write_json
+from sngd.training.schema import Count, Declared, NonNegative, read
 
 _FLOAT32 = 2.0**-23  # relative error of a rounded gradient
 _DIFFERENCES = 0.02  # relative error granted to differences of float32 gradients over a short step
+
+
+class Mean(TypedDict):
+    """A mean with the ends of its interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Terms(TypedDict):
+    """The terms of a bound, which add up to it, or to its square."""
+
+    progress: NonNegative
+    curvature: NonNegative
+    noise: NonNegative
+    squared: bool
+
+
+class Constants(TypedDict):
+    """What the theorem was told, or None: nothing."""
+
+    L: NotRequired[float]
+    L0: NotRequired[float]
+    L1: NotRequired[float]
+    sigma: float | None
+    gap: float | None
+
+
+class Judged(TypedDict):
+    """An assumption and whether it holds."""
+
+    name: str
+    status: Annotated[str, Declared(one_of=("given", "measured", "violated", "unchecked"))]
+    detail: str
+
+
+class Entry(TypedDict):
+    """A certificate, as ``Certificate.as_json`` writes it."""
+
+    label: str
+    theorem: str | None
+    verdict: Annotated[str, Declared(one_of=("holds", "inconclusive", "exceeded", "not certified"))]
+    statement: str
+    seeds: list[Count]
+    steps: Count
+    measured: Mean | None
+    bound: float | None
+    terms: Terms | None
+    vacuous: bool
+    first_grad_norm: float | None
+    constants: Constants
+    assumptions: list[Judged]
+
+
+class Certificates(TypedDict):
+    """What certificate.json holds."""
+
+    certificates: list[Entry]
 
 
 def certify(
@@ -90,7 +152,7 @@ def certify(
     return found
 
 
-def shown_certificates(study: Study) -> list[dict[str, Any]]:
+def shown_certificates(study: Study) -> list[Entry]:
     """What the report shows: ``certificate.json``, or else, for a problem with known constants, certificates made now.
 
     Raises:
@@ -101,14 +163,11 @@ def shown_certificates(study: Study) -> list[dict[str, Any]]:
         if study.problem not in ANALYTIC:
             return []
         found = _certificates(study, _constants(study.problem), lambda: ANALYTIC[study.problem]().problem)
-        return [certificate.as_json() for certificate in found] if any(one.bound for one in found) else []
-    entries = read_json(path).get("certificates")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) and entry.keys() >= _KEYS for entry in entries):
-        raise ValueError(f"{path}: must hold a list of certificates, as sngd certify writes it")
-    return entries
+        return [cast(Entry, one.as_json()) for one in found] if any(one.bound for one in found) else []
+    return read(path, Certificates)["certificates"]
 
 
-def is_certified(entry: dict[str, Any], study: Study) -> bool:
+def is_certified(entry: Entry, study: Study) -> bool:
     """Whether the certificate, in JSON, is about the finished runs that the study has under its label."""
     runs = [run for run in study.arms.get(entry["label"], []) if run.finished]
     return bool(runs) and entry["seeds"] == [run.seed for run in runs] and entry["steps"] == runs[0].answer.get("step")
@@ -178,7 +237,7 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
     gap, bounded = judge_gap(constants.gap, losses, plan, infimum=constants.infimum, source=source[2])
     bound, condition = None, None
     if smoothness is not None and sigma is not None and gap is not None:
-        batch_size = 1 if exact else int(config["batch_size"])
+        batch_size = 1 if exact else RunConfig(**config).batch_size
         options = _options(method, runs[0])
         bound, condition = bound_of(
             rule, smoothness, sigma=sigma, gap=gap, plan=plan, batch_size=batch_size, options=options
@@ -212,9 +271,6 @@ def _refused(label: str, seeds: tuple[int, ...], steps: int, *assumption: Any) -
     return Certificate(label, seeds, steps, None, None, None, None, None, None, None, (Assumption(*assumption),))
 
 
-_KEYS = _refused("", (), 0, "", "unchecked", "").as_json().keys()
-
-
 # ---- what the runs did ---------------------------------------------------------------------------------------
 
 
@@ -231,18 +287,18 @@ def _rule(method: Method | None) -> Rule | None:
 
 def _plan(method: Method, run: Run) -> StagePlan:
     """The stage plan of a run, made as the engine makes it."""
-    config, n = run.config, _samples(run)
+    config, n = RunConfig(**run.config), _samples(run)
     setting = Setting(
         model=nn.Linear(1, 1),
         n=n,
-        batch_size=int(config["batch_size"]),
-        lr=float(config["lr"]),
+        batch_size=config.batch_size,
+        lr=config.lr or method.lr,
         weight_decay=0.0,
         generator=lambda _: torch.Generator(),
         values=_options(method, run),
     )
-    spelled = str(config.get("plan") or method.plan)
-    loop = method.build(setting, lambda cost: build_plan(spelled, setting.lr, float(config["epochs"]), n / cost))
+    spelled = config.plan or method.plan
+    loop = method.build(setting, lambda cost: build_plan(spelled, setting.lr, config.epochs, n / cost))
     assert isinstance(loop, Composed)  # the only other kind has no theorem
     return loop.plan
 
@@ -256,7 +312,8 @@ def _samples(run: Run) -> int:
 
 
 def _options(method: Method, run: Run) -> dict[str, float]:
-    return parameter_values(method, run.config.get("params") or {}, int(run.config["batch_size"]), _samples(run))
+    config = RunConfig(**run.config)
+    return parameter_values(method, config.params, config.batch_size, _samples(run))
 
 
 def _curves(runs: Sequence[Run], key: str) -> list[Curve]:

@@ -195,7 +195,7 @@ def judge(folder: Path, only: Sequence[str] = ()) -> list[Verdict]:
         ValueError: unknown claim, or a measurements.json that is none.
     """
     chosen = _chosen(only)
-    measurements = {figure: stored(folder / figure) for figure in _figures(chosen)}
+    measurements = {figure: stored(figure, folder / figure) for figure in _figures(chosen)}
     return [_verdict(claim, {name: found for name, found in measurements.items() if found}) for claim in chosen]
 
 

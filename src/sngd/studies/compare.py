@@ -11,7 +11,7 @@ from sngd.problems import load_problem
 from sngd.studies.parallel import run_all
 from sngd.studies.publish import publish
 from sngd.studies.ray_runs import RayCluster
-from sngd.studies.runs import Study
+from sngd.studies.runs import Comparison, Study, Trial, Tuning
 from sngd.studies.task import OnProgress, OnWarning, Task
 from sngd.training import RunConfig
 from sngd.training.methods import find_method
@@ -126,28 +126,22 @@ def compare(
         losses = do("tuning", [Task(t, out / "tuning" / _slug(t) / f"lr-{t.lr:g}") for t in trials])
         chosen = _choose(trials, losses)
         arms = [replace(arm, lr=chosen[str(arm.label)]) for arm in arms]
-        tuning = {
-            "grid": list(grid),
-            "seed": TUNING_SEED,
-            "outcomes": [
-                {"label": t.label, "lr": t.lr, "train_loss": loss} for t, loss in zip(trials, losses, strict=True)
-            ],
-            "chosen": chosen,
-        }
+        outcomes = [
+            Trial(label=str(t.label), lr=t.lr or 0.0, train_loss=loss) for t, loss in zip(trials, losses, strict=True)
+        ]
+        tuning = Tuning(grid=list(grid), seed=TUNING_SEED, outcomes=outcomes, chosen=chosen)
     runs = [replace(arm, seed=seed) for seed in seeds for arm in arms]
     folders = [Path("runs", _slug(run), f"seed-{run.seed}") for run in runs]
-    write_json(
-        out / "compare.json",
-        {
-            "command": command,
-            "problem": arms[0].problem,
-            "methods": [arm.label for arm in arms],
-            "seeds": list(seeds),
-            "epochs": arms[0].epochs,
-            "runs": [folder.as_posix() for folder in folders],
-            "tuning": tuning,
-        },
+    comparison = Comparison(
+        command=command,
+        problem=arms[0].problem,
+        methods=[str(arm.label) for arm in arms],
+        seeds=list(seeds),
+        epochs=arms[0].epochs,
+        runs=[folder.as_posix() for folder in folders],
+        tuning=tuning,
     )
+    write_json(out / "compare.json", comparison)
     do("runs", [Task(run, out / folder) for run, folder in zip(runs, folders, strict=True)])
     return publish(out)
 

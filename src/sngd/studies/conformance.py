@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Mapping
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -34,6 +34,7 @@ from sngd.spelling import check_one_of
 from sngd.stages import StagePlan, constant, geometric, harmonic
 from sngd.studies.figures import plain_style, save, styles
 from sngd.theory import Bound, RelaxedSmooth, Smooth, Smoothness, lemma1, lemma2, sngd_bound, stagewise_bound
+from sngd.training.schema import Count, NonNegative, Positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -46,6 +47,55 @@ WRONG = 4  # L/4 is to be caught
 TIGHT = ("quadratic", "saddle", "exponential")  # families whose constants are attained near the minimum
 
 _EDGES = np.linspace(0, 1, 41)  # of the histogram of slacks
+
+
+class Slack(TypedDict):
+    """A histogram: one more edge than counts."""
+
+    edges: list[float]
+    counts: list[Count]
+
+
+class Compared(TypedDict):
+    """One instance and run against the bound of its theorem, see ``measure``."""
+
+    instance: Count
+    run: str
+    theorem: str
+    lr: Positive
+    batch_size: Count | None
+    steps: Count
+    gap: NonNegative
+    mean: NonNegative
+    standard_error: NonNegative
+    bound: NonNegative
+    violated: bool
+
+
+class Family(TypedDict):
+    """The instances of one family, see ``measure``."""
+
+    instances: Count
+    lemma: str
+    steps: Count
+    lemma_violations: Count
+    outside: Count
+    caught: Count
+    caught_by_theorem: Count
+    largest_lemma_ratio: NonNegative
+    slack: Slack
+    runs: list[Compared]
+
+
+class Conformance(TypedDict):
+    """What ``measure`` returns."""
+
+    profile: str
+    seeds: Count
+    tolerance: NonNegative
+    error_rate: NonNegative
+    comparisons: Count
+    families: dict[str, Family]
 
 
 def measure(profile: str = "quick") -> dict[str, Any]:

@@ -24,9 +24,10 @@ from sngd.diagnose import (
 )
 from sngd.problems import load_problem
 from sngd.studies.figures import plain_style, save
-from sngd.studies.runs import Row, read_run, value
+from sngd.studies.runs import read_run, value
 from sngd.training import RunConfig
-from sngd.training.engine import Run
+from sngd.training.engine import Run, part
+from sngd.training.metrics import Row
 from sngd.training.run_folder import RunFolder, environment, write_json
 from sngd.training.tracking import DISTANCES, TRACKED, training_objective
 
@@ -175,14 +176,17 @@ def _point(target: str, seed: int, device: str, data: Path | None) -> tuple[Run,
         config = RunConfig(target, "sngd", seed=seed, batch_size=batch_size, device=device)
         return Run(config.resolved(problem.n), problem), f"initial weights, seed {seed}", []
     found = read_run(target)
-    checkpoint = RunFolder(target).load_checkpoint()
+    files = RunFolder(target)
+    checkpoint = files.load_checkpoint()
     if checkpoint is None:
         raise FileNotFoundError(f"{target}: has no checkpoint.pt, the weights to measure are not there")
-    config = replace(RunConfig.from_json(found.config), device=device, track=None)
+    config = replace(RunConfig(**found.config), device=device, track=None)
     problem = load_problem(config.problem, data)
     run = Run(config.resolved(problem.n), problem)
-    run.model.load_state_dict(checkpoint["model"])
-    run.loop.load_state_dict(checkpoint["loop"])
+    with files.naming_checkpoint(), part("model"):
+        run.model.load_state_dict(checkpoint["model"])
+    with files.naming_checkpoint(), part("loop"):
+        run.loop.load_state_dict(checkpoint["loop"])
     cost = run.loop.oracle_calls / problem.n
     return run, f"{found.label}, seed {found.seed}, after {cost:.4g} #grad/n", found.curve
 
@@ -349,18 +353,15 @@ def _draw_spectrum(ax: Axes, rows: Sequence[Row]) -> None:
 def _draw_noise(ax: Axes, diagnosis: Diagnosis) -> None:
     rows = [row for row in diagnosis.rows if value(row, "noise_scale") is not None]
     xs = [row["grads_over_n"] for row in rows]
-    intervals = [
-        Interval(
-            row["noise_scale"],
-            value(row, "noise_scale_low") or 0.0,
-            float("inf") if value(row, "noise_scale_high") is None else row["noise_scale_high"],
-        )
-        for row in rows
-    ]
+    intervals = []
+    for row in rows:
+        high = value(row, "noise_scale_high")
+        low, middle = (value(row, key) or 0.0 for key in ("noise_scale_low", "noise_scale"))
+        intervals.append(Interval(middle, low, float("inf") if high is None else high))
     _errorbars(ax, xs, intervals, "#009E73", "simple noise scale σ²/‖∇F‖²")
     hidden = [row for row in diagnosis.rows if value(row, "noise_scale") is None and value(row, "noise_scale_low")]
     if hidden:
-        ends = [row["noise_scale_low"] for row in hidden]
+        ends = [value(row, "noise_scale_low") or 0.0 for row in hidden]
         label = "at least: ‖∇F‖ is lost in noise"
         ax.plot([row["grads_over_n"] for row in hidden], ends, "^", color="#009E73", markersize=6, label=label)
     ax.axhline(diagnosis.batch_size, color="black", linewidth=0.8, linestyle=":", label="batch size")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from sngd.problems.analytic import Analytic, sharp_and_flat, strict_saddle, tens
 from sngd.problems.problem import Problem
 from sngd.spelling import check_one_of
 from sngd.studies.figures import DASH_LENGTHS, plain_style, save, styles
+from sngd.training.schema import Count, NonNegative, Positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,6 +61,47 @@ class Arm(NamedTuple):
     @property
     def label(self) -> str:
         return f"{self.method}, lr {self.lr:g}"
+
+
+Steps = dict[str, list[list[Count | None]]]  # by arm: for each place those of each seed
+
+
+class Against(TypedDict):
+    """Steps against the distance, see ``measure``."""
+
+    dim: Count
+    distances: list[Positive]
+    steps: Steps
+    theory: dict[str, list[NonNegative]]
+
+
+class AgainstDimension(TypedDict):
+    """Steps against the dimension, see ``measure``."""
+
+    dims: list[Count]
+    steps: Steps
+
+
+class TensorMeasured(TypedDict):
+    """Tensor decomposition, see ``measure``; everything by method."""
+
+    dim: Count
+    batch_size: Count
+    steps: list[Count]
+    losses: dict[str, list[list[float]]]
+    lr: dict[str, Positive]
+    tuning: dict[str, list[tuple[Positive, float]]]
+
+
+class Escape(TypedDict):
+    """What ``measure`` returns."""
+
+    profile: str
+    trajectories: dict[str, dict[str, list[tuple[float, float]]]]
+    from_saddle: Against
+    from_manifold: Against
+    dimension: AgainstDimension
+    tensor: TensorMeasured
 
 
 def measure(profile: str = "quick") -> dict[str, Any]:

@@ -18,7 +18,7 @@ from itertools import islice
 from math import exp, log, log10
 from pathlib import Path
 from statistics import fmean, linear_regression
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ from sngd.studies.verdicts import (
     reported,
 )
 from sngd.theory import RelaxedSmooth, sngd_bound
+from sngd.training.schema import Count, Positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -80,6 +81,39 @@ PROFILES = {
         },
     ),
 }
+
+
+class RunsMeasured(TypedDict):
+    """A method with one learning rate from one start; lists have a value a seed, see ``measure``."""
+
+    method: str
+    lr: Positive
+    gradient: Positive
+    diverged: list[bool]
+    calls: list[Count | None]
+    final: list[float | None]
+    mean: list[float | None]
+    bound: list[float | None]
+
+
+class Patient(TypedDict):
+    """SGD without a budget; a value a seed, see ``measure``."""
+
+    lrs: list[Positive]
+    calls: list[Count | None]
+
+
+class Relaxed(TypedDict):
+    """What ``measure`` returns."""
+
+    profile: str
+    seeds: Count
+    steps: Count
+    target: Positive
+    gradients: list[Positive]
+    lrs: dict[str, list[Positive]]
+    runs: list[RunsMeasured]
+    patient: list[Patient]
 
 
 def measure(profile: str = "quick") -> dict[str, Any]:

@@ -6,12 +6,12 @@ import json
 import math
 import os
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sngd.studies.certify import is_certified, shown_certificates
+from sngd.studies.certify import Entry, is_certified, shown_certificates
 from sngd.studies.figures import (
     DASH_LENGTHS,
     GRAD_NORM,
@@ -104,8 +104,8 @@ def _findings(study: Study) -> str:
 
 
 def _incomplete(study: Study) -> list[str]:
-    planned = len(study.comparison.get("methods", ())) * len(study.comparison.get("seeds", ()))
-    planned = max(planned, len(study.runs))
+    asked = study.comparison
+    planned = max(len(asked["methods"]) * len(asked["seeds"]) if asked else 0, len(study.runs))
     finished = sum(run.finished for run in study.runs)
     return [] if finished == planned else [f"{finished} of {planned} runs have finished so far"]
 
@@ -336,15 +336,16 @@ def _certificates(study: Study) -> str:
     )
 
 
-def _certified(entry: dict[str, Any]) -> list[str]:
-    measured, terms = entry["measured"] or {}, entry["terms"] or {}
+def _certified(entry: Entry) -> list[str]:
+    measured: Mapping[str, Any] = entry["measured"] or {}
+    terms: Mapping[str, Any] = entry["terms"] or {}
     interval = f"[{_short(measured['low'])}, {_short(measured['high'])}]" if measured else "–"
     numbers = [_short(entry["bound"]), *(_short(terms.get(name)) for name in _TERMS)]
     verdict = f"<strong>{escape(entry['verdict'])}</strong>"
     return [verdict, _short(measured.get("value")), interval, *numbers]
 
 
-def _assumptions(entry: dict[str, Any], unfolded: bool) -> str:
+def _assumptions(entry: Entry, unfolded: bool) -> str:
     items = "".join(
         f'<tr><th scope="row">{escape(assumption["name"])}</th>'
         f'<td class="text {escape(assumption["status"])}">{escape(assumption["status"])}</td>'
@@ -380,7 +381,7 @@ def _tuning(study: Study) -> str:
         texts = [_trial(losses, label, lr, chosen.get(label) == lr) for lr in grid]
         body.append(f'<tr><th scope="row">{escape(label)}</th>{_tags("td", texts)}</tr>')
     intro = "Every method tried the same learning rates, and the lowest training loss was chosen (bold)." + (
-        f" The search used seed {escape(str(tuning['seed']))}." if "seed" in tuning else ""
+        f" The search used seed {tuning['seed']}."
     )
     edges = "".join(f'<p class="warning">{escape(note)}</p>' for note in _edge_notes(grid, chosen))
     return _section("Learning-rate search", f"<p>{intro}</p>{_scroll('Learning-rate search', head, body)}{edges}")
@@ -456,21 +457,14 @@ def _pairs(values: dict[str, str]) -> str:
 
 
 def _command(study: Study) -> str:
-    command = study.comparison.get("command")
-    whole = f'<pre tabindex="0"><code>{escape(str(command))}</code></pre>' if command else ""
-    single = "\n".join(escape(line) for run in study.runs if (line := _run_command(run)))
+    command = study.comparison["command"] if study.comparison else ""
+    whole = f'<pre tabindex="0"><code>{escape(command)}</code></pre>' if command else ""
+    single = "\n".join(escape(RunConfig(**run.config).command()) for run in study.runs)
     if single:
         whole += (
             f'<details><summary>The runs, one by one</summary><pre tabindex="0"><code>{single}</code></pre></details>'
         )
     return _section("Command", whole) if whole else ""
-
-
-def _run_command(run: Run) -> str | None:
-    try:
-        return RunConfig.from_json(run.config).command()
-    except (TypeError, ValueError):
-        return None  # settings of another version of sngd
 
 
 # ---- the page's own parts ------------------------------------------------------------------------------------

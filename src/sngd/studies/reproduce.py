@@ -5,25 +5,37 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 
 from sngd.studies import conformance, escape, relaxed, scaling, variance
 from sngd.studies.paper import alternatives, pictures, runs, sensitivity
-from sngd.studies.runs import seconds_spent
-from sngd.training.run_folder import environment, read_json, write_json
+from sngd.studies.runs import Environment, seconds_spent
+from sngd.training.run_folder import environment, write_json
+from sngd.training.schema import NonNegative, check, read
 
 PROFILES = ("quick", "small", "paper")
 
 
+class Stored(TypedDict):
+    """measurements.json: what was measured, by the figure's own schema, and how."""
+
+    command: NotRequired[str]
+    profile: str
+    environment: NotRequired[Environment]
+    process_seconds: NotRequired[NonNegative | None]
+    measurements: dict[str, Any]
+
+
 class Figure(NamedTuple):
-    """A study of a claim: how it is measured (by profile) and drawn (into a folder).
+    """A study of a claim: how it is measured (by profile) and drawn (into a folder), and the schema of measurements.
 
     It has no setting of the paper's own: its ``paper`` profile is ``small``.
     """
 
     claim: str
+    schema: type
     measure: Callable[[str], dict[str, Any]]
     draw: Callable[[dict[str, Any], Path], list[Path]]
 
@@ -36,34 +48,46 @@ class RunFigure(NamedTuple):
     """
 
     claim: str
+    schema: type
     run: Callable[..., None]
     measure: Callable[[str, Path], dict[str, Any]]
     draw: Callable[[dict[str, Any], Path], list[Path]]
 
 
 def _curves(name: str, claim: str) -> RunFigure:
-    return RunFigure(claim, partial(runs.run, name), partial(runs.measure, name), pictures.draw)
+    return RunFigure(claim, runs.FigureMeasured, partial(runs.run, name), partial(runs.measure, name), pictures.draw)
 
 
 FIGURES: dict[str, Figure | RunFigure] = {
-    "fig1": Figure("C8: SNGD leaves saddles and sharp minima faster than SGD", escape.measure, escape.draw),
-    "conformance": Figure("C7: the bounds of Theorems 1–4 hold", conformance.measure, conformance.draw),
-    "scaling": Figure("C7: how oracle calls grow as the target falls", scaling.measure, scaling.draw),
-    "relaxed": Figure("C9: SNGD handles (L0, L1)-smooth objectives without clipping", relaxed.measure, relaxed.draw),
+    "fig1": Figure(
+        "C8: SNGD leaves saddles and sharp minima faster than SGD", escape.Escape, escape.measure, escape.draw
+    ),
+    "conformance": Figure(
+        "C7: the bounds of Theorems 1–4 hold", conformance.Conformance, conformance.measure, conformance.draw
+    ),
+    "scaling": Figure("C7: how oracle calls grow as the target falls", scaling.Scaling, scaling.measure, scaling.draw),
+    "relaxed": Figure(
+        "C9: SNGD handles (L0, L1)-smooth objectives without clipping", relaxed.Relaxed, relaxed.measure, relaxed.draw
+    ),
     "variance": Figure(
-        "C10: the variance of SPIDER's estimator grows with α, that of SNGD's does not", variance.measure, variance.draw
+        "C10: the variance of SPIDER's estimator grows with α, that of SNGD's does not",
+        variance.Variance,
+        variance.measure,
+        variance.draw,
     ),
     "fig2": _curves("fig2", "C1, C2, C3: SNGD and SPIDER-SFO on a small model, MNIST"),
     "fig3": _curves("fig3", "C3, C4, C5: S-SNGD, SNGD and SPIDER-SFO on residual networks, CIFAR-10"),
     "fig4": _curves("fig4", "C6: S-SNGD and S-SGD with large batches, equally tuned"),
     "sensitivity": RunFigure(
         "beyond the paper: how wide each method's plateau of learning rates is",
+        sensitivity.Sensitivity,
         partial(runs.run, "sensitivity"),
         sensitivity.measure,
         sensitivity.draw,
     ),
     "alternatives": RunFigure(
         "C1 to C6 where the paper is ambiguous: the figures under its other readings",
+        alternatives.Alternatives,
         partial(runs.run, "alternatives"),
         alternatives.measure,
         alternatives.draw,
@@ -99,14 +123,15 @@ def reproduce(
         The pictures' paths.
 
     Raises:
-        ValueError: unknown figure or profile, or ``reuse`` met a file that is no JSON; for runs see ``compare``.
+        ValueError: unknown figure or profile, or ``reuse`` met a file that holds no measurements; for runs see
+            ``compare``.
         Interrupted: ``should_stop`` said so.
     """
     if figure not in FIGURES:
         raise ValueError(f"unknown figure {figure!r}; must be one of {', '.join(FIGURES)}")
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; {figure} has {', '.join(PROFILES)}")
-    entry, kept = FIGURES[figure], stored(out, profile) if reuse and not overwrite else None
+    entry, kept = FIGURES[figure], stored(figure, out, profile) if reuse and not overwrite else None
     start = monotonic()
     if isinstance(entry, RunFigure):
         if kept is None:
@@ -136,14 +161,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def stored(folder: Path, profile: str | None = None) -> dict[str, Any] | None:
-    """The measurements that ``folder`` holds, or None: there are none, or not of this profile (None: any).
+def stored(figure: str, folder: Path, profile: str | None = None) -> dict[str, Any] | None:
+    """The figure's measurements that ``folder`` holds, or None: there are none, or not of this profile (None: any).
 
     Raises:
-        ValueError: measurements.json is no JSON object, or has no measurements.
+        ValueError: measurements.json does not hold such measurements.
     """
     content = _content(folder)
-    return content["measurements"] if content and profile in (None, content.get("profile")) else None
+    if content is None or profile not in (None, content["profile"]):
+        return None
+    check(content["measurements"], FIGURES[figure].schema, str(folder / "measurements.json"), "measurements")
+    return content["measurements"]
 
 
 def provenance(folder: Path) -> dict[str, Any] | None:
@@ -159,11 +187,6 @@ def provenance(folder: Path) -> dict[str, Any] | None:
     return content and {key: entry for key, entry in content.items() if key != "measurements"}
 
 
-def _content(folder: Path) -> dict[str, Any] | None:
+def _content(folder: Path) -> Stored | None:
     path = folder / "measurements.json"
-    if not path.exists():
-        return None
-    content = read_json(path)
-    if not isinstance(content.get("measurements"), dict):
-        raise ValueError(f"{path}: has no 'measurements'")
-    return content
+    return read(path, Stored) if path.exists() else None

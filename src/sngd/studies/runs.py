@@ -7,31 +7,57 @@ anywhere below it, and a ``compare.json`` if ``sngd compare`` made it. Runs of o
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from sngd.training.config import read_config
 from sngd.training.methods import recorded_parameters
-from sngd.training.run_folder import is_set_aside, read_json
+from sngd.training.metrics import Row, read_rows
+from sngd.training.run_folder import is_set_aside
+from sngd.training.schema import Count, Positive, read
 
-Row = dict[str, Any]
 Floats = npt.NDArray[np.float64]
 
-_MEASURES = (
-    "step", "epoch", "oracle_calls", "grads_over_n", "lr", "train_loss", "train_accuracy",
-    "test_loss", "test_accuracy", "grad_norm", "skipped_steps", "seconds",
-    "noise_variance", "noise_variance_low", "noise_variance_high", "noise_scale", "noise_scale_low", "noise_scale_high",
-    "smoothness_grad_norm", "smoothness_along", "smoothness_off",
-    "hessian_max", "hessian_max_error", "hessian_min", "hessian_min_error", "tracking_calls",
-)  # fmt: skip
 _ARM_SETTINGS = ("method", "lr", "batch_size", "epochs", "weight_decay", "plan", "params", "sampling", "output")
 _EARLIER = {"sampling": "shuffled"}  # what runs did before their config.json said so
+
+
+Environment = dict[str, str | int | float | None]  # versions and machine
+
+
+class Trial(TypedDict):
+    """A run of the tuning; its loss is None if it diverged."""
+
+    label: str
+    lr: Positive
+    train_loss: float | None
+
+
+class Tuning(TypedDict):
+    """The search for learning rates before a comparison: every arm tried with every one of the grid."""
+
+    grid: list[Positive]
+    seed: Count
+    outcomes: list[Trial]
+    chosen: dict[str, Positive]  # by label
+
+
+class Comparison(TypedDict):
+    """compare.json: what ``sngd compare`` was asked to do, and the folders of its runs."""
+
+    command: str
+    problem: str
+    methods: list[str]  # labels of the arms, in order
+    seeds: list[Count]
+    epochs: Positive
+    runs: NotRequired[list[str]]  # an early version did not say
+    tuning: Tuning | None
 
 
 @dataclass(frozen=True)
@@ -40,7 +66,7 @@ class Run:
 
     path: Path
     config: dict[str, Any]
-    environment: dict[str, Any]
+    environment: Environment
     rows: list[Row]
 
     @property
@@ -54,7 +80,7 @@ class Run:
     @property
     def answer(self) -> Row:
         """The last row: what the method returned, if the run has finished. Empty before the first evaluation."""
-        return self.rows[-1] if self.rows else {}
+        return self.rows[-1] if self.rows else cast(Row, {})
 
     @property
     def diverged(self) -> bool:
@@ -79,7 +105,7 @@ class Study:
     folder: Path
     problem: str
     arms: dict[str, list[Run]]
-    comparison: dict[str, Any]  # compare.json, or empty
+    comparison: Comparison | None  # compare.json, if there is one
 
     @property
     def labels(self) -> list[str]:
@@ -90,15 +116,15 @@ class Study:
         return [run for runs in self.arms.values() for run in runs]
 
     @property
-    def tuning(self) -> dict[str, Any] | None:
-        """``grid``, ``seed``, ``outcomes`` and ``chosen`` of the search for learning rates, if there was one."""
-        return self.comparison.get("tuning")
+    def tuning(self) -> Tuning | None:
+        """The search for learning rates, if there was one."""
+        return self.comparison and self.comparison["tuning"]
 
 
-def value(row: Row, key: str) -> float | None:
-    """The number under ``key``, or None where it is absent, null, or not finite."""
+def value(row: Mapping[str, Any], key: str) -> float | None:
+    """The number under ``key``, or None where it is absent or null."""
     number = row.get(key)
-    return float(number) if number is not None and math.isfinite(number) else None
+    return None if number is None else float(number)
 
 
 # ---- reading -------------------------------------------------------------------------------------------------
@@ -109,18 +135,17 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
     Raises:
         FileNotFoundError: there is no ``config.json`` in ``path``.
-        ValueError: a file is not what it should be; the message names the file, the line and the reason.
+        ValueError: a file is not what it should be; the message names the file, the place in it and the reason.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
         raise FileNotFoundError(f"{path}: not a run folder, it has no config.json")
     environment = path / "environment.json"
-    metrics = path / "metrics.jsonl"
     return Run(
         path=path,
-        config=read_json(path / "config.json"),
-        environment=read_json(environment) if environment.exists() else {},
-        rows=_read_rows(metrics) if metrics.exists() else [],
+        config=read_config(path / "config.json"),
+        environment=read(environment, Environment) if environment.exists() else {},
+        rows=read_rows(path / "metrics.jsonl"),
     )
 
 
@@ -137,14 +162,14 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    comparison = _read_comparison(folder / "compare.json")
+    comparison = read_comparison(folder / "compare.json")
     runs = [read_run(path) for path in _run_folders(folder, comparison)]
     if not runs:
         raise FileNotFoundError(f"{folder}: no runs in it, no folder has a config.json")
     problems = sorted({str(run.config.get("problem", "?")) for run in runs})
     if len(problems) > 1:
         raise ValueError(f"{folder}: runs of several problems ({', '.join(problems)}), a study is about one")
-    return Study(folder, problems[0], _arms(runs, comparison.get("methods", [])), comparison)
+    return Study(folder, problems[0], _arms(runs, comparison["methods"] if comparison else []), comparison)
 
 
 def seconds_spent(folder: str | os.PathLike[str]) -> float:
@@ -154,12 +179,12 @@ def seconds_spent(folder: str | os.PathLike[str]) -> float:
         ValueError: a broken file.
     """
     paths = (path for path in Path(folder).rglob("metrics.jsonl") if not any(map(is_set_aside, path.parents)))
-    last = (rows[-1] for path in paths if (rows := _read_rows(path)))
+    last = (rows[-1] for path in paths if (rows := read_rows(path)))
     return sum(value(row, "seconds") or 0.0 for row in last)
 
 
-def _run_folders(folder: Path, comparison: dict[str, Any]) -> Iterator[Path]:
-    if "runs" in comparison:  # what an earlier comparison left beside them is none of this one's
+def _run_folders(folder: Path, comparison: Comparison | None) -> Iterator[Path]:
+    if comparison and "runs" in comparison:  # what an earlier comparison left beside them is none of this one's
         yield from (folder / run for run in comparison["runs"] if (folder / run / "config.json").exists())
         return
     for config in sorted(folder.rglob("config.json")):
@@ -174,42 +199,13 @@ def _is_tuning(path: Path, folder: Path) -> bool:
     return path.parent == folder or (path.parent / "compare.json").exists()
 
 
-def _read_rows(path: Path) -> list[Row]:
-    lines = path.read_bytes().split(b"\n")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = _loads(line)
-        except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
-            if number == len(lines):
-                break  # no line end yet: this row is still being written, or its writer was killed
-            reason = f"not JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else "not UTF-8 text"
-            raise ValueError(f"{path}, line {number}: {reason}") from None
-        if not isinstance(row, dict):
-            raise ValueError(f"{path}, line {number}: must be a JSON object, is {type(row).__name__}")
-        for key in _MEASURES:
-            if not isinstance(row.get(key), int | float | None):
-                raise ValueError(f"{path}, line {number}: {key} must be a number or null, is {row[key]!r}")
-        rows.append(row)
-    return rows
+def read_comparison(path: Path) -> Comparison | None:
+    """What compare.json holds, or None: there is no such file.
 
-
-def _loads(text: bytes) -> Any:
-    return json.loads(text.decode("utf-8"), parse_constant=lambda _: None)  # NaN and Infinity: not a number
-
-
-def _read_comparison(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        return {}
-    comparison = read_json(path)
-    tuning = comparison.get("tuning")
-    if tuning is not None:
-        missing = [key for key in ("grid", "outcomes", "chosen") if key not in tuning]
-        if missing:
-            raise ValueError(f"{path}: tuning lacks {', '.join(missing)}")
-    return comparison
+    Raises:
+        ValueError: it is not what ``sngd compare`` writes.
+    """
+    return read(path, Comparison) if path.exists() else None
 
 
 def _arms(runs: list[Run], order: Sequence[str]) -> dict[str, list[Run]]:

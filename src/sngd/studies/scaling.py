@@ -30,7 +30,7 @@ from itertools import chain, repeat
 from math import exp, log, sqrt
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,7 @@ from sngd.spelling import check_one_of
 from sngd.stages import StagePlan
 from sngd.studies.figures import plain_style, save, styles
 from sngd.theory import PLANNED, Plan, Smooth, plan
+from sngd.training.schema import Count, Positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -99,6 +100,28 @@ def hard(target: float) -> Objective:
 
 
 OBJECTIVES: dict[str, Callable[[float], Objective]] = {"quadratic": quadratic, "hard": hard}
+
+
+class Scaled(TypedDict):
+    """A method on an objective, see ``measure``."""
+
+    calls: list[list[Count | None]]
+    planned: list[Count]
+    planned_slope: float
+    slope: float | None
+    low: float | None
+    high: float | None
+    theory: float
+
+
+class Scaling(TypedDict):
+    """What ``measure`` returns."""
+
+    profile: str
+    seeds: Count
+    level: Positive
+    targets: list[Positive]
+    problems: dict[str, dict[str, Scaled]]
 
 
 def measure(profile: str = "quick") -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 
 from sngd.problems import Problem, load_problem
 from sngd.training import Progress, RunConfig, train
-from sngd.training.run_folder import RunFolder
+from sngd.training.run_folder import BrokenRun, RunFolder
 
 
 class Task(NamedTuple):
@@ -39,13 +39,23 @@ def do_task(
     on_warning: OnWarning,
     should_stop: Callable[[], bool],
 ) -> dict[str, Any]:
-    """Train, or go on with what the folder holds; a damaged folder is set aside first, with a warning.
+    """Train, or go on with what the folder holds; if that is damaged, set it aside, with a warning, and begin anew.
 
     Returns, and raises, what ``sngd.training.train`` does.
     """
     torch.set_num_threads(threads)
     if not how.overwrite and (warning := RunFolder(task.folder).set_aside_if_broken()):
         on_warning(warning)
+    try:
+        return _train(task, how, on_progress, should_stop)
+    except BrokenRun as error:  # the files are whole, and not those of this run
+        on_warning(RunFolder(task.folder).set_aside(error))
+        return _train(task, how, on_progress, should_stop)
+
+
+def _train(
+    task: Task, how: How, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
+) -> dict[str, Any]:
     return train(
         task.config,
         task.folder,

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from math import log10
 from pathlib import Path
 from statistics import fmean, linear_regression
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from sngd.spelling import check_one_of
 from sngd.studies.figures import plain_style, save
 from sngd.studies.verdicts import Evidence, Quantity, above, between, error_rate, mean_interval, never, reported
 from sngd.theory import Smooth, spider_variance
+from sngd.training.schema import Count, NonNegative, Positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -115,6 +116,34 @@ def digits() -> Case:
 
 
 CASES: dict[str, Callable[[], Case]] = {"waves": waves, "least squares": least_squares, "digits": digits}
+
+
+Errors = list[list[NonNegative]]  # over learning rates, over seeds
+
+
+class CaseMeasured(TypedDict):
+    """The errors on one problem, see ``measure``."""
+
+    L: Positive | None
+    sigma: NonNegative | None
+    anchor_batch_size: Count
+    batch_size: Count
+    period: Count
+    spider: Errors
+    anchor: Errors
+    drift: Errors
+    beside: Errors
+    sngd: Errors
+
+
+class Variance(TypedDict):
+    """What ``measure`` returns."""
+
+    profile: str
+    seeds: Count
+    periods: Count
+    lrs: list[Positive]
+    problems: dict[str, CaseMeasured]
 
 
 def measure(profile: str = "quick") -> dict[str, Any]:

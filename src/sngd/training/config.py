@@ -3,14 +3,15 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from math import inf, isfinite
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any, cast, get_type_hints
 
 import torch
 
-from sngd.training.methods import check_parameters, find_method, parameter_values
+from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
 from sngd.training.plans import build_plan, inline
 from sngd.training.sampler import SAMPLERS
+from sngd.training.schema import Declared, check_value, read
 from sngd.training.tracking import tracked_names
 
 
@@ -44,20 +45,20 @@ class RunConfig:
     problem: str
     method: str
     label: str | None = None
-    lr: float | None = None
-    batch_size: int = 128
-    epochs: float = 20.0
-    seed: int = 0
-    weight_decay: float = 0.0
+    lr: Annotated[float | None, Declared(gt=0)] = None
+    batch_size: Annotated[int, Declared(ge=1)] = 128
+    epochs: Annotated[float, Declared(gt=0)] = 20.0
+    seed: Annotated[int, Declared(ge=0)] = 0
+    weight_decay: Annotated[float, Declared(ge=0)] = 0.0
     plan: str | None = None
     params: Mapping[str, float] = field(default_factory=dict)
-    sampling: str = "shuffled"
-    output: str = "last"
-    eval_every: float = 1.0
+    sampling: Annotated[str, Declared(one_of=tuple(SAMPLERS))] = "shuffled"
+    output: Annotated[str, Declared(one_of=("last", "random"))] = "last"
+    eval_every: Annotated[float, Declared(gt=0)] = 1.0
     grad_norm: bool = True
     track: str | None = None
     device: str = "cpu"
-    threads: int | None = None
+    threads: Annotated[int | None, Declared(ge=1)] = None
 
     def resolved(self, n: int | None = None) -> "RunConfig":
         """The same with every default written out, checked; the method's own parameters if ``n`` samples are known.
@@ -78,19 +79,8 @@ class RunConfig:
         return config
 
     def _check(self) -> None:
-        for name in ("lr", "epochs", "eval_every"):
-            value = getattr(self, name)
-            if not 0 < value < inf:
-                raise ValueError(f"{name} must be finite and greater than 0, got {value}")
-        for name, least in (("batch_size", 1), ("seed", 0), ("threads", 1)):
-            value = getattr(self, name)
-            if value != int(value) or value < least:
-                raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
-        if not (self.weight_decay >= 0 and isfinite(self.weight_decay)):
-            raise ValueError(f"weight_decay must be finite and at least 0, got {self.weight_decay}")
-        for name, allowed in (("sampling", tuple(SAMPLERS)), ("output", ("last", "random"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be {' or '.join(map(repr, allowed))}, got {getattr(self, name)!r}")
+        for name, hint in get_type_hints(type(self), include_extras=True).items():
+            check_value(name, getattr(self, name), hint)
         if self.track is not None:
             tracked_names("track", self.track)
         check_parameters(find_method(self.method), self.params)
@@ -99,16 +89,6 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-    @classmethod
-    def from_json(cls, content: Mapping[str, Any]) -> "RunConfig":
-        """The config that ``to_json`` gave ``content``; ValueError names keys that are unknown or lacking."""
-        known = {setting.name for setting in fields(cls)}
-        if unknown := sorted(content.keys() - known):
-            raise ValueError(f"unknown settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
-        if missing := sorted({"problem", "method"} - content.keys()):
-            raise ValueError(f"settings lack {', '.join(missing)}")
-        return cls(**content)
 
     def command(self) -> str:
         """The command line that repeats this run."""
@@ -122,6 +102,23 @@ class RunConfig:
             elif value is not None:
                 words += ["--" + setting.name.replace("_", "-"), str(value)]
         return shlex.join(words)
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The settings that config.json in ``path`` holds; one of an earlier version lacks those that came later.
+
+    Raises:
+        FileNotFoundError: no such file.
+        Malformed: (a ValueError) the file is damaged, or holds no settings of a run.
+        ValueError: it has a setting, or a parameter of its method, that is unknown.
+    """
+    content = cast(dict[str, Any], read(path, RunConfig))
+    if method := METHODS.get(content["method"]):
+        try:
+            check_parameters(method, content.get("params", {}))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+    return content
 
 
 def _check_device(name: str) -> None:

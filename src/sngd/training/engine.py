@@ -2,8 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from math import ceil, isfinite
@@ -19,6 +19,7 @@ from sngd.problems.problem import Samples
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
 from sngd.training.methods import Setting, find_method, recorded_parameters
+from sngd.training.metrics import Row
 from sngd.training.plans import build_plan
 from sngd.training.ranks import ALONE, Forward, Ranks, on_all_ranks
 from sngd.training.run_folder import RunFolder
@@ -93,7 +94,7 @@ def train(
                 kept.enter_context(files.locked())
             found = _find(files, config, resume, overwrite) if ranks.first else None
         settings, checkpoint = ranks.from_first(found)
-        config = RunConfig.from_json(settings)
+        config = RunConfig(**settings)
         torch.set_num_threads(ranks.threads(config.threads or 1))
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False  # or no run repeats itself
         if checkpoint is not None and checkpoint["finished"]:
@@ -108,7 +109,8 @@ def train(
             config = config.resolved(loaded.n)
             run = Run(config, loaded, ranks)
             if checkpoint is not None:
-                run.load_state_dict(checkpoint)
+                with files.naming_checkpoint():
+                    run.load_state_dict(checkpoint)
             if ranks.first:
                 if checkpoint is None:
                     files.begin(config.to_json())
@@ -125,7 +127,7 @@ def _find(files: RunFolder, config: RunConfig, resume: bool, overwrite: bool) ->
     if begun and not resume:
         raise ValueError(f"{files.path}: holds a run already; --resume goes on with it, --overwrite throws it away")
     config = _agree(config, files) if begun else config.resolved()
-    checkpoint = files.load_checkpoint() if begun else None
+    checkpoint: Mapping[str, Any] | None = files.load_checkpoint() if begun else None
     if begun and checkpoint is None and (rows := files.final_rows()):
         checkpoint = {"finished": True, "rows": rows}  # it has ended, and its weights were not kept
     return config.to_json(), checkpoint
@@ -133,7 +135,7 @@ def _find(files: RunFolder, config: RunConfig, resume: bool, overwrite: bool) ->
 
 def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ranks) -> dict[str, Any]:
     """The answer of a run that has ended."""
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     with ranks.agreed():
         if ranks.first:
             files.truncate(count)
@@ -147,8 +149,9 @@ def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
     """The folder's settings, after a check that ``config`` asks for no others."""
     stored = files.read_config()
     try:
-        known = RunConfig.from_json(stored)
-    except (TypeError, ValueError) as error:
+        known = RunConfig(**stored)
+        known.resolved()
+    except ValueError as error:
         raise ValueError(f"{files.path / 'config.json'}: {error}") from None
     known = replace(known, params=recorded_parameters(known.method, known.params))
     given = {key: value for key, value in config.to_json().items() if key in stored and value is not None}
@@ -352,19 +355,42 @@ class Run:
             "seconds": self.seconds,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        for part in ("model", "loop", "samples"):
-            getattr(self, part).load_state_dict(state[part])
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from ``state_dict``.
+
+        Raises:
+            ValueError: a part of ``state`` is not of this run; the message names the part.
+        """
+        with part("model"):
+            self.model.load_state_dict(state["model"])
+        with part("loop"):
+            self.loop.load_state_dict(state["loop"])
+        with part("samples"):
+            self.samples.load_state_dict(state["samples"])
         if self.iterate is not None:
-            self.iterate.load_state_dict(state["iterate"])
+            with part("iterate"):
+                self.iterate.load_state_dict(state["iterate"])
         if self.tracker is not None:
             self.tracker.oracle_calls = state["tracking_calls"]
-        self.augmentation.set_state(state["augmentation"])
-        torch.set_rng_state(state["rng"])
+        with part("augmentation"):
+            self.augmentation.set_state(state["augmentation"])
+        with part("rng"):
+            torch.set_rng_state(state["rng"])
         if self.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.device)
+            with part("cuda_rng"):
+                torch.cuda.set_rng_state(state["cuda_rng"], self.device)
         for count in ("steps", "seen", "rows", "evaluations", "seconds"):
             setattr(self, count, state[count])
+
+
+@contextmanager
+def part(name: str) -> Iterator[None]:
+    """The errors with which states of another run are met, as one that names the part, in one line."""
+    try:
+        yield
+    except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name} is not this run's ({reason})") from error
 
 
 def _to_device(problem: Problem, device: torch.device) -> Problem:

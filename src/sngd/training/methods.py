@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from math import isfinite
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from sngd.spelling import suggestion
 from sngd.stages import StagePlan
 from sngd.training.loop import Composed, Loop, SelfDriven
 from sngd.training.natasha2 import Natasha2
+from sngd.training.schema import is_finite
 
 
 @dataclass(frozen=True)
@@ -330,8 +330,8 @@ def check_parameters(method: Method, given: Mapping[str, float]) -> None:
         if name not in known:
             takes = f"which takes {', '.join(known)}" if known else "which takes none"
             raise ValueError(f"{name!r} is no parameter of {method.name}, {takes}")
-        if not isfinite(value):
-            raise ValueError(f"{name} must be a finite number, got {value}")
+        if not is_finite(value):
+            raise ValueError(f"{name} must be a finite number, got {value!r}")
 
 
 _EARLIER = {"chunk_size": 512}  # what runs had before their config.json said so

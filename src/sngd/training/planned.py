@@ -2,28 +2,51 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 from sngd.stages import StagePlan
 from sngd.training.methods import find_method
 from sngd.training.plans import list_plan
-from sngd.training.run_folder import read_json
+from sngd.training.schema import Declared, Positive, read
+
+AtLeastOne = Annotated[int, Declared(ge=1)]
 
 
-def read_plan(path: Path) -> dict[str, Any]:
+class Planned(TypedDict):
+    """What ``sngd plan METHOD … --json`` prints, see ``sngd.theory.Plan``; a run needs the first four."""
+
+    method: str
+    lr: Positive
+    batch_size: AtLeastOne
+    oracle_calls: AtLeastOne
+    theorem: NotRequired[str]
+    L: NotRequired[float]
+    L0: NotRequired[float]
+    L1: NotRequired[float]
+    sigma: NotRequired[float]
+    gap: NotRequired[float]
+    target: NotRequired[float]
+    anchor_batch_size: NotRequired[AtLeastOne]
+    period: NotRequired[AtLeastOne]
+    max_scale: NotRequired[Positive]
+    steps: NotRequired[AtLeastOne]
+    guarantee: NotRequired[float]
+    terms: NotRequired[dict[str, float | bool]]
+    lr_limited: NotRequired[bool]
+    stages: NotRequired[Annotated[list[tuple[Positive, AtLeastOne, Positive]], Declared(length=(1, 2**31))]]
+
+
+def read_plan(path: Path) -> Planned:
     """The plan of one method in ``path``, as ``sngd plan METHOD … --json`` prints it.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: it holds no such plan.
     """
-    content = read_json(path)
-    if missing := [key for key in ("method", "lr", "batch_size", "oracle_calls") if key not in content]:
-        raise ValueError(f"{path}: must hold what 'sngd plan METHOD --json' prints, it lacks {', '.join(missing)}")
-    return content
+    return read(path, Planned)
 
 
-def planned_settings(plan: Mapping[str, Any], n: int) -> dict[str, Any]:
+def planned_settings(plan: Planned, n: int) -> dict[str, Any]:
     """Settings of ``RunConfig`` that make the planned run on a problem of ``n`` samples.
 
     Samples are drawn independently and the output is the random iterate, as the theorems have it.
@@ -35,15 +58,16 @@ def planned_settings(plan: Mapping[str, Any], n: int) -> dict[str, Any]:
     Raises:
         ValueError: the plan's method is no row of ``METHODS``.
     """
-    method = find_method(str(plan["method"]).partition(":")[0])
+    method = find_method(plan["method"].partition(":")[0])
     stages = plan.get("stages")
+    options = cast(Mapping[str, Any], plan)
     return {
         "method": method.name,
         "lr": plan["lr"],
         "batch_size": plan["batch_size"],
         "epochs": plan["oracle_calls"] / n,
         "plan": list_plan(StagePlan.from_list(stages)) if stages else "constant",
-        "params": {p.name: plan[p.name] for p in method.parameters if p.name in plan},
+        "params": {p.name: options[p.name] for p in method.parameters if p.name in options},
         "sampling": "independent",
         "output": "random",
     }

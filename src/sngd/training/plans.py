@@ -4,10 +4,12 @@ import json
 from collections.abc import Callable
 from math import ceil
 from pathlib import Path
+from typing import Annotated
 
 from sngd import stages
 from sngd.spelling import suggestion
 from sngd.stages import StagePlan
+from sngd.training.schema import Declared, Positive, read
 
 SPELLING = (
     "constant | poly[:power=1.1][:stages=T] | multistep[:milestones=80/120][:factor=0.1] | "
@@ -125,8 +127,8 @@ def _allowed(defaults: Options) -> str:
 def _from_json(spec: str) -> StagePlan:
     try:
         return StagePlan.from_list(json.loads(spec))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"plan {spec!r}: must be [[lr, steps, weight?], …] in JSON: {error}") from None
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise ValueError(f"plan {spec[:200]!r}: must be [[lr, steps, weight?], …] in JSON: {error}") from None
 
 
 def list_plan(plan: StagePlan) -> str:
@@ -134,13 +136,21 @@ def list_plan(plan: StagePlan) -> str:
     return json.dumps(plan.as_list())
 
 
+Stages = Annotated[list[Annotated[list[Positive], Declared(length=(2, 3))]], Declared(length=(1, 2**31))]
+
+
 def inline(spec: str) -> str:
     """``spec`` with the name of a ``.json`` file replaced by what the file holds, so that it stands for itself."""
     if not spec.endswith(".json"):
         return spec
     try:
-        return json.dumps(json.loads(Path(spec).read_text("utf-8")))
+        stages = read(Path(spec), Stages)
     except OSError as error:
         raise ValueError(f"plan {spec}: {error.strerror}") from None
     except ValueError as error:
-        raise ValueError(f"plan {spec}: not JSON ({error})") from None
+        raise ValueError(f"plan {error}") from None
+    try:
+        StagePlan.from_list(stages)
+    except ValueError as error:
+        raise ValueError(f"plan {spec}: {error}") from None
+    return json.dumps(stages)

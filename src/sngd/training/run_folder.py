@@ -12,15 +12,39 @@ from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from math import isfinite
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypedDict
 
 import torch
+from torch import Tensor
+
+from sngd.training.config import read_config
+from sngd.training.metrics import Row, lines_of, parse_rows, read_rows
+from sngd.training.schema import Count, Malformed, NonNegative, UnknownKey, check
 
 _ADVICE = "; start again with --overwrite"
 
 
 class BrokenRun(ValueError):
     """A run's folder holds what no kill leaves behind: a damaged file, or rows that are lost."""
+
+
+class Checkpoint(TypedDict):
+    """The outer part of checkpoint.pt; what is inside its parts their own ``load_state_dict`` check."""
+
+    finished: bool
+    model: dict[str, Any]  # tensors, and whatever the modules of a user's model add
+    loop: dict[str, Any]
+    samples: dict[str, Any]
+    augmentation: Tensor
+    iterate: dict[str, Any] | None
+    tracking_calls: Count
+    rng: Tensor
+    cuda_rng: Tensor | None
+    steps: Count
+    seen: Count
+    rows: Count
+    evaluations: Count
+    seconds: NonNegative
 
 
 class RunFolder:
@@ -59,11 +83,14 @@ class RunFolder:
             yield
 
     def read_config(self) -> dict[str, Any]:
-        """config.json; BrokenRun names the file if it does not hold a JSON object."""
-        try:
-            return read_json(self.path / "config.json")
-        except ValueError as error:
-            raise BrokenRun(str(error)) from None
+        """The settings in config.json.
+
+        Raises:
+            BrokenRun: the file is damaged.
+            ValueError: it has a name that is unknown.
+        """
+        with _broken():
+            return read_config(self.path / "config.json")
 
     def begin(self, config: dict[str, Any]) -> None:
         """Start anew: drop rows and checkpoint, write config and environment."""
@@ -86,30 +113,39 @@ class RunFolder:
         Raises:
             BrokenRun: there are fewer.
         """
-        content = self._metrics.read_bytes() if self._metrics.exists() else b""
-        lines = content.splitlines(keepends=True)[:rows]
+        known = self._known_lines(rows)
+        if known != self._lines():
+            replace_file(self._metrics, b"".join(known))
+
+    def _known_lines(self, rows: int) -> list[bytes]:
+        """The first ``rows`` lines; BrokenRun if there are fewer."""
+        lines = self._lines()[:rows]
         if len(lines) < rows or (lines and not lines[-1].endswith(b"\n")):
             raise BrokenRun(f"{self._metrics}: has {len(lines)} complete rows, the checkpoint knows {rows}")
-        if b"".join(lines) != content:
-            replace_file(self._metrics, b"".join(lines))
+        return lines
 
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows of metrics; call it when what came after the checkpoint is dropped.
+    def _lines(self) -> list[bytes]:
+        with _broken():
+            return lines_of(self._metrics)
+
+    def rows(self) -> list[Row]:
+        """All rows of metrics.
 
         Raises:
-            BrokenRun: a row is no JSON object.
+            BrokenRun: a row is damaged.
+            ValueError: a row has a key that is unknown.
         """
-        lines = self._metrics.read_bytes().splitlines() if self._metrics.exists() else []
-        return [_parse_row(line, f"{self._metrics}, line {number}") for number, line in enumerate(lines, 1)]
+        with _broken():
+            return read_rows(self._metrics)
 
     def final_rows(self) -> int:
         """How many rows there are if the last of them is the run's final one, otherwise 0."""
-        lines = self._metrics.read_bytes().splitlines(keepends=True) if self._metrics.exists() else []
+        lines = self._lines()
         if not lines or not lines[-1].endswith(b"\n"):
             return 0
         try:
-            return len(lines) if _parse_row(lines[-1], "").get("final") else 0
-        except BrokenRun:
+            return len(lines) if parse_rows(lines[-1:], self._metrics)[0]["final"] else 0
+        except Malformed:
             return 0
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -117,16 +153,36 @@ class RunFolder:
         torch.save(state, buffer)
         replace_file(self._checkpoint, buffer.getvalue())
 
-    def load_checkpoint(self) -> dict[str, Any] | None:
+    def load_checkpoint(self) -> Checkpoint | None:
         """The checkpoint, on the CPU, or None if there is none yet.
 
         Raises:
-            BrokenRun: the file cannot be read; only tensors and plain values are ever loaded from it.
+            BrokenRun: the file cannot be read, or holds no checkpoint of a run; only tensors and plain values are ever
+                loaded from it.
         """
         if not self._checkpoint.exists():
             return None
         try:
-            return cast(dict[str, Any], torch.load(self._checkpoint, map_location="cpu", weights_only=True))
+            state = check(self._loaded(), Checkpoint, str(self._checkpoint))
+        except (Malformed, UnknownKey) as error:
+            raise BrokenRun(f"{error}{_ADVICE}") from None
+        if state["finished"] and not state["rows"]:
+            raise BrokenRun(f"{self._checkpoint}: is of a finished run that has no rows{_ADVICE}")
+        return state
+
+    @contextmanager
+    def naming_checkpoint(self) -> Iterator[None]:
+        """A ValueError from what is done with the checkpoint becomes a BrokenRun that names the file."""
+        try:
+            yield
+        except ValueError as error:
+            raise BrokenRun(f"{self._checkpoint}: {error}{_ADVICE}") from None
+
+    def _loaded(self) -> object:
+        if self._checkpoint.is_dir():
+            raise Malformed(f"{self._checkpoint}: is a folder, must be a file")
+        try:
+            return torch.load(self._checkpoint, map_location="cpu", weights_only=True)
         except OSError:  # a disk or a server that fails, not the file
             raise
         except Exception as error:  # a broken zip, a broken pickle, a hostile one: torch has no common type for them
@@ -148,11 +204,19 @@ class RunFolder:
             try:
                 self._check()
             except BrokenRun as error:
-                names = (self.path.with_name(f"{self.path.name}.broken-{number}") for number in count(1))
-                aside = next(name for name in names if not name.exists())
-                self.path.rename(aside)
-                return f"{str(error).removesuffix(_ADVICE)}; set aside as {aside.name}, the run is done anew"
+                return self._moved(error)
         return None
+
+    def set_aside(self, error: BrokenRun) -> str:
+        """As ``set_aside_if_broken``, of a folder in which training ended with ``error``."""
+        with self.locked():
+            return self._moved(error)
+
+    def _moved(self, error: BrokenRun) -> str:
+        names = (self.path.with_name(f"{self.path.name}.broken-{number}") for number in count(1))
+        aside = next(name for name in names if not name.exists())
+        self.path.rename(aside)
+        return f"{str(error).removesuffix(_ADVICE)}; set aside as {aside.name}, the run is done anew"
 
     def _check(self) -> None:
         checkpoint = self.load_checkpoint()
@@ -161,8 +225,9 @@ class RunFolder:
                 raise BrokenRun(f"{self.path}: has a checkpoint and no config.json")
             return
         self.read_config()
-        self.truncate(checkpoint["rows"] if checkpoint is not None else 0)
-        self.rows()
+        known = self._known_lines(checkpoint["rows"] if checkpoint is not None else self.final_rows())
+        with _broken():
+            parse_rows(known, self._metrics)
 
 
 def is_set_aside(path: Path) -> bool:
@@ -170,14 +235,13 @@ def is_set_aside(path: Path) -> bool:
     return re.search(r"\.broken-\d+$", path.name) is not None
 
 
-def _parse_row(line: bytes, where: str) -> dict[str, Any]:
+@contextmanager
+def _broken() -> Iterator[None]:
+    """A damaged file becomes a damaged run."""
     try:
-        row = json.loads(line)
-    except ValueError as error:  # JSONDecodeError or UnicodeDecodeError
-        raise BrokenRun(f"{where}: not JSON ({error})") from None
-    if not isinstance(row, dict):
-        raise BrokenRun(f"{where}: must be a JSON object, is {type(row).__name__}")
-    return row
+        yield
+    except Malformed as error:
+        raise BrokenRun(str(error)) from None
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -207,17 +271,6 @@ def _naming(path: Path) -> Iterator[None]:
 
 def write_json(path: Path, content: Any) -> None:
     replace_file(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``; ValueError names the file if it holds none."""
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path}: not JSON ({error})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: must hold a JSON object, holds {type(content).__name__}")
-    return content
 
 
 def environment() -> dict[str, Any]:

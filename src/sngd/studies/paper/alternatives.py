@@ -10,19 +10,37 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
 from sngd.studies.figures import plain_style, save, styles
 from sngd.studies.paper.experiments import ALTERNATIVES, alternatives
 from sngd.studies.paper.pictures import page_of
-from sngd.studies.paper.runs import MEASURES, measure_experiments
+from sngd.studies.paper.runs import MEASURES, FigureMeasured, measure_experiments
+from sngd.studies.runs import Environment
 
 COUNTED_ONCE = "differences counted once"
 _WHAT = (
     "the two gradients of a sample in SPIDER's difference count as one; every arm at the budget that SPIDER then has"
 )
+
+
+class Reading(TypedDict):
+    """The figures under one reading of the paper, and what it is."""
+
+    what: str
+    figures: dict[str, FigureMeasured]
+
+
+class Alternatives(TypedDict):
+    """The readings by name, the figures' own first."""
+
+    figure: str
+    profile: str
+    device: str
+    environment: Environment
+    alternatives: dict[str, Reading]
 
 
 def measure(profile: str, out: Path) -> dict[str, Any]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
 from sngd.studies.compare import Begin, compare
 from sngd.studies.paper.experiments import FIGURES, Arm, Experiment, device_of
 from sngd.studies.ray_runs import RayCluster
-from sngd.studies.runs import Run, Study, interpolate, read_study, value
+from sngd.studies.runs import Environment, Run, Study, Tuning, interpolate, read_study, value
 from sngd.studies.task import OnProgress, Task
+from sngd.training import RunConfig
+from sngd.training.schema import Count, NonNegative, Positive
 
 MEASURES = ("train_loss", "test_accuracy")
 
@@ -59,6 +61,65 @@ def run(
 # ---- read back -----------------------------------------------------------------------------------------------
 
 
+class TuningWithEdges(Tuning):
+    """``at_edge``: the arms whose choice is an end of the grid."""
+
+    at_edge: list[str]
+
+
+class Finals(TypedDict):
+    """What the answers measured; None if diverged."""
+
+    train_loss: list[float | None]
+    test_accuracy: list[float | None]
+
+
+class Curves(TypedDict):
+    """Against the cost; None after divergence."""
+
+    grads_over_n: list[NonNegative]
+    train_loss: list[list[float | None]]
+    test_accuracy: list[list[float | None]]
+
+
+class ArmMeasured(TypedDict):
+    """An arm; lists have an entry a seed, a curve in it an entry for each of ``grads_over_n``."""
+
+    method: str
+    lr: Positive
+    plan: str | None
+    params: dict[str, float]
+    beyond: bool  # the paper has no such arm
+    seeds: list[Count]
+    diverged: list[Count]
+    final: Finals
+    curves: Curves
+
+
+class ExperimentMeasured(TypedDict):
+    """An experiment: its setting, how it departs from the paper's, and its arms by label."""
+
+    title: str
+    problem: str
+    n: Count
+    batch_size: Count
+    epochs: Positive
+    weight_decay: NonNegative
+    departures: list[str]
+    arms: dict[str, ArmMeasured]
+    tuning: TuningWithEdges | None
+
+
+class FigureMeasured(TypedDict):
+    """A figure made of runs: its experiments by name."""
+
+    figure: str
+    profile: str
+    experiments: dict[str, ExperimentMeasured]
+    device: NotRequired[str]
+    environment: NotRequired[Environment]
+
+
 def measure(figure: str, profile: str, out: Path) -> dict[str, Any]:
     """The figure's measurements from the runs that ``out`` holds, and from nothing else.
 
@@ -74,7 +135,7 @@ def measure_experiments(experiments: Sequence[Experiment], out: Path) -> dict[st
     studies = [read_study(out / experiment.name) for experiment in experiments]
     first = studies[0].runs[0]
     measured = {e.name: _measured(e, study) for e, study in zip(experiments, studies, strict=True)}
-    return {"device": first.config["device"], "environment": first.environment, "experiments": measured}
+    return {"device": RunConfig(**first.config).device, "environment": first.environment, "experiments": measured}
 
 
 def _measured(experiment: Experiment, study: Study) -> dict[str, Any]:
@@ -104,11 +165,11 @@ def _finished(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
 
 
 def _arm(arm: Arm, runs: list[Run]) -> dict[str, Any]:
-    config = runs[0].config
+    config = RunConfig(**runs[0].config)
     costs = np.array(sorted({row["grads_over_n"] for run in runs for row in run.curve}), dtype=np.float64)
     curves = {key: [_curve(run, key, costs) for run in runs] for key in MEASURES}
     return {
-        **{key: config[key] for key in ("method", "lr", "plan", "params")},
+        **{key: getattr(config, key) for key in ("method", "lr", "plan", "params")},
         "beyond": arm.beyond,
         "seeds": [run.seed for run in runs],
         "diverged": [run.seed for run in runs if run.diverged],
@@ -121,7 +182,7 @@ def _curve(run: Run, key: str, costs: Any) -> list[float | None]:
     return [None if np.isnan(number) else float(number) for number in interpolate(run.curve, key, costs)]
 
 
-def _at_edge(tuning: dict[str, Any]) -> list[str]:
+def _at_edge(tuning: Tuning) -> list[str]:
     """Arms that may have a better learning rate outside of the grid."""
     edge = (min(tuning["grid"]), max(tuning["grid"]))
     return [label for label, lr in tuning["chosen"].items() if lr in edge]

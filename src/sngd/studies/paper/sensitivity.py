@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from math import inf, log10
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
 
 from sngd.studies.figures import plain_style, save
 from sngd.studies.paper.pictures import page_of
+from sngd.studies.paper.runs import FigureMeasured
 from sngd.studies.paper.runs import measure as measure_runs
+from sngd.training.schema import NonNegative, Positive
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,6 +74,26 @@ def _edge(lrs: Sequence[float], losses: Sequence[float], limit: float) -> tuple[
 
 
 # ---- measured ------------------------------------------------------------------------------------------------
+
+
+class PlateauMeasured(TypedDict):
+    """A method's losses over its learning rates and seeds, and how wide the plateau is, with each seed."""
+
+    lrs: list[Positive]
+    train_loss: list[list[float | None]]
+    decades: list[NonNegative]
+    clipped: bool
+    low: float | None
+    high: float | None
+    sgd_decades: list[NonNegative]
+    sgd_clipped: bool
+
+
+class Sensitivity(FigureMeasured):
+    """The runs, and the plateaus that follow from them, by method."""
+
+    factor: Positive
+    plateaus: dict[str, PlateauMeasured]
 
 
 def measure(profile: str, out: Path) -> dict[str, Any]:
