@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from sngd import training
-from sngd.cli.console import err, loss, out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.console import DIVERGED, loss, out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.many import warn
 from sngd.cli.options import (
     BatchSize,
     Data,
@@ -32,6 +33,7 @@ from sngd.cli.options import (
     file_name,
 )
 from sngd.problems import load_problem
+from sngd.slug import slug
 from sngd.training import RunConfig
 from sngd.training.planned import planned_settings, read_plan
 from sngd.training.ranks import joined
@@ -71,6 +73,8 @@ def train(
 
     Ctrl-C saves and stops; --resume goes on, also after a kill or a power cut, and ends with the same weights.
 
+    A run whose training loss is no longer finite has diverged: it stops, with exit code 3. --resume says so again.
+
     Several processes: torchrun --nproc-per-node N -m sngd train …
     """
     if resume and overwrite:
@@ -99,7 +103,7 @@ def train(
         settings = planned_settings(read_plan(planned), loaded.n)
         _exclude(context, "--planned", settings)
         config = replace(config, **settings)
-    folder = folder or Path("runs", file_name(problem), config.method, f"seed-{seed}")
+    folder = folder or Path("runs", file_name(problem), slug(config.method), f"seed-{seed}")
     with joined() as ranks, stop_on_interrupt() as should_stop, progress_bars() as bars:
         bar = bars.add_task(f"{config.method}, seed {seed}", total=None, loss="")
         row = training.train(
@@ -116,12 +120,13 @@ def train(
         )
     if as_json:
         print_json({"folder": str(folder), **row})
-        return
-    shown = ("grads_over_n", "train_loss", "test_loss", "test_accuracy", "grad_norm")
-    _print_row({key: row[key] for key in shown if row[key] is not None})
+    else:
+        shown = ("grads_over_n", "train_loss", "test_loss", "test_accuracy", "grad_norm")
+        _print_row({key: row[key] for key in shown if row[key] is not None})
+        out.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     if row["diverged"]:
-        err.print("The training loss is no longer finite: the run stopped. Try a smaller --lr.", style="yellow")
-    out.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+        warn("The run diverged: its training loss is no longer finite, and it stopped. Try a smaller --lr.")
+        raise typer.Exit(DIVERGED)
 
 
 def _params(words: Sequence[str]) -> dict[str, float]:
