@@ -7,11 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from sngd.cli import main
+from sngd.cli.options import file_name
 from sngd.training import METHODS
+from sngd.training.folder_lock import locked
 
 FAST = ["--epochs", "2", "--threads", "1"]
 
@@ -170,7 +173,159 @@ def test_ctrl_c_saves_and_resume_goes_on(sngd, tmp_path):
     assert resumed == whole
 
 
+@pytest.mark.parametrize("json_too", [[], ["--json"]])
+def test_a_run_that_diverges_says_so_and_has_an_exit_code_of_its_own(sngd, json_too):
+    words = ["train", "digits-mlp", "--method", "sgd", "--lr", "1e30", *FAST, *json_too]
+    said = "The run diverged: its training loss is no longer finite, and it stopped. Try a smaller --lr.\n"
+    for words_now in (words, [*words, "--resume"]):
+        code, out, err = sngd(*words_now)
+        assert (code, err) == (3, said)
+        if json_too:
+            row = json.loads(out, parse_constant=pytest.fail)  # NaN is no JSON
+            assert (row["diverged"], row["train_loss"]) == (True, None)
+        else:
+            assert "run folder: runs/digits-mlp/sgd/seed-0" in out
+    assert "exit code 3" in " ".join(sngd("train", "--help")[1].split())
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [
+        ("file", "file: must be a folder, is a file"),
+        ("link", "link: must be a folder, is a symbolic link to nowhere"),
+        ("link/run", "link: must be a folder, is a symbolic link to nowhere"),
+        ("file/run", "file/run: Not a directory"),
+        ("odd", "odd/.lock: must be a regular file, is a symbolic link"),
+    ],
+)
+@pytest.mark.parametrize("words", [("train", "saddle"), ("compare", "saddle", "--seeds", 1), ("reproduce", "fig1")])
+def test_what_cannot_be_the_folder_is_one_line(sngd, tmp_path, words, folder, message):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / ".lock").symlink_to(tmp_path / "file")
+    code, out, err = sngd(*words, "--out", folder)
+    assert (code, out, err) == (2, "", f"sngd: {message}\n")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_diagnose_says_it_before_it_measures(sngd, monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    monkeypatch.setattr("sngd.studies.diagnosis.diagnose", lambda *_, **__: pytest.fail("measured"))
+    code, out, err = sngd("diagnose", "saddle", "--out", "file")
+    assert (code, out, err) == (2, "", "sngd: file: must be a folder, is a file\n")
+
+
+def test_a_folder_that_may_not_be_written_into_is_named(sngd, monkeypatch, tmp_path):
+    (tmp_path / "run").mkdir()
+
+    def forbidden(path, *_):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:  # a real one stops everybody but root
+        patch.setattr("sngd.training.folder_lock.os.open", forbidden)
+        code, out, err = sngd("train", "saddle", "--out", "run")
+    assert (code, out, err) == (2, "", "sngd: run/.lock: Permission denied\n")
+
+
+def test_a_run_whose_folder_is_moved_ends_with_exit_code_2(sngd, tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "import os, torch\nfrom sngd.problems import Problem\n"
+        "def loss(outputs, targets):\n"
+        "    if os.path.exists('run/checkpoint.pt'):\n        os.rename('run', 'moved')\n"
+        "    return torch.nn.functional.mse_loss(outputs, targets)\n"
+        "def factory():\n    x = torch.randn(50, 3)\n"
+        "    return Problem(lambda: torch.nn.Linear(3, 1), loss, (x, x.sum(1, keepdim=True)))\n"
+    )
+    code, out, err = sngd("train", "mine.py:factory", "--batch-size", 5, "--out", "run")
+    assert (code, out) == (2, "")
+    assert err == (
+        "sngd: run: deleted, moved or replaced while its files were being written; what was to come is lost\n"
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("problem", "folder"),
+    [
+        ("digits-mlp", "digits-mlp"),
+        ("mine.py:factory", "mine-factory"),
+        ("lib/mine.py:factory", "lib-mine.py-factory~"),
+        ("../mine.py:factory", "-mine.py-factory~"),
+        ("digits.py:mlp", "digits.py-mlp~"),  # digits-mlp is a problem of its own
+        ("Mine.py:factory", "Mine.py-factory~"),
+        ("digits-mlp:100", "digits-mlp-100~"),
+    ],
+)
+def test_problems_have_folders_of_their_own(problem, folder):
+    assert re.fullmatch(re.escape(folder.lstrip("-")) + r"([0-9a-f]{12})?", file_name(problem))
+    assert ("~" in folder) == ("~" in file_name(problem))
+
+
 # --- compare and report
+
+
+def test_labels_and_paths_are_printed_as_they_are(sngd):
+    labels = ["a[/b]", "[bold]x", ":smile: [link=y]z[/link]"]
+    methods = ",".join(
+        f"{method}@label={label}" for method, label in zip(("sgd", "sngd", "s-sngd"), labels, strict=True)
+    )
+    folder = "out[old][/]"
+    words = ["compare", "digits-mlp", "--methods", methods, "--seeds", 2, "--epochs", 1, "--threads", 1]
+    code, out, err = sngd(*words, "--out", folder)
+    assert (code, err) == (0, "")
+    assert f"report: {folder}/report.html" in out
+    assert sum(label in out for label in labels) == 3
+    assert sngd("report", folder)[:2] == (0, out)
+    runs = sorted(path.parent for path in Path(folder).rglob("checkpoint.pt"))
+    code, out, err = sngd("diagnose", runs[0], "--only", "noise", "--samples", 50)
+    assert (code, err) == (0, "")
+    assert f"written: {runs[0]}/diagnosis.json" in "".join(out.split("\n"))
+    assert sum(f"{label}, seed 0" in out for label in labels) == 1
+    code, out, err = sngd("certify", folder)
+    assert (code, err) == (0, "")
+    assert all(f"{label}: " in out for label in labels)
+    assert f"written: {folder}/certificate.json" in out
+    code, out, _ = sngd("train", "saddle", "--epochs", 0.5, "--out", "run[old]")
+    assert (code, out.splitlines()[-1]) == (0, "run folder: run[old]")
+    code, _, err = sngd("train", "saddle", "--out", "run[old][/]", "--method", "a[/b]")
+    assert (code, err.startswith("sngd: unknown method 'a[/b]'")) == (2, True)
+    code, _, err = sngd("train", "saddle", "--seed", "a[/b]")
+    assert code == 2
+    assert "a[/b]" in err
+
+
+def test_reproduce_prints_paths_as_they_are(sngd, monkeypatch):
+    folder = "out[old][/]"
+    monkeypatch.setattr("sngd.studies.claims.reproduce_claims", lambda *_, **__: [])
+    monkeypatch.setattr("sngd.studies.reproduce.reproduce", lambda *_, **__: [Path(folder, "relaxed.png")])
+    assert f"written: {folder}/verdicts.md" in sngd("reproduce", "claims", "--out", folder)[1]
+    assert f"picture: {folder}/relaxed.png" in sngd("reproduce", "relaxed", "--out", folder)[1]
+
+
+def test_a_study_has_one_writer_and_can_be_looked_at_meanwhile(sngd, tmp_path):
+    words = ["compare", "digits-mlp", "--methods", "sgd", "--seeds", 1, "--epochs", 1, "--threads", 1, "--out", "study"]
+    assert sngd(*words)[0] == 0
+    with locked(tmp_path / "study", ()):
+        for other in (words, ["reproduce", "fig1", "--out", "study"], ["reproduce", "claims", "--out", "study"]):
+            code, out, err = sngd(*other)
+            assert (code, out, err) == (2, "", "sngd: study: another process is working in this folder\n")
+        code, _, err = sngd("train", "saddle", "--out", "study")
+        assert (code, err) == (2, "sngd: study: another process is training in this folder\n")
+        assert sngd("report", "study")[0] == 0
+
+
+def test_arms_that_diverge_are_named_and_the_exit_code_says_whether_all_did(sngd):
+    words = ["compare", "digits-mlp", "--seeds", 2, "--epochs", 1, "--threads", 1]
+    code, out, _ = sngd(*words, "--methods", "sgd@lr=1e30@label=a[/b],sngd", "--out", "some")
+    assert code == 0
+    assert "a[/b]: 2 of 2 runs diverged" in out
+    assert "sngd: " not in out
+    for _ in ("at first", "and again"):
+        code, out, _ = sngd(*words, "--methods", "sgd@lr=1e30@label=a[/b]", "--out", "all", "--json")
+        assert (code, json.loads(out)["methods"][0]["diverged"]) == (3, 2)
+    assert sngd("report", "all")[0] == 0
+    assert "Exit code 3" in sngd("compare", "--help")[1]
 
 
 def test_compare_then_report(sngd, monkeypatch, tmp_path):

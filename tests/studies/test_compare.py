@@ -1,8 +1,13 @@
+import json
+import re
+
 import pytest
 
+from sngd.slug import slug
 from sngd.studies.compare import compare, parse_arms
 from sngd.studies.ray_runs import RayCluster
 from sngd.training import RunConfig
+from sngd.training.folder_lock import locked
 
 
 @pytest.mark.parametrize(("ray", "met"), [(None, True), (RayCluster(gpus=0.5), False)])
@@ -11,3 +16,99 @@ def test_a_device_is_looked_for_on_the_machine_that_runs(monkeypatch, tmp_path, 
     monkeypatch.setattr("sngd.studies.compare.run_all", lambda *_, **__: pytest.fail("started"))
     with pytest.raises(ValueError if met else pytest.fail.Exception, match="is not there" if met else "started"):
         compare(arms, [0], tmp_path, ray=ray)
+
+
+PROBLEM = """
+import shutil
+from pathlib import Path
+import torch
+from sngd.problems import Problem
+
+calls = 0
+
+def loss(outputs, targets):
+    global calls
+    calls += 1
+    lost = Path({lost!r})
+    if calls > 60 and any(lost.rglob("checkpoint.pt")):
+        shutil.rmtree(lost, ignore_errors=True)
+    return torch.nn.functional.cross_entropy(outputs, targets)
+
+def factory():
+    x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
+    return Problem(lambda: torch.nn.Linear(3, 2), loss, (x, (x[:, 0] > 0).long()))
+"""
+
+
+def arms_of(tmp_path, methods, lost="/nowhere", **settings):
+    (tmp_path / "mine.py").write_text(PROBLEM.format(lost=str(lost)))
+    settings = {"lr": 0.1, "batch_size": 8, "epochs": 2, "threads": 1, **settings}
+    return parse_arms(methods, RunConfig(f"{tmp_path}/mine.py:factory", "", **settings))
+
+
+@pytest.mark.parametrize("part", ["runs/sngd/seed-0", "."], ids=["run", "study"])
+def test_a_folder_that_is_lost_stops_all_runs_and_is_named(tmp_path, part):
+    study = tmp_path / "study"
+    arms = arms_of(tmp_path, "sngd,sgd", lost=study / part, epochs=1e5)
+    with pytest.raises(FileNotFoundError, match="deleted") as error:
+        compare(arms, [0, 1], study, jobs=2)
+    assert str(error.value.filename).startswith(str(study / part))
+    assert not (study / part).exists()
+    if part != ".":
+        assert (study / "runs/sgd/seed-0/checkpoint.pt").exists()  # stopped cleanly, and goes on
+
+
+def test_one_comparison_at_a_time_is_in_a_folder(tmp_path):
+    arms = arms_of(tmp_path, "sngd")
+    study = tmp_path / "study"
+    study.mkdir()
+    message = f"^{re.escape(str(study))}: another process is working in this folder$"
+    with locked(study, ()), pytest.raises(ValueError, match=message):
+        compare(arms, [0], study)
+    assert [path.name for path in study.iterdir()] == [".lock"]
+
+
+def test_labels_share_no_folder_and_stay_inside(tmp_path):
+    arms = arms_of(tmp_path, "sngd@label=a/b,sngd@label=a-b,sngd@label=..,sngd@label=A-b,sngd@label=", epochs=1)
+    study = compare(arms, [0], tmp_path / "study", grid=[0.1], jobs=1)
+    assert study.labels == ["a/b", "a-b", "..", "A-b", "sngd"]
+    for above in (tmp_path / "study" / "runs", tmp_path / "study" / "tuning"):
+        names = [path.name for path in above.iterdir()]
+        assert len({name.casefold() for name in names}) == 5
+        assert "".join(names).isascii()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir() and path.name[0] != "_") == ["study"]
+
+
+def test_runs_under_names_that_are_no_slugs_are_found_again(tmp_path):
+    study = tmp_path / "study"
+    arms = arms_of(tmp_path, "sngd@label=SNGD α=0.1,sngd", epochs=1)
+    compare(arms, [0, 1], study, jobs=1)
+    folder = study / "runs" / slug("SNGD α=0.1")
+    folder.rename(study / "runs" / "SNGD-α=0.1")
+    comparison = study / "compare.json"
+    comparison.write_text(comparison.read_text().replace(folder.name, "SNGD-α=0.1"))
+    before = {path: path.stat().st_mtime_ns for path in study.rglob("checkpoint.pt")}
+    compare(arms, [0, 1], study, jobs=1)
+    assert {path: path.stat().st_mtime_ns for path in study.rglob("checkpoint.pt")} == before
+
+
+@pytest.mark.parametrize("runs", [["runs/../seed-0"], ["/etc/a/seed-0"], [None], None])
+def test_a_comparison_that_lists_strange_folders_is_not_followed(tmp_path, runs):
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "compare.json").write_text(json.dumps({"methods": ["sngd"], "runs": runs}))
+    assert [run.path for run in compare(arms_of(tmp_path, "sngd", epochs=1), [0], study, jobs=1).runs] == [
+        study / "runs" / "sngd" / "seed-0"
+    ]
+
+
+def test_learning_rates_that_look_alike_have_folders_of_their_own(monkeypatch, tmp_path):
+    def run_all(tasks, **_):
+        folders.append([task.folder.name for task in tasks])
+        return [{"diverged": False, "train_loss": 1.0}] * len(tasks)
+
+    folders = []
+    monkeypatch.setattr("sngd.studies.compare.run_all", run_all)
+    monkeypatch.setattr("sngd.studies.compare.publish", lambda _: None)
+    compare(arms_of(tmp_path, "sngd"), [0], tmp_path / "study", grid=[1.0, 0.1, 0.10000001])
+    assert folders == [["lr-1", "lr-0.1", "lr-0.10000001"], ["seed-0"]]

@@ -37,10 +37,10 @@ def main() -> None:
     try:
         app(prog_name="sngd")
     except (ValueError, OSError) as error:
-        err.print(f"sngd: {_reason(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"sngd: {_reason(error)}", style="red", highlight=False, soft_wrap=True)
         sys.exit(2)
     except Interrupted as stopped:
-        err.print(f"sngd: {stopped}", markup=False, highlight=False, soft_wrap=True)
+        err.print(f"sngd: {stopped}", highlight=False, soft_wrap=True)
         sys.exit(130)
 
 

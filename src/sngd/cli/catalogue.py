@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from rich.markup import escape
+from rich.text import Text
 
 from sngd.cli.console import out, print_json
 from sngd.cli.options import Json
@@ -51,6 +51,6 @@ def _print_entries(entries: Sequence[dict[str, Any]], as_json: bool) -> None:
         return
     for entry in entries:
         (_, name), (_, summary), *others = entry.items()
-        out.print(f"[bold]{name}[/]  {escape(summary)}", highlight=False, soft_wrap=True)
+        out.print(Text.assemble((name, "bold"), f"  {summary}"), highlight=False, soft_wrap=True)
         for key, value in others:
-            out.print(f"    {key:10} {escape(str(value))}", highlight=False, soft_wrap=True)
+            out.print(f"    {key:10} {value!s}", highlight=False, soft_wrap=True)

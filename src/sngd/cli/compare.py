@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from sngd.cli.console import out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.console import DIVERGED, out, print_json, progress_bars, stop_on_interrupt
 from sngd.cli.many import Jobs, Ray, RayCpus, RayGpus, RunsOverview, cluster, warn
 from sngd.cli.options import (
     BatchSize,
@@ -73,6 +73,9 @@ def compare(
 
     Ends with a table (mean ± standard deviation), whether the best one's lead is larger than seed noise and at what
     terms, figures and a report. Finished runs are not repeated, so the same command goes on after any interruption.
+
+    A run whose training loss is no longer finite has diverged: it stops, and the comparison goes on. Exit code 3: all
+    runs diverged.
     """
     from sngd.studies.compare import GRID, parse_arms
     from sngd.studies.compare import compare as run_comparison
@@ -115,6 +118,8 @@ def compare(
             should_stop=should_stop,
         )
     _print_study(study, folder, as_json)
+    if all(run.diverged for run in study.runs):
+        raise typer.Exit(DIVERGED)
 
 
 def report(
@@ -160,10 +165,13 @@ def _print_study(study: Any, folder: Path, as_json: bool) -> None:
     for i in shown:
         table.add_column(header[i], justify="right" if i else "left", no_wrap=i > 0, overflow="fold")  # labels fold
     for row in rows:
-        texts = [(escape(row[i].text), row[i].best) for i in shown]
-        table.add_row(*(f"[bold green]{text} *[/]" if best else text for text, best in texts))
+        chosen = [row[i] for i in shown]
+        table.add_row(*(Text(f"{cell.text} *", "bold green") if cell.best else cell.text for cell in chosen))
     out.print(table)
     out.print("mean ± standard deviation over seeds; * best mean")
+    for label, runs in study.arms.items():
+        if diverged := sum(run.diverged for run in runs):
+            out.print(f"{label}: {diverged} of {len(runs)} runs diverged", soft_wrap=True, highlight=False)
     if study.tuning:
         grid = ", ".join(f"{lr:g}" for lr in study.tuning["grid"])
         out.print(f"equal tuning: every method tried lr {grid} on a seed of its own and kept the lowest training loss")

@@ -14,12 +14,17 @@ from rich.text import Text
 
 from sngd import training
 
-out = Console(emoji=False)  # "digits-mlp:100:…" is no picture
-err = Console(stderr=True, emoji=False)
+DIVERGED = 3  # exit code; 1 is a crash, 2 a user's mistake, 130 Ctrl-C
+
+# Text is printed as it is: "digits-mlp:100:…" is no picture, a label "a[/b]" no markup. A rich Text has a style.
+out = Console(emoji=False, markup=False)
+err = Console(stderr=True, emoji=False, markup=False)
 
 
 def print_json(content: Any) -> None:
-    print(json.dumps(content, indent=2, ensure_ascii=False))
+    """Numbers that are not finite become null, which JSON can say."""
+    finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    print(json.dumps(finite, indent=2, ensure_ascii=False))
 
 
 @contextmanager

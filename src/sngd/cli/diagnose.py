@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from sngd.cli.console import out, print_json, progress_bars
 from sngd.cli.options import Data, Device, Json, file_name
 from sngd.cli.torchrun import refuse_several_processes
+from sngd.training.folder_lock import make_folder
 from sngd.training.tracking import tracked_names
 
 
@@ -40,6 +40,7 @@ def diagnose(
 
     refuse_several_processes("diagnose")
     folder = folder or (Path(target) if Path(target).is_dir() else Path("runs", f"diagnose-{file_name(target)}"))
+    make_folder(folder)  # if it cannot be made, say so before anything is measured
     with progress_bars() as bars:
         tasks: dict[str, Any] = {}
 
@@ -66,7 +67,7 @@ def diagnose(
     for name in ("quantity", "value", "interval", "calls"):
         table.add_column(name, justify="left" if name == "quantity" else "right", no_wrap=name != "quantity")
     for quantity, interval, calls in found.table():
-        ends = escape(f"[{interval.low:.4g}, {interval.high:.4g}]")
+        ends = f"[{interval.low:.4g}, {interval.high:.4g}]"
         table.add_row(quantity, f"{interval.value:.4g}", ends, calls)
     out.print(table)
     if found.curvature:

@@ -34,7 +34,7 @@ def cluster(address: str | None, cpus: float, gpus: float | None) -> "RayCluster
 
 def warn(text: str) -> None:
     """Something that the user should know, and that stops nothing."""
-    err.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    err.print(text, style="yellow", highlight=False, soft_wrap=True)
 
 
 class RunsOverview:

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from sngd.problems import PROBLEMS
+from sngd.slug import slug
 from sngd.theory import RelaxedSmooth, Smooth, Smoothness
 from sngd.training.plans import SPELLING
 from sngd.training.tracking import tracking_cost
@@ -62,6 +64,8 @@ def smoothness_of(L: float | None, L0: float | None, L1: float | None) -> Smooth
 
 
 def file_name(problem: str) -> str:
-    """``digits-mlp`` as it is, ``path/to/file.py:factory`` as ``file-factory``."""
+    """A folder's name that no other problem has: ``digits-mlp`` as it is, ``file.py:factory`` as ``file-factory``."""
     path, _, factory = problem.rpartition(":")
-    return f"{Path(path).stem}-{factory}" if path else problem
+    short = f"{path.removesuffix('.py')}-{factory}"
+    is_short = path.endswith(".py") and short not in PROBLEMS and slug(short) == short
+    return short if is_short else slug(problem)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from sngd.cli.console import out, print_json, progress_bars, stop_on_interrupt
@@ -125,5 +124,5 @@ def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]
     for name in header:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     out.print(table)

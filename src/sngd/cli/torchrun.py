@@ -26,7 +26,7 @@ def first_rank_speaks() -> Iterator[None]:
         with redirect_stdout(io.StringIO()), redirect_stderr(said):
             yield
     except SystemExit as stop:
-        if stop.code == 2:
+        if stop.code in (2, 3):  # a mistake, a run that diverged
             time.sleep(PATIENCE_SECONDS)
             sys.stderr.write("".join(f"rank {rank}: {line}\n" for line in said.getvalue().splitlines()))
         raise

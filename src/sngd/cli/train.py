@@ -9,7 +9,8 @@ import typer
 from rich.table import Table
 
 from sngd import training
-from sngd.cli.console import err, loss, out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.console import DIVERGED, loss, out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.many import warn
 from sngd.cli.options import (
     BatchSize,
     Data,
@@ -33,6 +34,7 @@ from sngd.cli.options import (
 )
 from sngd.problems import load_problem
 from sngd.problems.problem import initial_loss_not_finite
+from sngd.slug import slug
 from sngd.training import RunConfig
 from sngd.training.planned import planned_settings, read_plan
 from sngd.training.ranks import joined
@@ -72,6 +74,8 @@ def train(
 
     Ctrl-C saves and stops; --resume goes on, also after a kill or a power cut, and ends with the same weights.
 
+    A run whose training loss is no longer finite has diverged: it stops, with exit code 3. --resume says so again.
+
     Several processes: torchrun --nproc-per-node N -m sngd train …
     """
     if resume and overwrite:
@@ -100,7 +104,7 @@ def train(
         settings = planned_settings(read_plan(planned), loaded.n)
         _exclude(context, "--planned", settings)
         config = replace(config, **settings)
-    folder = folder or Path("runs", file_name(problem), config.method, f"seed-{seed}")
+    folder = folder or Path("runs", file_name(problem), slug(config.method), f"seed-{seed}")
     with joined() as ranks, stop_on_interrupt() as should_stop, progress_bars() as bars:
         bar = bars.add_task(f"{config.method}, seed {seed}", total=None, loss="")
         row = training.train(
@@ -117,14 +121,16 @@ def train(
         )
     if as_json:
         print_json({"folder": str(folder), **row})
-        return
-    shown = ("grads_over_n", "train_loss", "test_loss", "test_accuracy", "grad_norm")
-    _print_row({key: row[key] for key in shown if row[key] is not None})
+    else:
+        shown = ("grads_over_n", "train_loss", "test_loss", "test_accuracy", "grad_norm")
+        _print_row({key: row[key] for key in shown if row[key] is not None})
+        out.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     if row["diverged"]:
         untrained = row["step"] == 0 and initial_loss_not_finite(loaded or load_problem(problem, data))
-        reason = untrained or "The training loss is no longer finite: the run stopped. Try a smaller --lr."
-        err.print(reason, style="yellow")
-    out.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
+        warn(
+            untrained or "The run diverged: its training loss is no longer finite, and it stopped. Try a smaller --lr."
+        )
+        raise typer.Exit(DIVERGED)
 
 
 def _params(words: Sequence[str]) -> dict[str, float]:

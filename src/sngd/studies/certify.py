@@ -34,6 +34,7 @@ from sngd.studies.runs import Run, Study, read_study, value
 from sngd.theory import RelaxedSmooth, Smooth, Smoothness
 from sngd.theory.checks import non_negative
 from sngd.training.config import RunConfig
+from sngd.training.folder_lock import turn_to_publish
 from sngd.training.loop import Composed
 from sngd.training.methods import (
     CAPPED,
@@ -148,7 +149,10 @@ def certify(
     found = _certificates(study, constants, lambda: load_problem(study.problem, data))
     if not found:
         raise ValueError(f"{folder}: no run has finished, there is nothing to certify")
-    write_json(Path(folder) / "certificate.json", {"certificates": [certificate.as_json() for certificate in found]})
+    with turn_to_publish(Path(folder), ("certificate.json",)):
+        write_json(
+            Path(folder) / "certificate.json", {"certificates": [certificate.as_json() for certificate in found]}
+        )
     return found
 
 

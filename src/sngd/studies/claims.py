@@ -11,7 +11,10 @@ from sngd.studies.markdown import markdown_table
 from sngd.studies.paper import judges
 from sngd.studies.reproduce import FIGURES, PROFILES, provenance, reproduce, stored
 from sngd.studies.verdicts import NOT_TESTED, Evidence, Reading, Verdict, as_json, as_markdown
+from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.run_folder import replace_file, write_json
+
+_FILES = ("verdicts.json", "verdicts.md")
 
 
 class Claim(NamedTuple):
@@ -129,19 +132,31 @@ def reproduce_claims(
         The verdicts, in the order of ``CLAIMS``.
 
     Raises:
-        ValueError: unknown claim or profile, or a measurements.json that is none; for runs see ``compare``.
+        ValueError: unknown claim or profile, another process is working in ``out``, or a measurements.json that is
+            none; for runs see ``compare``.
         FileNotFoundError: ``stored_only``, and there is nothing.
         Interrupted: ``should_stop`` said so.
     """
     chosen = _chosen(only)
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; claims have {', '.join(PROFILES)}")
-    for figure in [] if stored_only else _figures(chosen):
-        on_progress(figure)
-        reproduce(figure, profile, out / figure, command, reuse=True, **options)
+    if stored_only:
+        if not any(verdict.evidence for verdict in judge(out, only)):
+            raise FileNotFoundError(f"{out}: holds no measurements of these claims")
+    else:
+        make_folder(out)
+    with locked(out, _FILES) as lock:
+        for figure in [] if stored_only else _figures(chosen):
+            on_progress(figure)
+            lock.check()
+            reproduce(figure, profile, out / figure, command, reuse=True, **options)
+        return _judged(out, profile, command, only, lock)
+
+
+def _judged(out: Path, profile: str, command: str, only: Sequence[str], lock: FolderLock) -> list[Verdict]:
+    """The verdicts, in verdicts.json and verdicts.md too."""
     verdicts = judge(out, only)
-    if stored_only and not any(verdict.evidence for verdict in verdicts):
-        raise FileNotFoundError(f"{out}: holds no measurements of these claims")
+    lock.check()
     _write(out, profile, command, verdicts)
     return verdicts
 
@@ -178,10 +193,15 @@ def reproduce_all(
     profile: str, out: Path, command: str = "", on_progress: Callable[[str], None] = lambda _: None, **options: Any
 ) -> list[Verdict]:
     """Every figure, those that no claim needs too, and then ``reproduce_claims``; arguments as there."""
-    for figure in FIGURES:
-        on_progress(figure)
-        reproduce(figure, profile, out / figure, command, reuse=True, **options)
-    return reproduce_claims((), profile, out, command, stored_only=True)  # all is there by now
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; claims have {', '.join(PROFILES)}")
+    make_folder(out)
+    with locked(out, _FILES) as lock:
+        for figure in FIGURES:
+            on_progress(figure)
+            lock.check()
+            reproduce(figure, profile, out / figure, command, reuse=True, **options)
+        return _judged(out, profile, command, (), lock)
 
 
 def judge(folder: Path, only: Sequence[str] = ()) -> list[Verdict]:

@@ -1,22 +1,25 @@
 """Methods × seeds on one problem, at the same budget of oracle calls and, if asked, with equal tuning."""
 
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from itertools import cycle
 from math import inf
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from sngd.problems import load_problem
+from sngd.slug import slug
 from sngd.studies.parallel import run_all
 from sngd.studies.publish import publish
 from sngd.studies.ray_runs import RayCluster
 from sngd.studies.runs import Comparison, Study, Trial, Tuning
 from sngd.studies.task import OnProgress, OnWarning, Task
 from sngd.training import RunConfig
+from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.methods import find_method
 from sngd.training.ranks import ALONE
 from sngd.training.run_folder import RunFolder, write_json
+from sngd.training.schema import read
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates of --tune
 TUNING_SEED = 1_000_000  # none that a comparison uses, so that no seed is judged on its own tuning
@@ -88,6 +91,8 @@ def compare(
 ) -> Study:
     """Run every arm with every seed, in ``out/runs/LABEL/seed-K``, and write compare.json, table, figures and report.
 
+    LABEL is the label's ``sngd.slug.slug``. One comparison at a time can be in ``out``.
+
     Args:
         arms: resolved configurations of one problem that differ in their labels.
         seeds: seeds of the runs; the same seed gives all arms the same initial weights and sample order.
@@ -98,52 +103,62 @@ def compare(
         jobs, ray, data, overwrite, tensorboard, on_warning, should_stop: see ``run_all``.
 
     Raises:
-        ValueError: bad settings; all of an arm's trial runs diverged.
+        ValueError: bad settings; all of an arm's trial runs diverged; another process is working in ``out``.
+        FileNotFoundError: ``out``, or a run's folder in it, was deleted, moved or replaced meanwhile.
         Interrupted: ``should_stop`` said so.
     """
     if not seeds:
         raise ValueError("seeds must hold at least one seed, got none")
 
-    def do(title: str, tasks: Sequence[Task]) -> list[float | None]:
+    def do(title: str, tasks: Sequence[Task], lock: FolderLock) -> list[float | None]:
+        lock.check()
         if overwrite or not all(RunFolder(task.folder).final_rows() for task in tasks):
             _meet_mistakes(arms, data, here=ray is None)
-        rows = run_all(
-            tasks,
-            jobs=jobs,
-            ray=ray,
-            data=data,
-            overwrite=overwrite,
-            tensorboard=tensorboard,
-            on_progress=begin(title, tasks),
-            on_warning=on_warning,
-            should_stop=should_stop,
-        )
+        try:
+            rows = run_all(
+                tasks,
+                jobs=jobs,
+                ray=ray,
+                data=data,
+                overwrite=overwrite,
+                tensorboard=tensorboard,
+                on_progress=begin(title, tasks),
+                on_warning=on_warning,
+                should_stop=lambda: should_stop() or lock.lost(),
+            )
+        finally:
+            lock.check()  # runs that stopped because the folder is lost are not told so
         return [None if row["diverged"] else row["train_loss"] for row in rows]
 
-    tuning = None
-    if grid:
-        trials = [replace(arm, lr=lr, seed=TUNING_SEED) for arm in arms for lr in grid]
-        losses = do("tuning", [Task(t, out / "tuning" / _slug(t) / f"lr-{t.lr:g}") for t in trials])
-        chosen = _choose(trials, losses)
-        arms = [replace(arm, lr=chosen[str(arm.label)]) for arm in arms]
-        outcomes = [
-            Trial(label=str(t.label), lr=t.lr or 0.0, train_loss=loss) for t, loss in zip(trials, losses, strict=True)
-        ]
-        tuning = Tuning(grid=list(grid), seed=TUNING_SEED, outcomes=outcomes, chosen=chosen)
-    runs = [replace(arm, seed=seed) for seed in seeds for arm in arms]
-    folders = [Path("runs", _slug(run), f"seed-{run.seed}") for run in runs]
-    comparison = Comparison(
-        command=command,
-        problem=arms[0].problem,
-        methods=[str(arm.label) for arm in arms],
-        seeds=list(seeds),
-        epochs=arms[0].epochs,
-        runs=[folder.as_posix() for folder in folders],
-        tuning=tuning,
-    )
-    write_json(out / "compare.json", comparison)
-    do("runs", [Task(run, out / folder) for run, folder in zip(runs, folders, strict=True)])
-    return publish(out)
+    make_folder(out)
+    with locked(out, ("compare.json",)) as lock:
+        names = _arm_folders(arms, out)
+        tuning = None
+        if grid:
+            trials = [replace(arm, lr=lr, seed=TUNING_SEED) for arm in arms for lr in grid]
+            places = [out / "tuning" / names[str(trial.label)] / _lr_folder(trial.lr) for trial in trials]
+            losses = do("tuning", list(map(Task, trials, places)), lock)
+            chosen = _choose(trials, losses)
+            arms = [replace(arm, lr=chosen[str(arm.label)]) for arm in arms]
+            outcomes = [
+                Trial(label=str(t.label), lr=t.lr or 0.0, train_loss=loss)
+                for t, loss in zip(trials, losses, strict=True)
+            ]
+            tuning = Tuning(grid=list(grid), seed=TUNING_SEED, outcomes=outcomes, chosen=chosen)
+        runs = [replace(arm, seed=seed) for seed in seeds for arm in arms]
+        folders = [Path("runs", names[str(run.label)], f"seed-{run.seed}") for run in runs]
+        comparison = Comparison(
+            command=command,
+            problem=arms[0].problem,
+            methods=[str(arm.label) for arm in arms],
+            seeds=list(seeds),
+            epochs=arms[0].epochs,
+            runs=[folder.as_posix() for folder in folders],
+            tuning=tuning,
+        )
+        write_json(out / "compare.json", comparison)
+        do("runs", [Task(run, out / folder) for run, folder in zip(runs, folders, strict=True)], lock)
+        return publish(out)
 
 
 def _meet_mistakes(arms: Sequence[RunConfig], data: Path | None, here: bool) -> None:
@@ -165,5 +180,34 @@ def _choose(trials: Sequence[RunConfig], losses: Sequence[float | None]) -> dict
     return {label: lr for label, (_, lr) in best.items()}
 
 
-def _slug(config: RunConfig) -> str:
-    return re.sub(r"[^\w.=+-]+", "-", str(config.label))
+def _lr_folder(lr: float | None) -> str:
+    """Few digits, unless another learning rate has the same ones."""
+    assert lr is not None
+    return f"lr-{lr:g}" if float(f"{lr:g}") == lr else f"lr-{lr!r}"
+
+
+def _arm_folders(arms: Sequence[RunConfig], out: Path) -> dict[str, str]:
+    """The folder's name of each arm, by label: the one that the comparison in ``out`` gave it, otherwise its slug.
+
+    Names were not always slugs, and the runs of a study that was begun then shall be found.
+    """
+    labels = [str(arm.label) for arm in arms]
+    kept = {label: name for label, name in _listed_folders(out).items() if label in labels}
+    names = {label: kept.get(label, slug(label)) for label in labels}
+    distinct = len({name.casefold() for name in names.values()}) == len(labels)
+    return names if distinct else {label: slug(label) for label in labels}
+
+
+def _listed_folders(out: Path) -> dict[str, str]:
+    """The folder's name of each arm by ``out``'s compare.json, as far as that is readable."""
+    try:
+        comparison: Comparison = read(out / "compare.json", Comparison)
+    except (OSError, ValueError):
+        return {}
+    pairs = zip(cycle(comparison["methods"]), comparison["runs"], strict=False)
+    folders = {label: PurePosixPath(run).parts for label, run in pairs}
+    return {
+        label: parts[1]
+        for label, parts in folders.items()
+        if len(parts) == 3 and parts[0] == "runs" and parts[1] != ".."
+    }

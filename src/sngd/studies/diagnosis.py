@@ -27,6 +27,7 @@ from sngd.studies.figures import plain_style, save
 from sngd.studies.runs import read_run, value
 from sngd.training import RunConfig
 from sngd.training.engine import Run, part
+from sngd.training.folder_lock import make_folder, turn_to_publish
 from sngd.training.metrics import Row
 from sngd.training.run_folder import RunFolder, environment, write_json
 from sngd.training.tracking import DISTANCES, TRACKED, training_objective
@@ -230,8 +231,10 @@ def _smoothness_point(row: Row) -> tuple[float, float] | None:
 def write_diagnosis(diagnosis: Diagnosis, folder: Path, command: str = "") -> list[Path]:
     """Write diagnosis.json, diagnosis.png and diagnosis.svg into ``folder``; returns the three paths."""
     content = {"command": command, "environment": environment(), **diagnosis.as_json()}
-    write_json(folder / "diagnosis.json", content)
-    return [folder / "diagnosis.json", *draw(diagnosis, folder)]
+    make_folder(folder)
+    with turn_to_publish(folder, ("diagnosis.json", "diagnosis.png", "diagnosis.svg")):
+        write_json(folder / "diagnosis.json", content)
+        return [folder / "diagnosis.json", *draw(diagnosis, folder)]
 
 
 def _plain(content: Any) -> Any:

@@ -12,6 +12,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, NamedTuple
 
 from sngd.studies.runs import Band, Study, band
+from sngd.training.folder_lock import make_folder
 from sngd.training.run_folder import replace_file
 
 if TYPE_CHECKING:
@@ -137,7 +138,11 @@ def plain_style() -> AbstractContextManager[None]:
 
 
 def save(figure: Figure, path: Path, dpi: int) -> list[Path]:
-    """Write ``path``.png and ``path``.svg, each atomically; the same data give the same files."""
+    """Write ``path``.png and ``path``.svg, each atomically; the same data give the same files.
+
+    The folder is made if absent.
+    """
+    make_folder(path.parent)
     files = []
     for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):  # no date
         buffer = io.BytesIO()

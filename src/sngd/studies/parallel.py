@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from sngd.studies.ray_runs import RayCluster, run_on_ray
-from sngd.studies.task import How, OnProgress, OnWarning, Task, do_task, finished
+from sngd.studies.task import How, OnProgress, OnWarning, Task, check_there, do_task, finished
 from sngd.training import Interrupted
+from sngd.training.folder_lock import make_folder
 
 __all__ = ["OnProgress", "RayCluster", "Task", "run_all"]
 
@@ -59,6 +60,8 @@ def run_all(
     """
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
+    for task in tasks:  # now: a worker would make anew what somebody has deleted meanwhile
+        make_folder(task.folder.parent)
     how = How(data, overwrite, tensorboard)
     if ray is None:
         return _run_here(tasks, how, jobs, on_progress, on_warning, should_stop)
@@ -154,6 +157,7 @@ def _die_with_parent() -> None:
 def _work(index: int, task: Task, how: How) -> dict[str, Any]:
     if _worker["stop"].is_set():
         raise Interrupted("not started")
+    check_there(task)
     return do_task(
         task,
         how,

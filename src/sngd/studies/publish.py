@@ -6,7 +6,10 @@ from sngd.studies.figures import draw
 from sngd.studies.report import write_report
 from sngd.studies.runs import Study, read_study
 from sngd.studies.table import as_markdown
+from sngd.training.folder_lock import turn_to_publish
 from sngd.training.run_folder import replace_file
+
+_FILES = ("table.md", "report.html", "figures/curves.png", "figures/curves.svg")
 
 
 def publish(folder: Path) -> Study:
@@ -15,8 +18,11 @@ def publish(folder: Path) -> Study:
     Raises:
         FileNotFoundError, ValueError: see ``read_study``.
     """
-    study = read_study(folder)
-    draw(study, folder / "figures")
-    replace_file(folder / "table.md", f"# {study.problem}\n\n{as_markdown(study)}".encode())
-    write_report(folder)
+    read_study(folder)  # is there one? only then is there a folder to wait for
+    with turn_to_publish(folder, _FILES) as lock:
+        study = read_study(folder)
+        lock.check()
+        draw(study, folder / "figures")
+        replace_file(folder / "table.md", f"# {study.problem}\n\n{as_markdown(study)}".encode())
+        write_report(folder)
     return study

@@ -17,7 +17,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sngd.studies.task import How, OnProgress, OnWarning, Task, do_task, finished
+from sngd.studies.task import How, OnProgress, OnWarning, Task, check_there, do_task, finished
 from sngd.training import Interrupted, Progress
 from sngd.training.run_folder import RunFolder
 
@@ -254,6 +254,7 @@ def _work(index: int, task: Task, how: How, threads: int, mailbox: Any, cwd: str
     os.chdir(cwd)
     if ray.get(mailbox.tell.remote(index, None)):
         raise Interrupted("not started")
+    check_there(task)
     line = _Line(ray, mailbox, index)
     if again:
         _await_lock(task.folder, line)

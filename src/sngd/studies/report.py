@@ -33,6 +33,7 @@ from sngd.studies.lead import statements
 from sngd.studies.runs import Band, Run, Study, read_study, value
 from sngd.studies.table import DIFFERENCE_NOTE, SPREAD_NOTE, behind, cells
 from sngd.training.config import RunConfig
+from sngd.training.folder_lock import make_folder
 from sngd.training.run_folder import replace_file
 
 _BUTTONS = ["toImage", "zoom2d", "pan2d", "resetScale2d"]  # named, because plotly's own choice has one that uploads
@@ -57,6 +58,8 @@ def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | N
     path = Path(folder) / "report.html" if out is None else Path(out)
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, the report must be a file")
+    if out is not None:
+        make_folder(path.parent)
     replace_file(path, _page(read_study(folder)).encode("utf-8"))
     return path
 

@@ -1,6 +1,6 @@
 """What is measured and drawn to reproduce the paper: its figures and its claims, one command each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from sngd.studies import conformance, escape, relaxed, scaling, variance
 from sngd.studies.paper import alternatives, pictures, runs, sensitivity
 from sngd.studies.runs import Environment, seconds_spent
+from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.run_folder import environment, write_json
 from sngd.training.schema import NonNegative, check, read
 
@@ -123,14 +124,33 @@ def reproduce(
         The pictures' paths.
 
     Raises:
-        ValueError: unknown figure or profile, or ``reuse`` met a file that holds no measurements; for runs see
-            ``compare``.
+        ValueError: unknown figure or profile, another process is working in ``out``, or ``reuse`` met a file that holds
+            no measurements; for runs see ``compare``.
+        FileNotFoundError: ``out`` was deleted, moved or replaced meanwhile.
         Interrupted: ``should_stop`` said so.
     """
     if figure not in FIGURES:
         raise ValueError(f"unknown figure {figure!r}; must be one of {', '.join(FIGURES)}")
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; {figure} has {', '.join(PROFILES)}")
+    make_folder(out)
+    with locked(out, ("measurements.json", f"{figure}.png", f"{figure}.svg")) as lock:
+        measured = _measured(figure, profile, out, command, reuse, overwrite, lock, options)
+        lock.check()
+        return FIGURES[figure].draw(measured, out)
+
+
+def _measured(
+    figure: str,
+    profile: str,
+    out: Path,
+    command: str,
+    reuse: bool,
+    overwrite: bool,
+    lock: FolderLock,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The measurements, in measurements.json too; see ``reproduce``."""
     entry, kept = FIGURES[figure], stored(figure, out, profile) if reuse and not overwrite else None
     start = monotonic()
     if isinstance(entry, RunFigure):
@@ -146,8 +166,9 @@ def reproduce(
     if measurements != kept:
         seconds = seconds_spent(out) if isinstance(entry, RunFigure) else monotonic() - start
         about = {"command": command, "profile": profile, "environment": environment(), "process_seconds": seconds}
+        lock.check()
         write_json(out / "measurements.json", {**about, "measurements": measurements})
-    return entry.draw(measurements, out)
+    return measurements
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """A task of a study, one run to do, and how a worker does it, in whatever process and on whatever machine it is."""
 
+import errno
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -67,6 +68,12 @@ def _train(
         on_progress=on_progress,
         should_stop=should_stop,
     )
+
+
+def check_there(task: Task) -> None:
+    """FileNotFoundError if the folder that ``run_all`` made for the run's was deleted; to train would make it anew."""
+    if not task.folder.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "not begun, the folder above was deleted or moved", str(task.folder))
 
 
 @lru_cache(maxsize=1)

@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from sngd.training.config import read_config
+from sngd.training.folder_lock import FolderLock, locked, make_folder, temporary_name
 from sngd.training.metrics import Row, lines_of, parse_rows, read_rows
 from sngd.training.schema import Count, Malformed, NonNegative, UnknownKey, check
 
+_FILES = ("config.json", "environment.json", "metrics.jsonl", "checkpoint.pt")
 _ADVICE = "; start again with --overwrite"
 
 
@@ -56,6 +58,7 @@ class RunFolder:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._lock: FolderLock | None = None
 
     @property
     def _metrics(self) -> Path:
@@ -71,16 +74,31 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out; the lock falls with its process, however that ends.
+        """Make the folder and keep other processes out; the lock falls with its process, however that ends.
+
+        Inside, a write raises FileNotFoundError if the folder was deleted, moved or replaced.
 
         Raises:
             ValueError: another process is training in this folder.
+            NotADirectoryError: something else has the folder's name.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "w") as file:
-            if not _lock(file.fileno()):
-                raise ValueError(f"{self.path}: another process is training in this folder")
+        make_folder(self.path)
+        try:
+            with locked(self.path, _FILES, "training") as self._lock:
+                yield
+        finally:
+            self._lock = None
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """The folder must be the one that was locked, also when the write is done: it may be deleted meanwhile."""
+        if self._lock:
+            self._lock.check()
+        try:
             yield
+        finally:
+            if self._lock:
+                self._lock.check()
 
     def read_config(self) -> dict[str, Any]:
         """The settings in config.json.
@@ -94,15 +112,17 @@ class RunFolder:
 
     def begin(self, config: dict[str, Any]) -> None:
         """Start anew: drop rows and checkpoint, write config and environment."""
-        self._checkpoint.unlink(missing_ok=True)
-        self.truncate(0)
-        write_json(self.path / "environment.json", environment())
-        write_json(self.path / "config.json", config)
+        with self._writing():
+            self._checkpoint.unlink(missing_ok=True)
+            replace_file(self._metrics, b"")
+            write_json(self.path / "environment.json", environment())
+            write_json(self.path / "config.json", config)
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a row of metrics; a number that is not finite becomes null, which JSON can say."""
         finite = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
-        with _naming(self._metrics), open(self._metrics, "ab") as file:
+        opener = _open_existing if self._lock else None  # ``begin`` made the file: who deletes it, deletes the folder
+        with self._writing(), _naming(self._metrics), open(self._metrics, "ab", opener=opener) as file:
             file.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
@@ -114,8 +134,9 @@ class RunFolder:
             BrokenRun: there are fewer.
         """
         known = self._known_lines(rows)
-        if known != self._lines():
-            replace_file(self._metrics, b"".join(known))
+        with self._writing():
+            if known != self._lines():
+                replace_file(self._metrics, b"".join(known))
 
     def _known_lines(self, rows: int) -> list[bytes]:
         """The first ``rows`` lines; BrokenRun if there are fewer."""
@@ -151,7 +172,8 @@ class RunFolder:
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        replace_file(self._checkpoint, buffer.getvalue())
+        with self._writing():
+            replace_file(self._checkpoint, buffer.getvalue())
 
     def load_checkpoint(self) -> Checkpoint | None:
         """The checkpoint, on the CPU, or None if there is none yet.
@@ -245,18 +267,25 @@ def _broken() -> Iterator[None]:
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write a whole file at once: a reader, or a crash, sees the old one or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    """Write a whole file at once: a reader, or a crash, sees the old one or the new one, never a part.
+
+    The folder must exist: one that somebody deletes is not made again.
+    """
+    temporary = temporary_name(path)
     with _naming(path):
         try:
-            with open(temporary, "wb") as file:
+            temporary.unlink(missing_ok=True)  # of an earlier process of this number
+            with open(temporary, "xb") as file:  # x: new, so no link that somebody put there is followed
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+def _open_existing(path: str, flags: int) -> int:
+    return os.open(path, flags & ~os.O_CREAT)
 
 
 @contextmanager
@@ -300,15 +329,3 @@ def _processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
-
-
-def _lock(descriptor: int) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock; there two runs in one folder are the user's affair
-        return True
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
