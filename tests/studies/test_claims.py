@@ -252,7 +252,7 @@ def test_claims_without_their_figures_are_not_tested(tmp_path):
 
 def test_options_reach_the_figures_made_of_runs(studies, monkeypatch, tmp_path):
     def run(profile, out, **options):
-        out.mkdir(parents=True)
+        assert out.is_dir()
         studies.append(("run", profile, options))
 
     def measure(profile, _out):
