@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_from_the_start_is_no_matter_of_the_lr(sngd, t
         "The training loss is not finite at the initial weights: 20% of the numbers in train's inputs are not finite."
     )
     _, _, err = sngd("train", "digits-mlp", "--method", "sgd", "--lr", 1e30, *FAST)
-    assert " ".join(err.split()) == "The training loss is no longer finite: the run stopped. Try a smaller --lr."
+    assert " ".join(err.split()) == "The run diverged: its training loss is no longer finite, and it stopped. Try a smaller --lr."
 
 
 @pytest.mark.parametrize(
