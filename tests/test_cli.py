@@ -110,7 +110,10 @@ def test_a_loss_that_is_not_finite_from_the_start_is_no_matter_of_the_lr(sngd, t
         "The training loss is not finite at the initial weights: 20% of the numbers in train's inputs are not finite."
     )
     _, _, err = sngd("train", "digits-mlp", "--method", "sgd", "--lr", 1e30, *FAST)
-    assert " ".join(err.split()) == "The run diverged: its training loss is no longer finite, and it stopped. Try a smaller --lr."
+    assert (
+        " ".join(err.split())
+        == "The run diverged: its training loss is no longer finite, and it stopped. Try a smaller --lr."
+    )
 
 
 @pytest.mark.parametrize(
@@ -297,8 +300,8 @@ def test_labels_and_paths_are_printed_as_they_are(sngd):
 
 def test_reproduce_prints_paths_as_they_are(sngd, monkeypatch):
     folder = "out[old][/]"
-    monkeypatch.setattr("sngd.studies.claims.reproduce_claims", lambda *_, **__: [])
-    monkeypatch.setattr("sngd.studies.reproduce.reproduce", lambda *_, **__: [Path(folder, "relaxed.png")])
+    monkeypatch.setattr("sngd.paper.claims.reproduce_claims", lambda *_, **__: [])
+    monkeypatch.setattr("sngd.paper.reproduce.reproduce", lambda *_, **__: [Path(folder, "relaxed.png")])
     assert f"written: {folder}/verdicts.md" in sngd("reproduce", "claims", "--out", folder)[1]
     assert f"picture: {folder}/relaxed.png" in sngd("reproduce", "relaxed", "--out", folder)[1]
 

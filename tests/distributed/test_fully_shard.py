@@ -13,7 +13,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolic
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
 import sngd
-from sngd.optim.norms import global_norm
+from sngd.norms.global_norm import global_norm
 
 pytestmark = pytest.mark.slow
 

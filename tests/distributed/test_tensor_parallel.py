@@ -19,7 +19,7 @@ from torch.distributed.tensor.parallel import (
 )
 
 import sngd
-from sngd.optim.norms import global_norm
+from sngd.norms.global_norm import global_norm
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,7 @@ _LOADED = """
 import sys, torch
 before = set(sys.modules)
 import sngd
-from sngd.optim.norms import global_norm
+from sngd.norms.global_norm import global_norm
 w = torch.nn.Parameter(torch.ones(3))
 sngd.RandomIterate([w]).update()
 sngd.estimators.Full(torch.nn.Linear(2, 1), 3).estimate(lambda x: x.mean() * 0 + w.sum(), torch.ones(3, 2))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import sngd
-from sngd.optim.norms import global_norm
+from sngd.norms.global_norm import global_norm
 
 IMPLEMENTATIONS = {
     "default": {},

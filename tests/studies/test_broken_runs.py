@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sngd.studies.parallel import run_all
+from sngd.studies.execution.parallel import run_all
+from sngd.studies.execution.task import How, Task, do_task
 from sngd.studies.runs import read_study
-from sngd.studies.task import How, Task, do_task
 from sngd.training import Interrupted, RunConfig, train
 from sngd.training.run_folder import BrokenRun, RunFolder
 

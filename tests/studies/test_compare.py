@@ -5,7 +5,7 @@ import pytest
 
 from sngd.slug import slug
 from sngd.studies.compare import compare, parse_arms
-from sngd.studies.ray_runs import RayCluster
+from sngd.studies.execution.ray_runs import RayCluster
 from sngd.training import RunConfig
 from sngd.training.folder_lock import locked
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from fake_runs import write_run, write_study
 
+from sngd.paper.reproduce import FIGURES, stored
 from sngd.studies.certify import Certificates
-from sngd.studies.reproduce import FIGURES, stored
 from sngd.studies.runs import read_comparison, read_run, read_study
 from sngd.theory import Smooth, plan
 from sngd.training.config import read_config
 from sngd.training.metrics import read_rows
+from sngd.training.plan_words import inline
 from sngd.training.planned import read_plan
-from sngd.training.plans import inline
 from sngd.training.schema import Malformed, read
 
 RESULTS = Path(__file__).parents[2] / "results"

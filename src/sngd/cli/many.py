@@ -10,7 +10,7 @@ from sngd import training
 from sngd.cli.console import err, loss
 
 if TYPE_CHECKING:
-    from sngd.studies.ray_runs import RayCluster
+    from sngd.studies.execution.ray_runs import RayCluster
 
 Jobs = Annotated[int | None, typer.Option(help="Runs at a time. (default: the number of cores)")]
 Ray = Annotated[
@@ -27,7 +27,7 @@ def cluster(address: str | None, cpus: float, gpus: float | None) -> "RayCluster
     """The cluster that the three options name; None if the runs are done here."""
     if address is None:
         return None
-    from sngd.studies.ray_runs import RayCluster
+    from sngd.studies.execution.ray_runs import RayCluster
 
     return RayCluster(address, cpus, gpus)
 
@@ -41,7 +41,7 @@ class RunsOverview:
     """Progress of many runs: a bar for all of them together, and one for each that is running."""
 
     def __init__(self, bars: Progress, title: str, tasks: Sequence[Any]) -> None:
-        from sngd.studies.overview import Overview
+        from sngd.studies.execution.overview import Overview
 
         self.bars, self.title = bars, title
         self.configs = [task.config for task in tasks]

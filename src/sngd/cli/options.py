@@ -8,7 +8,7 @@ import typer
 from sngd.problems import PROBLEMS
 from sngd.slug import slug
 from sngd.theory import RelaxedSmooth, Smooth, Smoothness
-from sngd.training.plans import SPELLING
+from sngd.training.plan_words import SPELLING
 from sngd.training.tracking import tracking_cost
 
 Problem = Annotated[str, typer.Argument(help="A name from 'sngd problems', or path/to/file.py:factory for your own.")]

@@ -47,8 +47,8 @@ def reproduce(
     Runs and verdicts go on from what the folder holds, so the same command continues after any interruption. Claims are
     judged by measurements alone.
     """
-    from sngd.studies import claims
-    from sngd.studies.reproduce import reproduce as measure_and_draw
+    from sngd.paper import claims
+    from sngd.paper.reproduce import reproduce as measure_and_draw
 
     refuse_several_processes("reproduce")
     if only is not None and what != "claims":
@@ -90,7 +90,7 @@ def reproduce(
 
 
 def _print_pictures(figure: str, pictures: Sequence[Path], folder: Path, as_json: bool) -> None:
-    from sngd.studies.reproduce import FIGURES
+    from sngd.paper.reproduce import FIGURES
 
     if as_json:
         print_json({"folder": str(folder), "pictures": [str(path) for path in pictures]})
@@ -101,8 +101,8 @@ def _print_pictures(figure: str, pictures: Sequence[Path], folder: Path, as_json
 
 
 def _print_verdicts(verdicts: Sequence[Any], folder: Path, as_json: bool) -> None:
-    from sngd.studies.verdicts import as_json as verdict_json
-    from sngd.studies.verdicts import cells, quantity_cells, reading_cells
+    from sngd.paper.verdicts import as_json as verdict_json
+    from sngd.paper.verdicts import cells, quantity_cells, reading_cells
 
     if as_json:
         print_json({"folder": str(folder), "verdicts": [verdict_json(verdict) for verdict in verdicts]})

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
+from sngd.checks import check_one_of
 from sngd.diagnose.interval import Interval, student_t
 from sngd.diagnose.objective import Objective
 from sngd.estimators.estimator import Batch, Loss, check_size
-from sngd.spelling import check_one_of
 
 METHODS = ("auto", "per-sample", "two-batch")
 _GROUPS = 32  # of the jackknife: enough that Student's t is nearly normal; the means of all groups are held at once

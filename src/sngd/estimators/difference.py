@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sngd.estimators.estimator import Batch, Estimator, Loss, check_chunk_size, check_size, check_size_of
 from sngd.estimators.replay import Chance, at_weights, buffers_kept
-from sngd.optim.norms import global_norm
+from sngd.norms.global_norm import global_norm
 from sngd.sharding import all_local, gradient, local
 from sngd.state import check_keys, fitted, saved_count, saved_tensors
 

@@ -8,10 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sngd.optim.fused import fused_is_right, fused_sngd
-from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
-from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backward, warn_inside_zero
-from sngd.optim.norms import (
+from sngd.norms.global_norm import (
     by_kind,
     exponent_of_largest,
     has_room,
@@ -21,6 +18,9 @@ from sngd.optim.norms import (
     norm_of_lists,
     times_power_of_two,
 )
+from sngd.optim.fused import fused_is_right, fused_sngd
+from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
+from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backward, warn_inside_zero
 from sngd.sharding import Groups, Spread, all_local, gradient, is_shared, refuse_flat_shards, sharding_of
 
 if TYPE_CHECKING:

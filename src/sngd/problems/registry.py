@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from sngd.checks import suggestion
 from sngd.problems import cifar10, datasets
 from sngd.problems.analytic import Analytic, relaxed_smooth, sharp_and_flat, strict_saddle, tensor_decomposition
 from sngd.problems.augment import random_crop_and_flip
@@ -16,7 +17,6 @@ from sngd.problems.problem import Problem, Samples
 from sngd.problems.resnet import cifar_resnet
 from sngd.problems.user import load_user_problem
 from sngd.problems.variants import vary
-from sngd.spelling import suggestion
 
 
 class Row(NamedTuple):

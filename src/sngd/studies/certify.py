@@ -11,6 +11,7 @@ from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict, cast
 import torch
 from torch import nn
 
+from sngd.checks import non_negative
 from sngd.diagnose.certificate import (
     Assumption,
     Certificate,
@@ -32,7 +33,6 @@ from sngd.problems.registry import ANALYTIC
 from sngd.stages import StagePlan
 from sngd.studies.runs import Run, Study, read_study, value
 from sngd.theory import RelaxedSmooth, Smooth, Smoothness
-from sngd.theory.checks import non_negative
 from sngd.training.config import RunConfig
 from sngd.training.folder_lock import turn_to_publish
 from sngd.training.loop import Composed
@@ -49,7 +49,7 @@ from sngd.training.methods import (
     parameter_values,
 )
 from sngd.training.metrics import Row
-from sngd.training.plans import build_plan
+from sngd.training.plan_words import build_plan
 from sngd.training.run_folder import write_json
 from sngd.training.schema import Count, Declared, NonNegative, read
 

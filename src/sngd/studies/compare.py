@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 
 from sngd.problems import load_problem
 from sngd.slug import slug
-from sngd.studies.parallel import run_all
+from sngd.studies.execution.parallel import run_all
+from sngd.studies.execution.ray_runs import RayCluster
+from sngd.studies.execution.task import OnProgress, OnWarning, Task
 from sngd.studies.publish import publish
-from sngd.studies.ray_runs import RayCluster
 from sngd.studies.runs import Comparison, Study, Trial, Tuning
-from sngd.studies.task import OnProgress, OnWarning, Task
 from sngd.training import RunConfig
 from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.methods import find_method

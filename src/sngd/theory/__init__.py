@@ -2,7 +2,7 @@
 
 from sngd.theory.bounds import Bound, sgd_bound, sngd_bound, spider_sfo_bound, spider_variance, stagewise_bound
 from sngd.theory.lemmas import lemma1, lemma2
-from sngd.theory.plans import PLANNED, Plan, plan
+from sngd.theory.planner import PLANNED, Plan, plan
 from sngd.theory.smoothness import RelaxedSmooth, Smooth, Smoothness
 
 __all__ = [

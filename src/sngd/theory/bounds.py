@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from math import sqrt
 
+from sngd.checks import count, non_negative, positive
 from sngd.stages import StagePlan
-from sngd.theory.checks import count, non_negative, positive
 from sngd.theory.smoothness import Smooth, Smoothness, check_lr
 
 

@@ -2,7 +2,7 @@
 
 from math import exp
 
-from sngd.theory.checks import finite, non_negative, positive
+from sngd.checks import finite, non_negative, positive
 from sngd.theory.smoothness import RelaxedSmooth, Smooth
 
 

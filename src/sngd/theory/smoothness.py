@@ -15,7 +15,7 @@ from the table, every step of normalized gradient descent with α ≤ α_max obe
 from dataclasses import dataclass
 from math import inf
 
-from sngd.theory.checks import non_negative, positive
+from sngd.checks import non_negative, positive
 
 
 @dataclass(frozen=True, slots=True)

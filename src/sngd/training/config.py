@@ -9,7 +9,7 @@ from typing import Annotated, Any, cast, get_type_hints
 import torch
 
 from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
-from sngd.training.plans import build_plan, inline
+from sngd.training.plan_words import build_plan, inline
 from sngd.training.sampler import SAMPLERS
 from sngd.training.schema import Declared, check_value, read
 from sngd.training.tracking import tracked_names
@@ -30,7 +30,7 @@ class RunConfig:
             seed share the first two.
         weight_decay: λ ≥ 0.
         params: the method's own parameters by name, see ``sngd methods``. Default: the method's.
-        plan: stage plan, see ``sngd.training.plans``. Default: the method's.
+        plan: stage plan, see ``sngd.training.plan_words``. Default: the method's.
         sampling: "shuffled" passes through the data, as in practice, or "independent" draws, as the theorems assume.
         output: "last" iterate, or "random": drawn with the plan's weights (Algorithms 1 and 2).
         eval_every: epochs between evaluations, > 0.

@@ -20,7 +20,7 @@ from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
 from sngd.training.methods import Setting, find_method, recorded_parameters
 from sngd.training.metrics import Row
-from sngd.training.plans import build_plan
+from sngd.training.plan_words import build_plan
 from sngd.training.ranks import ALONE, Forward, Ranks, on_all_ranks
 from sngd.training.run_folder import RunFolder
 from sngd.training.sampler import SAMPLERS, Sampler

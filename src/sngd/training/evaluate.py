@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from sngd.optim.norms import global_norm
+from sngd.norms.global_norm import global_norm
 from sngd.problems import Problem
 from sngd.training.ranks import ALONE, Ranks
 

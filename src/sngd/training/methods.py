@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sngd.checks import suggestion
 from sngd.estimators import SCSG, SVRG, Estimator, Full, MiniBatch, Spider
 from sngd.optim import SNGD, Perturbed
-from sngd.spelling import suggestion
 from sngd.stages import StagePlan
 from sngd.training.loop import Composed, Loop, SelfDriven
 from sngd.training.natasha2 import Natasha2

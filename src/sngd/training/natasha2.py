@@ -52,7 +52,7 @@ from torch.utils._pytree import tree_leaves
 
 from sngd.estimators.estimator import Batch, Loss, check_size
 from sngd.estimators.replay import Chance, at_weights, buffers_kept
-from sngd.optim.norms import global_norm
+from sngd.norms.global_norm import global_norm
 from sngd.state import check_keys, fitted, saved_count, saved_generator, saved_tensors, trainable
 
 # Any constant that makes the private stream differ from the global one, which has drawn the weights.

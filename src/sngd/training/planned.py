@@ -6,7 +6,7 @@ from typing import Annotated, Any, NotRequired, TypedDict, cast
 
 from sngd.stages import StagePlan
 from sngd.training.methods import find_method
-from sngd.training.plans import list_plan
+from sngd.training.plan_words import list_plan
 from sngd.training.schema import Declared, Positive, read
 
 AtLeastOne = Annotated[int, Declared(ge=1)]

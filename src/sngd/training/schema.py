@@ -28,7 +28,7 @@ from typing import (
     is_typeddict,
 )
 
-from sngd.spelling import suggestion
+from sngd.checks import suggestion
 
 T = TypeVar("T")
 

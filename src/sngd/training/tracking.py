@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
+from sngd.checks import suggestion
 from sngd.diagnose import Eigenvalue, Interval, Objective, extreme_eigenvalues, gradient_noise, local_smoothness
 from sngd.problems.problem import Problem, Samples
-from sngd.spelling import suggestion
 
 SAMPLES = 1024  # of noise and smoothness, at most
 CURVATURE_SAMPLES, CURVATURE_STEPS, CURVATURE_TOLERANCE = 512, 40, 0.05  # two oracle calls a sample and step

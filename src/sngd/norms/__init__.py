@@ -1,0 +1,1 @@
+"""The norms that steps are normalized in."""

@@ -1,0 +1,266 @@
+"""The paper's claims, C1 to C10: which study measures each, and the verdicts computed from its measurements."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sngd.paper.closed_form import conformance, escape, relaxed, variance
+from sngd.paper.reproduce import FIGURES, PROFILES, provenance, reproduce, stored
+from sngd.paper.trained import judges
+from sngd.paper.verdicts import NOT_TESTED, Evidence, Reading, Verdict, as_json, as_markdown
+from sngd.studies.markdown import markdown_table
+from sngd.training.folder_lock import FolderLock, locked, make_folder
+from sngd.training.run_folder import replace_file, write_json
+
+_FILES = ("verdicts.json", "verdicts.md")
+
+
+class Claim(NamedTuple):
+    """A claim, its place in the paper, the figures that measure it, and the judge of their measurements, in order.
+
+    Where it is ``ambiguous`` what the paper did, ``alternatives`` measures the same figures under other readings.
+    """
+
+    name: str
+    text: str
+    where: str
+    figures: tuple[str, ...]
+    judge: Callable[..., Evidence]
+    ambiguous: bool = False
+
+
+ALTERNATIVES = "alternatives"
+
+CLAIMS = {
+    claim.name: claim
+    for claim in (
+        Claim(
+            "C1",
+            "SNGD with α = 0.1 beats SPIDER-SFO with α = 0.1 and 0.001 on MNIST",
+            "§6.1, Figure 2",
+            ("fig2",),
+            judges.judge_large_rate,
+            ambiguous=True,
+        ),
+        Claim(
+            "C2",
+            "with α = 0.001 SPIDER-SFO converges faster than SNGD",
+            "§6.1, Figure 2",
+            ("fig2",),
+            judges.judge_small_rate,
+            ambiguous=True,
+        ),
+        Claim(
+            "C3",
+            "with large α SPIDER-SFO's curves vary strongly, SNGD's are smooth",
+            "§6, Figures 2 and 3",
+            ("fig2", "fig3"),
+            judges.judge_variation,
+            ambiguous=True,
+        ),
+        Claim(
+            "C4",
+            "S-SNGD v1 and v2 beat SNGD and SPIDER-SFO on ResNet20 and ResNet56",
+            "§6.2, Figure 3",
+            ("fig3",),
+            judges.judge_stages,
+            ambiguous=True,
+        ),
+        Claim(
+            "C5",
+            "S-SNGD v2 equals SNGD with α = 0.5 until epoch 80",
+            "§6.2, Figure 3",
+            ("fig3",),
+            judges.judge_until_milestone,
+            ambiguous=True,
+        ),
+        Claim(
+            "C6",
+            "at batch size 4096 S-SNGD beats S-SGD in training loss and test accuracy",
+            "§6.2, Figure 4",
+            ("fig4",),
+            judges.judge_large_batch,
+            ambiguous=True,
+        ),
+        Claim("C7", "the bounds of Theorems 1–4 hold", "§3, §4", ("conformance", "scaling"), conformance.judge),
+        Claim("C8", "SNGD leaves saddles and sharp minima faster than SGD", "§1, Figure 1", ("fig1",), escape.judge),
+        Claim(
+            "C9",
+            "SNGD handles (L0, L1)-smooth objectives without clipping",
+            "§3, Theorem 2",
+            ("relaxed",),
+            relaxed.judge,
+        ),
+        Claim(
+            "C10",
+            "the variance of SPIDER's estimator grows with α, that of SNGD's does not",
+            "§5, eq. 15",
+            ("variance",),
+            variance.judge,
+        ),
+    )
+}
+
+
+def reproduce_claims(
+    only: Sequence[str],
+    profile: str,
+    out: Path,
+    command: str = "",
+    on_progress: Callable[[str], None] = lambda _: None,
+    *,
+    stored_only: bool = False,
+    **options: Any,
+) -> list[Verdict]:
+    """Measure what is missing, draw it, and judge: ``out`` gets a folder a figure, verdicts.json and verdicts.md.
+
+    Measurements of the same profile, and runs, that ``out`` holds already are kept, so an interrupted call can be
+    repeated.
+
+    Args:
+        only: names such as "C9"; none for all.
+        profile: ``quick``, ``small`` or ``paper``.
+        out: folder, made if need be.
+        command: the command line, kept with what it measured and with the verdicts.
+        on_progress: told the name of each figure before it is measured or drawn.
+        stored_only: measure and draw nothing; claims whose figures are not there are not tested.
+        options: for the figures made of runs, see ``reproduce``.
+
+    Returns:
+        The verdicts, in the order of ``CLAIMS``.
+
+    Raises:
+        ValueError: unknown claim or profile, another process is working in ``out``, or a measurements.json that is
+            none; for runs see ``compare``.
+        FileNotFoundError: ``stored_only``, and there is nothing.
+        Interrupted: ``should_stop`` said so.
+    """
+    chosen = _chosen(only)
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; claims have {', '.join(PROFILES)}")
+    if stored_only:
+        if not any(verdict.evidence for verdict in judge(out, only)):
+            raise FileNotFoundError(f"{out}: holds no measurements of these claims")
+    else:
+        make_folder(out)
+    with locked(out, _FILES) as lock:
+        for figure in [] if stored_only else _figures(chosen):
+            on_progress(figure)
+            lock.check()
+            reproduce(figure, profile, out / figure, command, reuse=True, **options)
+        return _judged(out, profile, command, only, lock)
+
+
+def _judged(out: Path, profile: str, command: str, only: Sequence[str], lock: FolderLock) -> list[Verdict]:
+    """The verdicts, in verdicts.json and verdicts.md too."""
+    verdicts = judge(out, only)
+    lock.check()
+    _write(out, profile, command, verdicts)
+    return verdicts
+
+
+def _write(out: Path, profile: str, command: str, verdicts: Sequence[Verdict]) -> None:
+    made = {figure: found for figure in FIGURES if (found := provenance(out / figure))}
+    content = {"command": command, "profile": profile, "verdicts": [as_json(verdict) for verdict in verdicts]}
+    write_json(out / "verdicts.json", {**content, "studies": made})
+    title = f"# Verdicts on the paper's claims, {profile} profile"
+    replace_file(out / "verdicts.md", f"{title}\n\n{as_markdown(verdicts)}\n{_what_was_run(made)}".encode())
+
+
+def _what_was_run(made: Mapping[str, Mapping[str, Any]]) -> str:
+    """The studies with their commands and times; of those measured before times were kept a dash."""
+    times = {figure: about.get("process_seconds") for figure, about in made.items()}
+    rows = [
+        [f"[{figure}]({figure}/measurements.json)", f"`{about['command']}`", _minutes(times[figure])]
+        for figure, about in made.items()
+    ]
+    total = _minutes(sum(seconds for seconds in times.values() if seconds is not None))
+    intro = (
+        f"Time is that of all processes, added up: {total} minutes. Of training runs, trial runs too, it is the time "
+        "spent in steps; evaluations come on top."
+    )
+    table = markdown_table(["study", "command", "process minutes"], rows, text_columns=2)
+    return f"## What was run\n\n{intro}\n\n{table}\n"
+
+
+def _minutes(seconds: float | None) -> str:
+    return "–" if seconds is None else f"{seconds / 60:.1f}"
+
+
+def reproduce_all(
+    profile: str, out: Path, command: str = "", on_progress: Callable[[str], None] = lambda _: None, **options: Any
+) -> list[Verdict]:
+    """Every figure, those that no claim needs too, and then ``reproduce_claims``; arguments as there."""
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; claims have {', '.join(PROFILES)}")
+    make_folder(out)
+    with locked(out, _FILES) as lock:
+        for figure in FIGURES:
+            on_progress(figure)
+            lock.check()
+            reproduce(figure, profile, out / figure, command, reuse=True, **options)
+        return _judged(out, profile, command, (), lock)
+
+
+def judge(folder: Path, only: Sequence[str] = ()) -> list[Verdict]:
+    """The verdicts that follow from the measurements in ``folder``/FIGURE/measurements.json, and from nothing else.
+
+    Args:
+        folder: where ``reproduce_claims`` measured. A claim with measurements missing is not tested.
+        only: names such as "C9"; none for all.
+
+    Raises:
+        ValueError: unknown claim, or a measurements.json that is none.
+    """
+    chosen = _chosen(only)
+    measurements = {figure: stored(figure, folder / figure) for figure in _figures(chosen)}
+    return [_verdict(claim, {name: found for name, found in measurements.items() if found}) for claim in chosen]
+
+
+def _chosen(only: Sequence[str]) -> list[Claim]:
+    for name in only:
+        if name not in CLAIMS:
+            raise ValueError(f"unknown claim {name!r}; must be one of {', '.join(CLAIMS)}")
+    return [claim for claim in CLAIMS.values() if not only or claim.name in only]
+
+
+def _figures(claims: Sequence[Claim]) -> list[str]:
+    """Each once, those under other readings last."""
+    figures = dict.fromkeys(figure for claim in claims for figure in claim.figures)
+    return [*figures, *([ALTERNATIVES] if any(claim.ambiguous for claim in claims) else [])]
+
+
+def _verdict(claim: Claim, measurements: Mapping[str, dict[str, Any]]) -> Verdict:
+    verdict = Verdict(claim.name, claim.text, claim.where)
+    if not set(claim.figures) <= set(measurements):
+        return verdict
+    evidence = claim.judge(*(measurements[figure] for figure in claim.figures))
+    found = measurements.get(ALTERNATIVES) if claim.ambiguous else None
+    readings = _readings(claim, found["alternatives"]) if found else ()
+    sources = [*claim.figures, *([ALTERNATIVES] if readings else [])]
+    return replace(
+        verdict,
+        evidence=evidence,
+        sources=tuple(f"{figure}/measurements.json" for figure in sources),
+        readings=readings,
+    )
+
+
+def _readings(claim: Claim, alternatives: Mapping[str, Any]) -> tuple[Reading, ...]:
+    """The claim judged under each reading that touches one of its figures; the others are the first reading's."""
+    base = next(iter(alternatives.values()))["figures"]
+    readings: list[Reading] = []
+    met: dict[str, bool | None] = {}
+    for name, reading in alternatives.items():
+        figures = {**base, **reading["figures"]}
+        if not set(claim.figures) <= set(figures) or not set(claim.figures) & set(reading["figures"]):
+            continue
+        evidence = claim.judge(*(figures[figure] for figure in claim.figures))
+        outcome = Verdict(claim.name, claim.text, claim.where, evidence).outcome
+        if outcome == NOT_TESTED:
+            continue
+        met = met or {quantity.name: quantity.met for quantity in evidence.quantities}
+        changed = (q.name for q in evidence.quantities if q.met != met.get(q.name, q.met))
+        readings.append(Reading(name, outcome, tuple(changed)))
+    return tuple(readings)

@@ -1,0 +1,519 @@
+"""Figure 1: leaving saddles and sharp minima (claim C8), measured on closed-form landscapes and drawn.
+
+Steps are counted at one learning rate of 0.1 for all: with L = 1 in a ball of radius 1, the first step of GD is then
+at most as long as NGD's. GD at its largest safe rate, 1/L, stands beside it, so that nobody is beaten by bad tuning.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import islice
+from math import exp, log, log10
+from pathlib import Path
+from statistics import linear_regression
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from sngd.checks import check_one_of
+from sngd.diagnose.interval import Interval
+from sngd.optim.perturbed import Perturbed
+from sngd.optim.sngd import SNGD
+from sngd.paper.verdicts import Evidence, Quantity, above, at_most, error_rate, every, mean_interval, never, reported
+from sngd.problems.analytic import Analytic, sharp_and_flat, strict_saddle, tensor_decomposition
+from sngd.problems.problem import Problem
+from sngd.studies.figures import DASH_LENGTHS, plain_style, save, styles
+from sngd.training.schema import Count, NonNegative, Positive
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SHARP = (3.0, 0.0)  # the sharp minimum of ``sharp_and_flat``
+METHODS = ("GD", "NGD", "SGD", "SNGD", "Noisy-GD", "Saddle-NGD")
+
+CONDITION, RADIUS = 10.0, 1.0  # κ of the saddles with L = 1, and the radius of the ball to leave
+NOISE = 0.1  # perturbations have E‖lr·ξ‖² = (NOISE·lr)² in any dimension, for both perturbed methods
+PERIOD = 10  # Saddle-NGD is perturbed every so many steps, Noisy-GD at each
+LIMIT = 20_000  # steps after which a run counts as stuck
+LRS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # both methods' grid on tensor decomposition
+TUNING_SEEDS = (1_000_000, 1_000_001)  # none of those measured
+BATCH_SIZE = 16  # of tensor decomposition
+
+
+class Profile(NamedTuple):
+    seeds: int
+    distances: tuple[float, ...]
+    dims: tuple[int, ...]
+    components: int  # of tensor decomposition
+    steps: int  # on it
+
+
+PROFILES = {
+    "quick": Profile(2, (1e-1, 1e-4), (2, 8), 3, 100),
+    "small": Profile(10, (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12), (2, 4, 8, 16, 32, 64, 128, 256), 6, 2000),
+}
+
+
+class Arm(NamedTuple):
+    method: str  # of METHODS
+    lr: float
+
+    @property
+    def label(self) -> str:
+        return f"{self.method}, lr {self.lr:g}"
+
+
+Steps = dict[str, list[list[Count | None]]]  # by arm: for each place those of each seed
+
+
+class Against(TypedDict):
+    """Steps against the distance, see ``measure``."""
+
+    dim: Count
+    distances: list[Positive]
+    steps: Steps
+    theory: dict[str, list[NonNegative]]
+
+
+class AgainstDimension(TypedDict):
+    """Steps against the dimension, see ``measure``."""
+
+    dims: list[Count]
+    steps: Steps
+
+
+class TensorMeasured(TypedDict):
+    """Tensor decomposition, see ``measure``; everything by method."""
+
+    dim: Count
+    batch_size: Count
+    steps: list[Count]
+    losses: dict[str, list[list[float]]]
+    lr: dict[str, Positive]
+    tuning: dict[str, list[tuple[Positive, float]]]
+
+
+class Escape(TypedDict):
+    """What ``measure`` returns."""
+
+    profile: str
+    trajectories: dict[str, dict[str, list[tuple[float, float]]]]
+    from_saddle: Against
+    from_manifold: Against
+    dimension: AgainstDimension
+    tensor: TensorMeasured
+
+
+def measure(profile: str = "quick") -> dict[str, Any]:
+    """Measure claim C8; everything in the returned dict can be written as JSON.
+
+    Args:
+        profile: ``quick`` (seconds) or ``small`` (a few minutes).
+
+    Returns:
+        * ``trajectories``: landscape → method → list of [x, y], from w_0 on.
+        * ``from_saddle``: ``distances`` δ, and ``steps``: arm → for each δ the steps of each seed to leave the ball of
+          radius 1 about a strict saddle (d = 10, κ = 10, L = 1) from a random point at distance δ of it; None for more
+          than 20,000. ``theory``: arm → for each δ the steps GD needs on the quadratic with the same Hessian from a
+          point with the mean square unstable part, log(√d/δ)/log(1 + α/κ), or Murray et al.'s 5√κ/α for NGD.
+        * ``from_manifold``: the same from the points at distance 0.9 along the stable manifold and δ off it.
+        * ``dimension``: ``dims``, and ``steps`` from exactly the saddle with perturbation.
+        * ``tensor``: ``steps`` at which ``losses`` (method → seed → F) were taken on tensor decomposition from exactly
+          its saddle, ``dim`` components; ``tuning``: method → list of [lr, final loss], ``lr``: method → the best.
+
+    Raises:
+        ValueError: no such profile.
+    """
+    check_one_of("profile", profile, PROFILES)
+    settings = PROFILES[profile]
+    return {
+        "profile": profile,
+        "trajectories": {name: _trajectories(name) for name in _LANDSCAPES},
+        "from_saddle": _against_distance(settings, on_manifold=False),
+        "from_manifold": _against_distance(settings, on_manifold=True),
+        "dimension": _against_dimension(settings),
+        "tensor": _tensor(settings),
+    }
+
+
+def _walk(problem: Problem, arm: Arm, start: Tensor | None, seed: int, batch_size: int = 0) -> Iterator[Tensor]:
+    """The iterates w_0, w_1, …, each valid until the next is asked for; batch size 0 is the full gradient."""
+    samples, noise = (torch.Generator().manual_seed(2 * seed + k) for k in range(2))
+    model = problem.build_model()
+    (w,) = model.parameters()
+    if start is not None:
+        w.data.copy_(start)
+    optimizer = _optimizer(arm, w, noise)
+    inputs, targets = problem.train
+    batch = torch.arange(problem.n)
+    while True:
+        yield w.detach()
+        if batch_size:
+            batch = torch.randint(problem.n, (batch_size,), generator=samples)
+        optimizer.zero_grad()
+        problem.loss(model(inputs[batch]), targets[batch]).backward()
+        optimizer.step()
+
+
+def _optimizer(arm: Arm, w: Tensor, noise: torch.Generator) -> Optimizer:
+    plain: Optimizer = SNGD([w], lr=arm.lr) if "NGD" in arm.method else SGD([w], lr=arm.lr)
+    every = {"Noisy-GD": 1, "Saddle-NGD": PERIOD}.get(arm.method)
+    if every is None:
+        return plain
+    return Perturbed(plain, std=NOISE * arm.lr / math.sqrt(w.numel()), every=every, generator=noise)
+
+
+class _Landscape(NamedTuple):
+    title: str
+    analytic: Analytic
+    starts: dict[Arm, tuple[float, float]]
+    steps: int
+    window: tuple[float, float, float, float]  # left, right, bottom, top
+
+
+_exact = partial(strict_saddle, sigma=0.0, n=1, dtype=torch.float64)
+
+_LANDSCAPES = {
+    "saddle": _Landscape(
+        "strict saddle",
+        _exact(2, condition=5.0),
+        {  # the landscape is symmetric: a quadrant each, so that no path hides another
+            Arm("GD", 0.1): (-0.15, 2.5),
+            Arm("NGD", 0.1): (0.15, 2.5),
+            Arm("Noisy-GD", 0.1): (-0.15, -2.5),
+            Arm("Saddle-NGD", 0.1): (0.15, -2.5),
+        },
+        steps=60,
+        window=(-4.2, 4.2, -2.8, 2.8),
+    ),
+    "sharp_and_flat": _Landscape(
+        "sharp minimum beside a flat one",
+        sharp_and_flat(dtype=torch.float64),
+        {Arm(method, 1.0): (3.1, 0.1) for method in ("GD", "SGD", "NGD", "SNGD")},
+        steps=60,
+        window=(-2.6, 4.2, -2.7, 2.3),
+    ),
+}
+
+
+def _trajectories(name: str) -> dict[str, list[list[float]]]:
+    landscape = _LANDSCAPES[name]
+    paths = {}
+    for arm, start in landscape.starts.items():
+        walk = _walk(landscape.analytic.problem, arm, torch.tensor(start), 0, int(arm.method in ("SGD", "SNGD")))
+        paths[arm.method] = [w.tolist() for w in islice(walk, landscape.steps + 1)]
+    return paths
+
+
+_DISTANCE_ARMS = (Arm("GD", 0.1), Arm("GD", 1.0), Arm("NGD", 0.1), Arm("NGD", 0.01))
+_DIMENSION_ARMS = (Arm("Noisy-GD", 0.1), Arm("Noisy-GD", 1.0), Arm("Saddle-NGD", 0.1), Arm("Saddle-NGD", 0.01))
+
+
+def _against_distance(settings: Profile, *, on_manifold: bool, dim: int = 10) -> dict[str, Any]:
+    problem = _exact(dim, condition=CONDITION).problem
+    steps: dict[str, list[list[int | None]]] = {}
+    theory: dict[str, list[float]] = {}
+    for arm in _DISTANCE_ARMS:
+        steps[arm.label] = [
+            [
+                _steps_to_leave(_walk(problem, arm, _start(dim, distance, on_manifold, seed), seed))
+                for seed in range(settings.seeds)
+            ]
+            for distance in settings.distances
+        ]
+        theory[arm.label] = [
+            _predicted(arm, distance if on_manifold else distance / dim**0.5) for distance in settings.distances
+        ]
+    return {"dim": dim, "distances": list(settings.distances), "steps": steps, "theory": theory}
+
+
+def _start(dim: int, distance: float, on_manifold: bool, seed: int) -> Tensor:
+    """A random point at ``distance`` from the saddle at 0, or ``distance`` off its stable manifold and 0.9 along it."""
+    direction: Tensor = torch.randn(dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    if not on_manifold:
+        point: Tensor = distance * direction / direction.norm()
+        return point
+    direction[0] = 0
+    point = 0.9 * RADIUS * direction / direction.norm()
+    point[0] = distance
+    return point
+
+
+def _steps_to_leave(walk: Iterator[Tensor]) -> int | None:
+    return next((t for t, w in enumerate(islice(walk, LIMIT + 1)) if w.norm() >= RADIUS), None)
+
+
+def _predicted(arm: Arm, unstable: float) -> float:
+    """Steps to leave from a point with the given unstable coordinate: of GD on the quadratic, or NGD's bound."""
+    if arm.method == "NGD":
+        return 5 * math.sqrt(CONDITION) * RADIUS / arm.lr
+    return math.log(RADIUS / unstable) / math.log1p(arm.lr / CONDITION)
+
+
+def _against_dimension(settings: Profile) -> dict[str, Any]:
+    steps: dict[str, list[list[int | None]]] = {}
+    for arm in _DIMENSION_ARMS:
+        steps[arm.label] = []
+        for dim in settings.dims:
+            problem, saddle = _exact(dim, condition=CONDITION).problem, torch.zeros(dim, dtype=torch.float64)
+            seeds = [_steps_to_leave(_walk(problem, arm, saddle, seed)) for seed in range(settings.seeds)]
+            steps[arm.label].append(seeds)
+    return {"dims": list(settings.dims), "steps": steps}
+
+
+def _tensor(settings: Profile) -> dict[str, Any]:
+    every = settings.steps // 100
+    tuning: dict[str, list[list[float]]] = {}
+    losses: dict[str, list[list[float]]] = {}
+    best: dict[str, float] = {}
+    for method in ("Noisy-GD", "Saddle-NGD"):
+        curves = partial(_tensor_losses, dim=settings.components, steps=settings.steps, every=every)
+        tuning[method] = [[lr, _final([curves(Arm(method, lr), seed) for seed in TUNING_SEEDS])] for lr in LRS]
+        best[method] = min(tuning[method], key=lambda pair: pair[1])[0]
+        losses[method] = [curves(Arm(method, best[method]), seed) for seed in range(settings.seeds)]
+    return {
+        "dim": settings.components,
+        "batch_size": BATCH_SIZE,
+        "steps": list(range(0, settings.steps + 1, every)),
+        "losses": losses,
+        "lr": best,
+        "tuning": tuning,
+    }
+
+
+def _tensor_losses(arm: Arm, seed: int, *, dim: int, steps: int, every: int) -> list[float]:
+    saddle = torch.full((dim, dim), dim**-0.5, dtype=torch.float64)
+    problem = tensor_decomposition(dim, start=saddle, dtype=torch.float64).problem
+    walk = _walk(problem, arm, None, seed, BATCH_SIZE)
+    value = _value(problem)
+    losses = []
+    for t, w in enumerate(islice(walk, steps + 1)):
+        w.copy_(torch.nn.functional.normalize(w))  # rows back onto the sphere, as in Ge et al. and Levy
+        if t % every == 0:
+            losses.append(value(w).item())
+    return losses
+
+
+def _value(problem: Problem) -> Callable[[Tensor], Tensor]:
+    """F as a function of w."""
+    model = problem.build_model()
+
+    def value(w: Tensor) -> Tensor:
+        outputs: Tensor = torch.func.functional_call(model, {"w": w}, problem.train[0])
+        return outputs.mean().detach()
+
+    return value
+
+
+def _final(curves: Sequence[Sequence[float]]) -> float:
+    """Mean over seeds and the last tenth of the run, so that no lucky step decides."""
+    tails = [loss for curve in curves for loss in curve[-max(1, len(curve) // 10) :]]
+    return sum(tails) / len(tails)
+
+
+def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+    """Draw ``fig1.png`` and ``fig1.svg`` of what ``measure`` returned into ``folder`` (made if absent).
+
+    Returns:
+        The files written, in that order.
+    """
+    from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
+
+    with plain_style():
+        figure = Figure(figsize=(15, 9), layout="constrained")
+        axes = figure.subplots(2, 3)
+        for ax, (name, paths) in zip(axes[:, 0], measurements["trajectories"].items(), strict=True):
+            _draw_landscape(ax, _LANDSCAPES[name], paths)
+        _draw_distance(axes[0, 1], measurements["from_saddle"], "from a random point this far from the saddle")
+        _draw_distance(axes[1, 1], measurements["from_manifold"], "from 0.9 along the stable manifold, this far off")
+        _draw_dimension(axes[0, 2], measurements["dimension"])
+        _draw_tensor(axes[1, 2], measurements["tensor"])
+        seeds = len(measurements["dimension"]["steps"][_DIMENSION_ARMS[0].label][0])
+        figure.suptitle(
+            f"Leaving saddles and sharp minima ({measurements['profile']} profile)\n"
+            f"line: mean of {seeds} seeds; band: lowest to highest seed",
+            fontsize=11,
+        )
+        return save(figure, Path(folder) / "fig1", dpi=130)
+
+
+def _draw_landscape(ax: Axes, landscape: _Landscape, paths: Mapping[str, Sequence[Sequence[float]]]) -> None:
+    left, right, bottom, top = landscape.window
+    xs, ys = torch.linspace(left, right, 150).double(), torch.linspace(bottom, top, 100).double()
+    points = torch.stack(torch.meshgrid(xs, ys, indexing="xy"), -1)
+    heights = torch.func.vmap(torch.func.vmap(_value(landscape.analytic.problem)))(points)
+    ax.contourf(xs, ys, heights, levels=24, cmap="Greys", alpha=0.5)
+    ax.contour(xs, ys, heights, levels=24, colors="#999999", linewidths=0.4)
+    look = styles(METHODS)
+    for arm in reversed(landscape.starts):
+        x, y = zip(*paths[arm.method], strict=True)
+        color = look[arm.method].color
+        ax.plot(x, y, color=color, linewidth=1.1, marker=".", markersize=3, label=arm.label)
+        ax.plot(x[0], y[0], color="black", marker="*", markersize=11, markeredgecolor="white", zorder=3)
+        ax.plot(x[-1], y[-1], color=color, marker="s", markersize=7, markeredgecolor="white", zorder=3)
+    ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel="$w_0$", ylabel="$w_1$")
+    ax.set_title(f"{landscape.title}, {landscape.steps} steps from ★ to ■", fontsize=10)
+    ax.legend(fontsize=8, loc="lower left", framealpha=0.9)
+
+
+def _draw_distance(ax: Axes, measured: Mapping[str, Any], title: str) -> None:
+    _draw_steps(ax, measured["distances"], measured["steps"])
+    for arm in _DISTANCE_ARMS:
+        color, _ = _look(arm)
+        ax.plot(measured["distances"], measured["theory"][arm.label], color=color, linewidth=0.8, dashes=(1, 2))
+    ax.plot([], [], color="black", linewidth=0.8, dashes=(1, 2), label="theory: of GD; at most 5√κ/lr of NGD")
+    ax.invert_xaxis()
+    ax.set_xlabel("distance δ")
+    ax.set_title(
+        f"steps to leave the ball of radius 1 about a saddle (d = {measured['dim']}, κ = 10)\n{title}", fontsize=10
+    )
+    ax.legend(fontsize=8, loc="upper left", ncols=2)
+
+
+def _draw_dimension(ax: Axes, measured: Mapping[str, Any]) -> None:
+    _draw_steps(ax, measured["dims"], measured["steps"])
+    ax.set_xscale("log", base=2)
+    ax.set_xlabel("dimension d")
+    ax.set_title("steps to leave it from exactly the saddle, perturbed", fontsize=10)
+    ax.legend(fontsize=8, loc="upper left", ncols=2)
+
+
+def _draw_steps(ax: Axes, positions: Sequence[float], steps: Mapping[str, Sequence[Sequence[int | None]]]) -> None:
+    """Mean and range over seeds of each arm; a stuck run counts as the limit, which the axis then shows."""
+    for label, runs in steps.items():
+        method, lr = label.split(", lr ")
+        color, dashes = _look(Arm(method, float(lr)))
+        counts = [[LIMIT if t is None else t for t in seeds] for seeds in runs]
+        (line,) = ax.plot(positions, [sum(c) / len(c) for c in counts], color=color, marker=".", label=label)
+        line.set_dashes(dashes)
+        ax.fill_between(positions, [min(c) for c in counts], [max(c) for c in counts], color=color, alpha=0.18, lw=0)
+    ax.set(xscale="log", yscale="log", ylabel="steps", ylim=(10, LIMIT))
+    ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
+
+
+def _look(arm: Arm) -> tuple[str, tuple[float, ...]]:
+    """Colour of the method, dashes of the learning rate."""
+    return styles(METHODS)[arm.method].color, DASH_LENGTHS["solid" if arm.lr == 0.1 else "dash"]
+
+
+def _draw_tensor(ax: Axes, measured: Mapping[str, Any]) -> None:
+    for method, curves in measured["losses"].items():
+        color = styles(METHODS)[method].color
+        columns = list(zip(*curves, strict=True))
+        mean = [sum(column) / len(column) for column in columns]
+        ax.plot(measured["steps"], mean, color=color, label=f"{method}, lr {measured['lr'][method]:g}")
+        low, high = [min(column) for column in columns], [max(column) for column in columns]
+        ax.fill_between(measured["steps"], low, high, color=color, alpha=0.18, lw=0)
+    grid = ", ".join(f"{lr:g}" for lr in LRS)
+    ax.set(yscale="log", xlabel=f"steps (batch size {measured['batch_size']})", ylabel="F(w)")
+    ax.set_title(
+        f"tensor decomposition, {measured['dim']} components, from exactly a saddle\nlr of each the best of {grid}",
+        fontsize=10,
+    )
+    ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
+    ax.legend(fontsize=8)
+
+
+def judge(measured: Mapping[str, Any]) -> Evidence:
+    """C8 from the measurements of ``escape``."""
+    places = {"from_saddle": "from random points near a saddle", "from_manifold": "from near its stable manifold"}
+    seeds = len(measured["dimension"]["steps"]["Saddle-NGD, lr 0.1"][0])
+    quantities = [quantity for key, place in places.items() for quantity in _distances(measured[key], place)]
+    quantities += [
+        every(
+            "runs of NGD and SNGD from a sharp minimum that end in the flat one",
+            *_ended_flat(measured, "NGD", "SNGD"),
+            essential=True,
+        ),
+        never("runs of GD and SGD that do", *_ended_flat(measured, "GD", "SGD")),
+        every(
+            "runs from a saddle that Saddle-NGD leaves before Noisy-GD, both with lr 0.1, over all dimensions",
+            *_earlier(measured["dimension"]["steps"], "Saddle-NGD, lr 0.1", "Noisy-GD, lr 0.1"),
+        ),
+        every("runs of tensor decomposition in which Saddle-NGD halves F before Noisy-GD", *_halved_first(measured)),
+        reported("final F of Saddle-NGD over that of Noisy-GD", _final_ratio(measured)),
+    ]
+    return Evidence(
+        profile=measured["profile"],
+        quantities=tuple(quantities),
+        test=f"counts of runs paired over {seeds} seeds; Student's t over seeds for growths",
+        error_rate=error_rate(2),
+        departures=(
+            "full gradients, and closed-form landscapes: the paper's Figure 1 is a drawing",
+            "GD and NGD both with lr 0.1, where GD's first step is at most as long; GD's largest safe rate 1/L stands "
+            "beside it, and on tensor decomposition each method has its best rate",
+            "one run of each method from the sharp minimum",
+        ),
+    )
+
+
+def _distances(measured: Mapping[str, Any], place: str) -> Iterator[Quantity]:
+    steps, distances = measured["steps"], measured["distances"]
+    slow, quick = "GD, lr 0.1", "NGD, lr 0.1"
+    yield every(
+        f"runs {place} in which NGD leaves before GD, both with lr 0.1", *_earlier(steps, quick, slow), essential=True
+    )
+    yield reported(f"runs {place} in which it leaves before GD with lr 1/L", *_earlier(steps, quick, "GD, lr 1"))
+    within = [
+        t <= bound
+        for seeds, bound in zip(steps[quick], measured["theory"][quick], strict=True)
+        for t in map(_count, seeds)
+    ]
+    yield every(f"runs of NGD {place} within Murray et al.'s 5√κ r/α steps", sum(within), len(within))
+    growth = mean_interval([-_slope(distances, column) for column in _columns(steps[slow])])
+    yield above(f"steps that GD needs more {place} for every decade nearer", growth, 0)
+    middle = (len(distances) - 1) // 2
+    late = mean_interval([log(column[-1] / column[middle]) for column in _columns(steps[quick])])
+    name = f"NGD's steps {place} at δ = {distances[-1]:g} over those at {distances[middle]:g} (levels off)"
+    yield at_most(name, Interval(*map(exp, late)), 1.1)
+
+
+def _earlier(steps: Mapping[str, Any], first: str, second: str) -> tuple[int, int]:
+    """In how many of the pairs (same place, same seed) ``first`` takes fewer steps; and how many pairs there are."""
+    pairs = [
+        (_count(a), _count(b))
+        for ours, theirs in zip(steps[first], steps[second], strict=True)
+        for a, b in zip(ours, theirs, strict=True)
+    ]
+    return sum(a < b for a, b in pairs), len(pairs)
+
+
+def _count(steps: int | None) -> int:
+    return LIMIT + 1 if steps is None else steps
+
+
+def _columns(steps: Sequence[Sequence[int | None]]) -> list[list[int]]:
+    """A seed's steps at each distance."""
+    return [[max(1, _count(t)) for t in column] for column in zip(*steps, strict=True)]
+
+
+def _slope(distances: Sequence[float], steps: Sequence[int]) -> float:
+    return linear_regression([log10(distance) for distance in distances], steps).slope
+
+
+def _ended_flat(measured: Mapping[str, Any], *methods: str) -> tuple[int, int]:
+    """How many of the methods' paths, which begin in the sharp minimum's hole, end nearer to the flat one at 0."""
+    ends = [measured["trajectories"]["sharp_and_flat"][method][-1] for method in methods]
+    return sum(math.hypot(*end) < math.dist(end, SHARP) for end in ends), len(ends)
+
+
+def _halved_first(measured: Mapping[str, Any]) -> tuple[int, int]:
+    losses = measured["tensor"]["losses"]
+    ours, theirs = ([_halved(curve) for curve in losses[name]] for name in ("Saddle-NGD", "Noisy-GD"))
+    return sum(a < b for a, b in zip(ours, theirs, strict=True)), len(ours)
+
+
+def _halved(curve: Sequence[float]) -> float:
+    return next((t for t, loss in enumerate(curve) if loss < curve[0] / 2), math.inf)
+
+
+def _final_ratio(measured: Mapping[str, Any]) -> Interval:
+    """Geometric mean over seeds of the last losses' ratio."""
+    losses = measured["tensor"]["losses"]
+    ratios = [log(a[-1] / b[-1]) for a, b in zip(losses["Saddle-NGD"], losses["Noisy-GD"], strict=True)]
+    return Interval(*map(exp, mean_interval(ratios)))

@@ -1,0 +1,213 @@
+"""What is measured and drawn to reproduce the paper: its figures and its claims, one command each."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import torch
+
+from sngd.paper.closed_form import conformance, escape, relaxed, scaling, variance
+from sngd.paper.trained import alternatives, pictures, runs, sensitivity
+from sngd.studies.runs import Environment, seconds_spent
+from sngd.training.folder_lock import FolderLock, locked, make_folder
+from sngd.training.run_folder import environment, write_json
+from sngd.training.schema import NonNegative, check, read
+
+PROFILES = ("quick", "small", "paper")
+
+
+class Stored(TypedDict):
+    """measurements.json: what was measured, by the figure's own schema, and how."""
+
+    command: NotRequired[str]
+    profile: str
+    environment: NotRequired[Environment]
+    process_seconds: NotRequired[NonNegative | None]
+    measurements: dict[str, Any]
+
+
+class Figure(NamedTuple):
+    """A study of a claim: how it is measured (by profile) and drawn (into a folder), and the schema of measurements.
+
+    It has no setting of the paper's own: its ``paper`` profile is ``small``.
+    """
+
+    claim: str
+    schema: type
+    measure: Callable[[str], dict[str, Any]]
+    draw: Callable[[dict[str, Any], Path], list[Path]]
+
+
+class RunFigure(NamedTuple):
+    """A figure made of training runs.
+
+    ``run`` (profile, folder, options of ``compare``) does those that are missing in the folder, ``measure`` (profile,
+    folder) reads them all, ``draw`` draws what was measured into a folder.
+    """
+
+    claim: str
+    schema: type
+    run: Callable[..., None]
+    measure: Callable[[str, Path], dict[str, Any]]
+    draw: Callable[[dict[str, Any], Path], list[Path]]
+
+
+def _curves(name: str, claim: str) -> RunFigure:
+    return RunFigure(claim, runs.FigureMeasured, partial(runs.run, name), partial(runs.measure, name), pictures.draw)
+
+
+FIGURES: dict[str, Figure | RunFigure] = {
+    "fig1": Figure(
+        "C8: SNGD leaves saddles and sharp minima faster than SGD", escape.Escape, escape.measure, escape.draw
+    ),
+    "conformance": Figure(
+        "C7: the bounds of Theorems 1–4 hold", conformance.Conformance, conformance.measure, conformance.draw
+    ),
+    "scaling": Figure("C7: how oracle calls grow as the target falls", scaling.Scaling, scaling.measure, scaling.draw),
+    "relaxed": Figure(
+        "C9: SNGD handles (L0, L1)-smooth objectives without clipping", relaxed.Relaxed, relaxed.measure, relaxed.draw
+    ),
+    "variance": Figure(
+        "C10: the variance of SPIDER's estimator grows with α, that of SNGD's does not",
+        variance.Variance,
+        variance.measure,
+        variance.draw,
+    ),
+    "fig2": _curves("fig2", "C1, C2, C3: SNGD and SPIDER-SFO on a small model, MNIST"),
+    "fig3": _curves("fig3", "C3, C4, C5: S-SNGD, SNGD and SPIDER-SFO on residual networks, CIFAR-10"),
+    "fig4": _curves("fig4", "C6: S-SNGD and S-SGD with large batches, equally tuned"),
+    "sensitivity": RunFigure(
+        "beyond the paper: how wide each method's plateau of learning rates is",
+        sensitivity.Sensitivity,
+        partial(runs.run, "sensitivity"),
+        sensitivity.measure,
+        sensitivity.draw,
+    ),
+    "alternatives": RunFigure(
+        "C1 to C6 where the paper is ambiguous: the figures under its other readings",
+        alternatives.Alternatives,
+        partial(runs.run, "alternatives"),
+        alternatives.measure,
+        alternatives.draw,
+    ),
+}
+
+
+def reproduce(
+    figure: str,
+    profile: str,
+    out: Path,
+    command: str = "",
+    *,
+    reuse: bool = False,
+    overwrite: bool = False,
+    **options: Any,
+) -> list[Path]:
+    """Measure and draw one figure; ``out`` gets measurements.json and the pictures, and the runs if it is made of runs.
+
+    Runs that ``out`` holds are not repeated, so that an interrupted call can be.
+
+    Args:
+        figure: a key of ``FIGURES``.
+        profile: how much is measured: ``quick``, ``small`` or ``paper``.
+        out: folder, made if need be.
+        command: the command line, kept with the measurements.
+        reuse: draw the measurements that ``out`` holds, if they are of this profile, and measure only if not. Where
+            their runs are there too, they are measured anew from these alone.
+        overwrite: throw away what ``out`` holds of the figure, runs and measurements.
+        options: for runs: jobs, ray, data, tensorboard, begin, on_warning, should_stop, see ``compare``.
+
+    Returns:
+        The pictures' paths.
+
+    Raises:
+        ValueError: unknown figure or profile, another process is working in ``out``, or ``reuse`` met a file that holds
+            no measurements; for runs see ``compare``.
+        FileNotFoundError: ``out`` was deleted, moved or replaced meanwhile.
+        Interrupted: ``should_stop`` said so.
+    """
+    if figure not in FIGURES:
+        raise ValueError(f"unknown figure {figure!r}; must be one of {', '.join(FIGURES)}")
+    if profile not in PROFILES:
+        raise ValueError(f"unknown profile {profile!r}; {figure} has {', '.join(PROFILES)}")
+    make_folder(out)
+    with locked(out, ("measurements.json", f"{figure}.png", f"{figure}.svg")) as lock:
+        measured = _measured(figure, profile, out, command, reuse, overwrite, lock, options)
+        lock.check()
+        return FIGURES[figure].draw(measured, out)
+
+
+def _measured(
+    figure: str,
+    profile: str,
+    out: Path,
+    command: str,
+    reuse: bool,
+    overwrite: bool,
+    lock: FolderLock,
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The measurements, in measurements.json too; see ``reproduce``."""
+    entry, kept = FIGURES[figure], stored(figure, out, profile) if reuse and not overwrite else None
+    start = monotonic()
+    if isinstance(entry, RunFigure):
+        if kept is None:
+            entry.run(profile, out, command=command, overwrite=overwrite, **options)
+        has_runs = any(out.rglob("compare.json"))
+        measurements = entry.measure(profile, out) if kept is None or has_runs else kept
+    elif kept is None:
+        with _one_thread():
+            measurements = entry.measure("small" if profile == "paper" else profile)
+    else:
+        measurements = kept
+    if measurements != kept:
+        seconds = seconds_spent(out) if isinstance(entry, RunFigure) else monotonic() - start
+        about = {"command": command, "profile": profile, "environment": environment(), "process_seconds": seconds}
+        lock.check()
+        write_json(out / "measurements.json", {**about, "measurements": measurements})
+    return measurements
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """These studies work on vectors so short that several threads would mostly wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def stored(figure: str, folder: Path, profile: str | None = None) -> dict[str, Any] | None:
+    """The figure's measurements that ``folder`` holds, or None: there are none, or not of this profile (None: any).
+
+    Raises:
+        ValueError: measurements.json does not hold such measurements.
+    """
+    content = _content(folder)
+    if content is None or profile not in (None, content["profile"]):
+        return None
+    check(content["measurements"], FIGURES[figure].schema, str(folder / "measurements.json"), "measurements")
+    return content["measurements"]
+
+
+def provenance(folder: Path) -> dict[str, Any] | None:
+    """How the measurements that ``folder`` holds were made, or None: there are none.
+
+    Keys: ``command``, ``profile``, ``environment``, and ``process_seconds``, how long processes worked for them, added
+    up: of runs the time spent in steps, without evaluations.
+
+    Raises:
+        ValueError: as ``stored``.
+    """
+    content = _content(folder)
+    return content and {key: entry for key, entry in content.items() if key != "measurements"}
+
+
+def _content(folder: Path) -> Stored | None:
+    path = folder / "measurements.json"
+    return read(path, Stored) if path.exists() else None

@@ -1,0 +1,396 @@
+"""The evidence on claims C1 to C6, from the measurements of Figures 2 to 4 and from nothing else.
+
+A claim is cut into comparisons, one for each setting, competitor and measure. Each is of two methods in runs with the
+same seed, which share initial weights and samples, and asks that Student's interval of the mean paired difference lie
+on the claim's side. The claim is reproduced if every comparison holds, and not reproduced if fewer than half of them
+do.
+
+*The level.* All comparisons must hold, so one that is false in truth has to pass its own test before a claim can be
+reproduced wrongly: with tests at 2.5 % that chance is at most 2.5 %, however many comparisons there are and however
+they depend on one another (an intersection–union test; Berger 1982). Intervals of 95 %, as ``sngd compare`` has them,
+are therefore enough, and a few seeds can show something; no correction for the number of comparisons is called for.
+
+*Divergence* counts as the worst. A comparison in which the claimed winner diverges, with any seed, does not hold. A
+diverged run of its competitor counts as the worst of the competitor's other runs, which is to the competitor's
+advantage; if there are none, the comparison holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise, product
+from math import exp, log, sqrt
+from statistics import fmean, variance
+from typing import Any, NamedTuple
+
+from sngd.diagnose.interval import Interval
+from sngd.paper.verdicts import Evidence, Quantity, above, every, half, mean_interval, never, reported
+from sngd.training.plan_words import build_plan
+
+LEVEL = 0.95
+
+Experiment = Mapping[str, Any]
+Values = list[float | None]  # one a seed, the smaller the better; None for a run that diverged
+
+# ---- C1, C2: a small model -----------------------------------------------------------------------------------
+
+
+def judge_large_rate(fig2: Mapping[str, Any]) -> Evidence:
+    """C1 from Figure 2: final training loss and test accuracy of SNGD, α = 0.1, against SPIDER-SFO's two curves."""
+    comparisons = [
+        _compared(key, experiment, measure, "SNGD, α=0.1", competitor)
+        for key, experiment in fig2["experiments"].items()
+        for competitor, measure in product(("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.001"), FINAL)
+    ]
+    return _evidence([fig2], comparisons)
+
+
+def judge_small_rate(fig2: Mapping[str, Any]) -> Evidence:
+    """C2 from Figure 2: SPIDER-SFO against SNGD, both with α = 0.001, along the curve and where it ends."""
+    comparisons = [
+        _compared(key, experiment, measure, "SPIDER-SFO, α=0.001", "SNGD, α=0.001")
+        for key, experiment in fig2["experiments"].items()
+        for measure in (ALONG, LOSS)
+    ]
+    note = "to converge faster is to have the lower mean training loss along the curve (its area), and at its end"
+    return _evidence([fig2], comparisons, departures=[note])
+
+
+# ---- C4, C6: large models, large batches ---------------------------------------------------------------------
+
+STAGED = ("S-SNGD(v1), α=0.5", "S-SNGD(v2), α=0.5")
+
+
+def judge_stages(fig3: Mapping[str, Any]) -> Evidence:
+    """C4 from Figure 3: both S-SNGD against SNGD and SPIDER-SFO with either α."""
+    competitors = [f"{method}, α={lr}" for method in ("SNGD", "SPIDER-SFO") for lr in (0.5, 0.1)]
+    comparisons = [
+        _compared(key, experiment, measure, staged, competitor)
+        for key, experiment in fig3["experiments"].items()
+        for staged, competitor, measure in product(STAGED, competitors, FINAL)
+    ]
+    return _evidence([fig3], comparisons, _best_accuracy(fig3))
+
+
+def judge_large_batch(fig4: Mapping[str, Any]) -> Evidence:
+    """C6 from Figure 4: S-SNGD against S-SGD, each with the learning rate that its tuning chose."""
+    experiments = fig4["experiments"]
+    comparisons = [
+        _compared(key, experiment, measure, "S-SNGD", "S-SGD")
+        for key, experiment in experiments.items()
+        for measure in FINAL
+    ]
+    tunings = [experiment["tuning"] for experiment in experiments.values() if _has(experiment, "S-SNGD", "S-SGD")]
+    fair = sum(tuning is not None and "S-SGD" not in tuning["at_edge"] for tuning in tunings)
+    # A competitor whose best rate may lie outside of its grid was not tuned to its best.
+    name = "experiments in which S-SGD's α is tuned, to one inside of the grid that both have"
+    tuned = [every(name, fair, len(tunings))] if tunings else []
+    edges = [
+        f"{key}: the tuned α of {label} is at the edge of the grid; a better one may lie outside"
+        for key, experiment in experiments.items()
+        for label in (experiment["tuning"] or {"at_edge": []})["at_edge"]
+    ]
+    return _evidence([fig4], comparisons, [*tuned, *_against_others(fig4), *_best_accuracy(fig4)], edges)
+
+
+def _against_others(fig4: Mapping[str, Any]) -> Iterator[Quantity]:
+    """Beyond the paper: what S-SNGD gains over methods with momentum; nothing is required of it."""
+    for key, experiment in fig4["experiments"].items():
+        others = [label for label, arm in experiment["arms"].items() if arm["beyond"]]
+        for other, measure in product(others, FINAL):
+            if found := _compared(key, experiment, measure, "S-SNGD", other):
+                yield replace(found, required="", met=None)
+
+
+_ELSEWHERE = {  # test accuracy in per cent
+    ("cifar10-resnet20", 128): "momentum SGD elsewhere: 91.25, reruns 91.89 ± 0.16",
+    ("cifar10-resnet56", 128): "momentum SGD elsewhere: 93.03, reruns 93.20 ± 0.12",
+    ("cifar10-resnet20", 4096): "elsewhere: momentum 88.2–88.8, normalized momentum 89.3–90.0",
+}
+
+
+def _best_accuracy(figure: Mapping[str, Any]) -> Iterator[Quantity]:
+    """The best arm's test accuracy, beyond the paper or not, where others have published theirs."""
+    for key, experiment in figure["experiments"].items():
+        known = _ELSEWHERE.get((experiment["problem"], experiment["batch_size"]))
+        finals = {label: arm["final"]["test_accuracy"] for label, arm in experiment["arms"].items()}
+        finals = {label: values for label, values in finals.items() if None not in values and len(values) > 1}
+        if known and experiment["epochs"] == 160 and finals:
+            best = max(finals, key=lambda label: fmean(finals[label]))
+            accuracy = mean_interval([100 * value for value in finals[best]], LEVEL)
+            yield reported(f"{key}: test accuracy (%) of the best, {best} ({known})", accuracy)
+
+
+# ---- C3: how much the curves vary ----------------------------------------------------------------------------
+
+
+def judge_variation(fig2: Mapping[str, Any], fig3: Mapping[str, Any]) -> Evidence:
+    """C3 from Figures 2 (α = 0.1) and 3 (α = 0.5): variation of log training loss, of SPIDER-SFO over SNGD.
+
+    Once a quarter of the budget is spent, so that the first descent is left out,
+
+    * along the curve, a value a seed: how far an evaluation is from the line between its neighbours, as a standard
+      deviation (root mean square of y_i − w y_{i−1} − (1 − w) y_{i+1}, over √(1 + w² + (1 − w)²), which is the
+      deviation of y_i where y is noise about a line);
+    * across the seeds: the standard deviation, its square a mean over the evaluations. The interval of the two methods'
+      ratio is that of Fisher's F as if there were a single evaluation, since those of a run depend on one another.
+    """
+    settings = [
+        (key, experiment, (f"SNGD, α={lr}", f"SPIDER-SFO, α={lr}"))
+        for figure, lr in ((fig2, 0.1), (fig3, 0.5))
+        for key, experiment in figure["experiments"].items()
+    ]
+    comparisons = [
+        variation(key, experiment, *labels)
+        for key, experiment, labels in settings
+        for variation in (_variation_along, _variation_across)
+    ]
+    context = [
+        quantity
+        for key, experiment, labels in settings
+        if _has(experiment, *labels)
+        for label in labels
+        for quantity in _rises(key, experiment, label)
+    ]
+    note = "variation is of the logarithm of the training loss, once a quarter of the budget is spent"
+    return _evidence([fig2, fig3], comparisons, context, [note], extra="; Fisher's F for deviations across seeds")
+
+
+def _variation_along(key: str, experiment: Experiment, smooth: str, rough: str) -> Quantity | None:
+    if not _has(experiment, smooth, rough):
+        return None
+    arms = [experiment["arms"][label] for label in (smooth, rough)]
+    if min(len(_late(arm["curves"]["grads_over_n"], arm)) for arm in arms) < 3:
+        return None
+    name = f"{key}: variation along the curve, {rough} / {smooth}"
+    return _contest(name, *map(_roughness, arms), ratio=True)
+
+
+def _roughness(arm: Mapping[str, Any]) -> Values:
+    costs = _late(arm["curves"]["grads_over_n"], arm)
+    return [None if losses is None else _off_the_line(costs, losses) for losses in _late_logs(arm)]
+
+
+def _off_the_line(x: Sequence[float], y: Sequence[float]) -> float:
+    """Of at least three points with increasing x; see ``judge_variation``."""
+    squares = []
+    for i in range(1, len(x) - 1):
+        w = (x[i + 1] - x[i]) / (x[i + 1] - x[i - 1])
+        squares.append((y[i] - w * y[i - 1] - (1 - w) * y[i + 1]) ** 2 / (1 + w**2 + (1 - w) ** 2))
+    return sqrt(fmean(squares))
+
+
+def _variation_across(key: str, experiment: Experiment, smooth: str, rough: str) -> Quantity | None:
+    if not _has(experiment, smooth, rough):
+        return None
+    name = f"{key}: deviation across seeds, {rough} / {smooth}"
+    ours, theirs = (_late_logs(experiment["arms"][label]) for label in (smooth, rough))
+    left = [losses for losses in theirs if losses]
+    if len(ours) < 2:
+        return None
+    if None in ours or len(left) < 2:
+        return _diverged(name, ours.count(None), theirs.count(None), len(ours))
+    return above(name, _deviation_ratio(left, [losses for losses in ours if losses]), 1)
+
+
+def _deviation_ratio(rough: Sequence[Sequence[float]], smooth: Sequence[Sequence[float]]) -> Interval:
+    from scipy.stats import f
+
+    ratio = _deviation(rough) / _deviation(smooth)
+    dofs, tail = (len(rough) - 1, len(smooth) - 1), (1 - LEVEL) / 2
+    return Interval(ratio, ratio / sqrt(float(f.ppf(1 - tail, *dofs))), ratio / sqrt(float(f.ppf(tail, *dofs))))
+
+
+def _deviation(curves: Sequence[Sequence[float]]) -> float:
+    return max(sqrt(fmean(variance(at_once) for at_once in zip(*curves, strict=True))), _TINY)
+
+
+def _rises(key: str, experiment: Experiment, label: str) -> Iterator[Quantity]:
+    curves = [losses for losses in _late_logs(experiment["arms"][label]) if losses]
+    rises = [later > earlier for losses in curves for earlier, later in pairwise(losses)]
+    if rises:
+        yield reported(f"{key}: evaluations at which the training loss rose, {label}", sum(rises), len(rises))
+
+
+def _late_logs(arm: Mapping[str, Any]) -> list[list[float] | None]:
+    """Logarithms of the training loss, a list a seed; None for a run that diverged."""
+    runs = zip(arm["seeds"], arm["curves"]["train_loss"], strict=True)
+    return [None if seed in arm["diverged"] else [log(max(y, _TINY)) for y in _late(c, arm)] for seed, c in runs]
+
+
+def _late(values: Sequence[float], arm: Mapping[str, Any]) -> list[float]:
+    """Of a value an evaluation those once a quarter of the budget is spent."""
+    costs = arm["curves"]["grads_over_n"]
+    return [value for value, cost in zip(values, costs, strict=True) if cost >= costs[-1] / 4]
+
+
+_TINY = 1e-12  # no loss or deviation is taken to be less: they have logarithms
+
+
+# ---- C5: equal until a milestone -----------------------------------------------------------------------------
+
+
+def judge_until_milestone(fig3: Mapping[str, Any]) -> Evidence:
+    """C5 from Figure 3: with the same seed, training loss and test accuracy of S-SNGD v2 and SNGD, α = 0.5, are equal
+    to the last bit at each evaluation until v2's first milestone."""
+    quantities = [
+        quantity
+        for key, experiment in fig3["experiments"].items()
+        if _has(experiment, STAGED[1], "SNGD, α=0.5")
+        for quantity in _equal(key, experiment, STAGED[1], "SNGD, α=0.5")
+    ]
+    return Evidence(
+        profile=fig3["profile"],
+        quantities=tuple(quantities),
+        test="equality of numbers, evaluation by evaluation, in runs with the same seed; nothing is left to chance",
+        error_rate=0.0,
+        departures=_departures([fig3]),
+    )
+
+
+def _equal(key: str, experiment: Experiment, staged: str, constant: str) -> Iterator[Quantity]:
+    ours, theirs = (experiment["arms"][label] for label in (staged, constant))
+    first = build_plan(ours["plan"], ours["lr"], experiment["epochs"], experiment["n"] / experiment["batch_size"])[0]
+    milestone = first.steps * experiment["batch_size"] / experiment["n"]
+    mine, other = _rows(ours), _rows(theirs)
+    before = [row for row in mine if 0 < row[1] <= milestone * (1 + 1e-9)]  # at 0 all runs of a seed are equal
+    after = [row for row in mine if row[1] > milestone * (1 + 1e-9)]
+    if before:
+        name = f"{key}: evaluations until the first milestone, {milestone:.4g} #grad/n, at which both are equal"
+        yield every(name, sum(mine[row] == other.get(row) for row in before), len(before), essential=True)
+        hits = sum(mine[row] == other.get(row) for row in after)
+        yield reported(f"{key}: evaluations after it at which they still are", hits, len(after))
+
+
+def _rows(arm: Mapping[str, Any]) -> dict[tuple[int, float], tuple[float | None, float | None]]:
+    """(training loss, test accuracy) by (seed, #grad/n)."""
+    curves = arm["curves"]
+    return {
+        (seed, cost): (loss, accuracy)
+        for seed, losses, accuracies in zip(arm["seeds"], curves["train_loss"], curves["test_accuracy"], strict=True)
+        for cost, loss, accuracy in zip(curves["grads_over_n"], losses, accuracies, strict=True)
+    }
+
+
+# ---- two arms compared ---------------------------------------------------------------------------------------
+
+
+class Measure(NamedTuple):
+    """What is compared: its name, and an arm's values."""
+
+    name: str
+    values: Callable[[Mapping[str, Any]], Values]
+
+
+def _final_losses(arm: Mapping[str, Any]) -> Values:
+    return list(arm["final"]["train_loss"])
+
+
+def _final_errors(arm: Mapping[str, Any]) -> Values:
+    return [None if accuracy is None else 100 * (1 - accuracy) for accuracy in arm["final"]["test_accuracy"]]
+
+
+def _mean_losses(arm: Mapping[str, Any]) -> Values:
+    """Area under the curve over its length, by the trapezoidal rule."""
+    costs = arm["curves"]["grads_over_n"]
+    return [
+        None
+        if seed in arm["diverged"]
+        else sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(zip(costs, curve, strict=True)))
+        / (costs[-1] - costs[0])
+        for seed, curve in zip(arm["seeds"], arm["curves"]["train_loss"], strict=True)
+    ]
+
+
+LOSS = Measure("final training loss", _final_losses)
+ERROR = Measure("final test error in percentage points", _final_errors)
+ALONG = Measure("mean training loss along the curve", _mean_losses)
+FINAL = (LOSS, ERROR)
+
+
+def _compared(key: str, experiment: Experiment, measure: Measure, winner: str, loser: str) -> Quantity | None:
+    """How much more ``loser`` has than ``winner``, which must be positive; None if one of them was not run."""
+    if not _has(experiment, winner, loser):
+        return None
+    name = f"{key}: {measure.name}, {loser} − {winner}"
+    return _contest(name, *(measure.values(experiment["arms"][label]) for label in (winner, loser)))
+
+
+def _contest(name: str, ours: Values, theirs: Values, *, ratio: bool = False) -> Quantity:
+    """``theirs`` − ``ours`` must be above 0, or, with ``ratio``, their geometric mean ratio above 1."""
+    left = [value for value in theirs if value is not None]
+    if None in ours or not left:
+        return _diverged(name, ours.count(None), theirs.count(None), len(ours))
+    pairs = [(a, max(left) if b is None else b) for a, b in zip(ours, theirs, strict=True) if a is not None]
+    limit = 1 if ratio else 0
+    differences = [log(max(b, _TINY) / max(a, _TINY)) if ratio else b - a for a, b in pairs]
+    if len(differences) < 2:  # seed noise is unknown
+        value = exp(differences[0]) if ratio else differences[0]
+        return replace(reported(name, value), required=f"> {limit}, over several seeds", met=False)
+    mean = mean_interval(differences, LEVEL)
+    return above(name, Interval(*map(exp, mean)) if ratio else mean, limit)
+
+
+def _diverged(name: str, ours: int, theirs: int, seeds: int) -> Quantity:
+    """In place of a comparison whose winner must not diverge, and whose loser may."""
+    if ours:
+        return never(f"{name}: runs of the latter that diverged", ours, seeds)
+    return every(f"{name}: runs of the former that diverged, none of the latter", theirs, seeds)
+
+
+def _has(experiment: Experiment, *labels: str) -> bool:
+    return all(label in experiment["arms"] for label in labels)
+
+
+# ---- evidence ------------------------------------------------------------------------------------------------
+
+
+def _evidence(
+    figures: Sequence[Mapping[str, Any]],
+    comparisons: Sequence[Quantity | None],
+    others: Iterator[Quantity] | Sequence[Quantity] = (),
+    departures: Sequence[str] = (),
+    extra: str = "",
+) -> Evidence:
+    """``others`` are further requirements, or context."""
+    made = [quantity for quantity in comparisons if quantity]
+    counts = [
+        half("comparisons that hold", sum(bool(q.met) for q in made), len(made), essential=True),
+        reported("comparisons that hold the other way round", sum(map(_reversed, made)), len(made)),
+    ]
+    arms = [arm for figure in figures for e in figure["experiments"].values() for arm in e["arms"].values()]
+    seeds = sorted({len(arm["seeds"]) for arm in arms})
+    return Evidence(
+        profile=figures[0]["profile"],
+        quantities=(*counts, *made, *others) if made else (),
+        test=f"Student's t of differences between runs with the same seed, {_span(seeds)} seeds{extra}; "
+        f"{100 * LEVEL:g} % intervals. Each comparison holds wrongly with at most {50 * (1 - LEVEL):.3g} %, and "
+        "so does the whole claim, for which all must hold (intersection–union test)",
+        error_rate=round((1 - LEVEL) / 2, 6),
+        departures=(*_departures(figures), *departures),
+    )
+
+
+def _reversed(quantity: Quantity) -> bool:
+    """The whole interval is on the other side, or the claimed winner diverged."""
+    if quantity.of is not None:
+        return quantity.required == "none" and not quantity.met
+    limit = 1 if quantity.required == "> 1" else 0  # of a ratio, of a difference
+    return quantity.high is not None and quantity.high < limit
+
+
+def _span(numbers: Sequence[int]) -> str:
+    return " to ".join(str(number) for number in dict.fromkeys([*numbers[:1], *numbers[-1:]]))
+
+
+def _departures(figures: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+    """The experiments' own, each once and with the names of its experiments unless all have it; and the machine."""
+    experiments = {key: e for figure in figures for key, e in figure["experiments"].items()}
+    phrases = dict.fromkeys(phrase for e in experiments.values() for phrase in e["departures"])
+    stated = []
+    for phrase in phrases:
+        having = [key for key, e in experiments.items() if phrase in e["departures"]]
+        stated.append(phrase if len(having) == len(experiments) else f"{', '.join(having)}: {phrase}")
+    machines = dict.fromkeys(f"{f['device']}, PyTorch {f['environment']['torch']}" for f in figures if "device" in f)
+    return (*stated, *(f"{machine}; the paper has a V100 and PyTorch 1.4" for machine in machines))

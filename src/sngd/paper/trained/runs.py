@@ -1,0 +1,188 @@
+"""A figure's runs made and read back: measurements, as the package's page describes them, of what is on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NotRequired, TypedDict
+
+import numpy as np
+
+from sngd.paper.trained.experiments import FIGURES, Arm, Experiment, device_of
+from sngd.studies.compare import Begin, compare
+from sngd.studies.execution.ray_runs import RayCluster
+from sngd.studies.execution.task import OnProgress, Task
+from sngd.studies.runs import Environment, Run, Study, Tuning, interpolate, read_study, value
+from sngd.training import RunConfig
+from sngd.training.schema import Count, NonNegative, Positive
+
+MEASURES = ("train_loss", "test_accuracy")
+
+
+def run(
+    figure: str,
+    profile: str,
+    out: Path,
+    *,
+    begin: Begin = lambda _title, _tasks: lambda _index, _progress: None,
+    ray: RayCluster | None = None,
+    **options: Any,
+) -> None:
+    """Do the runs of a figure that ``out`` lacks, each experiment as ``compare`` does it, in a folder of its own.
+
+    Args:
+        figure: a key of ``FIGURES``.
+        profile: one of ``PROFILES``.
+        out: the figure's folder, made if need be.
+        begin: as ``compare``'s; the titles that it is told name figure and experiment.
+        ray: as ``compare``'s; a cluster's GPUs serve the paper's profile if a run's share of them is named.
+        options: the others of ``compare``: command, jobs, data, overwrite, tensorboard, on_warning, should_stop.
+
+    Raises:
+        ValueError: see ``compare``.
+        Interrupted: ``should_stop`` said so; the same call goes on.
+    """
+    for experiment in FIGURES[figure][profile]:
+
+        def begin_part(title: str, tasks: Sequence[Task], name: str = experiment.name) -> OnProgress:
+            return begin(f"{figure}, {name}, {title}", tasks)
+
+        compare(
+            experiment.configs(device_of(profile, ray and ray.gpus)),
+            range(experiment.seeds),
+            out / experiment.name,
+            grid=experiment.grid or None,
+            begin=begin_part,
+            ray=ray,
+            **options,
+        )
+
+
+# ---- read back -----------------------------------------------------------------------------------------------
+
+
+class TuningWithEdges(Tuning):
+    """``at_edge``: the arms whose choice is an end of the grid."""
+
+    at_edge: list[str]
+
+
+class Finals(TypedDict):
+    """What the answers measured; None if diverged."""
+
+    train_loss: list[float | None]
+    test_accuracy: list[float | None]
+
+
+class Curves(TypedDict):
+    """Against the cost; None after divergence."""
+
+    grads_over_n: list[NonNegative]
+    train_loss: list[list[float | None]]
+    test_accuracy: list[list[float | None]]
+
+
+class ArmMeasured(TypedDict):
+    """An arm; lists have an entry a seed, a curve in it an entry for each of ``grads_over_n``."""
+
+    method: str
+    lr: Positive
+    plan: str | None
+    params: dict[str, float]
+    beyond: bool  # the paper has no such arm
+    seeds: list[Count]
+    diverged: list[Count]
+    final: Finals
+    curves: Curves
+
+
+class ExperimentMeasured(TypedDict):
+    """An experiment: its setting, how it departs from the paper's, and its arms by label."""
+
+    title: str
+    problem: str
+    n: Count
+    batch_size: Count
+    epochs: Positive
+    weight_decay: NonNegative
+    departures: list[str]
+    arms: dict[str, ArmMeasured]
+    tuning: TuningWithEdges | None
+
+
+class FigureMeasured(TypedDict):
+    """A figure made of runs: its experiments by name."""
+
+    figure: str
+    profile: str
+    experiments: dict[str, ExperimentMeasured]
+    device: NotRequired[str]
+    environment: NotRequired[Environment]
+
+
+def measure(figure: str, profile: str, out: Path) -> dict[str, Any]:
+    """The figure's measurements from the runs that ``out`` holds, and from nothing else.
+
+    Raises:
+        FileNotFoundError: there are none of an experiment.
+        ValueError: a run is absent or has not finished; see ``read_study`` for broken files.
+    """
+    return {"figure": figure, "profile": profile, **measure_experiments(FIGURES[figure][profile], out)}
+
+
+def measure_experiments(experiments: Sequence[Experiment], out: Path) -> dict[str, Any]:
+    """``measure`` for any experiments."""
+    studies = [read_study(out / experiment.name) for experiment in experiments]
+    first = studies[0].runs[0]
+    measured = {e.name: _measured(e, study) for e, study in zip(experiments, studies, strict=True)}
+    return {"device": RunConfig(**first.config).device, "environment": first.environment, "experiments": measured}
+
+
+def _measured(experiment: Experiment, study: Study) -> dict[str, Any]:
+    arms = {arm.label: _arm(arm, _finished(arm, experiment, study)) for arm in experiment.arms}
+    last = next(run.answer for run in study.runs if run.answer.get("grads_over_n"))
+    tuning = study.tuning
+    return {
+        "title": experiment.title,
+        "problem": experiment.problem,
+        "n": round(last["oracle_calls"] / last["grads_over_n"]),
+        "batch_size": experiment.batch_size,
+        "epochs": experiment.epochs,
+        "weight_decay": experiment.weight_decay,
+        "departures": list(experiment.departures),
+        "arms": arms,
+        "tuning": tuning and {**tuning, "at_edge": _at_edge(tuning)},
+    }
+
+
+def _finished(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
+    runs = [run for run in study.arms.get(arm.label, []) if run.finished and run.seed < experiment.seeds]
+    if len(runs) < experiment.seeds:
+        raise ValueError(
+            f"{study.folder}: {len(runs)} finished runs of {arm.label!r}, must be {experiment.seeds}: run it again"
+        )
+    return runs
+
+
+def _arm(arm: Arm, runs: list[Run]) -> dict[str, Any]:
+    config = RunConfig(**runs[0].config)
+    costs = np.array(sorted({row["grads_over_n"] for run in runs for row in run.curve}), dtype=np.float64)
+    curves = {key: [_curve(run, key, costs) for run in runs] for key in MEASURES}
+    return {
+        **{key: getattr(config, key) for key in ("method", "lr", "plan", "params")},
+        "beyond": arm.beyond,
+        "seeds": [run.seed for run in runs],
+        "diverged": [run.seed for run in runs if run.diverged],
+        "final": {key: [None if run.diverged else value(run.answer, key) for run in runs] for key in MEASURES},
+        "curves": {"grads_over_n": costs.tolist(), **curves},
+    }
+
+
+def _curve(run: Run, key: str, costs: Any) -> list[float | None]:
+    return [None if np.isnan(number) else float(number) for number in interpolate(run.curve, key, costs)]
+
+
+def _at_edge(tuning: Tuning) -> list[str]:
+    """Arms that may have a better learning rate outside of the grid."""
+    edge = (min(tuning["grid"]), max(tuning["grid"]))
+    return [label for label, lr in tuning["chosen"].items() if lr in edge]

@@ -1,0 +1,297 @@
+"""Many runs on the machines of a Ray cluster; a run whose machine dies goes on, on another, from its checkpoint.
+
+Every machine must have sngd installed and see the run folders, the data and the working directory under the same paths
+(a shared file system that knows locks): the folder's lock, which falls with its process, keeps two workers out of one
+run, and its checkpoint is all that the next one needs. Ray (``pip install 'sngd[ray]'``) is imported here alone.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sngd.studies.execution.task import How, OnProgress, OnWarning, Task, check_there, do_task, finished
+from sngd.training import Interrupted, Progress
+from sngd.training.run_folder import RunFolder
+
+POLL_SECONDS = 0.2
+RETRIES = 4  # of a run whose worker died: after 1, 4, 9 and 16 seconds, as Ray takes its time to notice a dead machine
+
+
+class RayCluster(NamedTuple):
+    """Which cluster, and a run's share of one of its machines.
+
+    Args:
+        address: "auto" (the cluster that this machine belongs to) or HOST:PORT.
+        cpus: CPUs that a run takes, > 0; its threads are the whole ones, at least one.
+        gpus: GPUs that a run takes, ≥ 0: 0.25 puts four runs on one. Default: 1 for a run on "cuda", otherwise none.
+    """
+
+    address: str = "auto"
+    cpus: float = 1.0
+    gpus: float | None = None
+
+
+def run_on_ray(
+    tasks: Sequence[Task],
+    how: How,
+    cluster: RayCluster,
+    on_progress: OnProgress,
+    on_warning: OnWarning,
+    should_stop: Callable[[], bool],
+) -> list[dict[str, Any]]:
+    """``sngd.studies.execution.parallel.run_all`` on a Ray cluster.
+
+    Raises:
+        ValueError: a share is out of range, ray is not installed, there is no such cluster, or what the first task that
+            failed raised; the others stop too.
+        Interrupted: ``should_stop`` said so, or one run's workers died again and again.
+    """
+    if not cluster.cpus > 0:
+        raise ValueError(f"cpus must be greater than 0, got {cluster.cpus}")
+    if cluster.gpus is not None and not cluster.gpus >= 0:
+        raise ValueError(f"gpus must be at least 0, got {cluster.gpus}")
+    how = how._replace(data=how.data or _data_named_by_environment())
+    with _connected(cluster.address) as ray:
+        return _Batch(ray, tasks, how, cluster, on_progress, on_warning).run(should_stop)
+
+
+def _data_named_by_environment() -> Path | None:
+    """The cluster's machines have environments of their own."""
+    data = os.environ.get("SNGD_DATA")
+    return Path(data) if data else None
+
+
+@contextmanager
+def _connected(address: str) -> Iterator[Any]:
+    try:
+        import ray
+    except ImportError:
+        raise ValueError("ray: a cluster needs the package ray: pip install 'sngd[ray]'") from None
+    if ray.is_initialized():
+        yield ray
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        _reach(address)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"ray: cannot join a cluster at {address!r}: {reason}") from error
+    finally:
+        if before is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)  # ray.init takes it
+    try:
+        with redirect_stdout(sys.stderr):  # ray prints the cluster's errors there, where others want results
+            yield ray
+    finally:
+        ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """OSError or ValueError at once where Ray would try for many minutes."""
+    if address == "auto":
+        return
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError("the address must be 'auto' or HOST:PORT")
+    socket.create_connection((host, int(port)), timeout=10).close()
+
+
+class _Batch:
+    """The tasks under way: one Ray task for each that has not ended, given out again if its worker dies."""
+
+    def __init__(
+        self,
+        ray: Any,
+        tasks: Sequence[Task],
+        how: How,
+        cluster: RayCluster,
+        on_progress: OnProgress,
+        on_warning: OnWarning,
+    ) -> None:
+        self.ray, self.tasks, self.how, self.cluster = ray, tasks, how, cluster
+        self.on_progress, self.on_warning = on_progress, on_warning
+        self.rows: dict[int, dict[str, Any]] = {}
+        self.begun: set[int] = set()
+        self.deaths = [0] * len(tasks)
+        self.resting: dict[int, float] = {}  # runs to be given out again, and when
+        self.error: Exception | None = None
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )  # the machine whose death ends this process too
+        mailbox = ray.remote(_Mailbox).options(
+            num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here
+        )
+        self.mailbox = mailbox.remote()
+        self._warn_of_shares_too_large()
+        self.pending = {self._submit(index): index for index in range(len(tasks))}
+
+    def _warn_of_shares_too_large(self) -> None:
+        """Not an error: a cluster may grow."""
+        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        cpus, gpus = self.cluster.cpus, max(map(self._gpus, self.tasks), default=0.0)
+        if not any(cpus <= machine.get("CPU", 0) and gpus <= machine.get("GPU", 0) for machine in machines):
+            self.on_warning(f"ray: no machine of the cluster has {cpus:g} CPUs and {gpus:g} GPUs; waiting for one")
+
+    def _gpus(self, task: Task) -> float:
+        if self.cluster.gpus is not None:
+            return self.cluster.gpus
+        return float(task.config.device.startswith("cuda"))
+
+    def _submit(self, index: int) -> Any:
+        task = self.tasks[index]
+        again = self.deaths[index] > 0
+        how = self.how._replace(overwrite=False) if index in self.begun else self.how
+        work = self.ray.remote(_work).options(
+            num_cpus=self.cluster.cpus,
+            num_gpus=self._gpus(task),
+            max_retries=0,  # see _end
+            name=f"{task.config.label or task.config.method}, seed {task.config.seed}",
+        )
+        return work.remote(index, task, how, max(1, int(self.cluster.cpus)), self.mailbox, os.getcwd(), again)
+
+    def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
+        stopping = False
+        while self.pending or self.resting:
+            if self.pending:
+                done, _ = self.ray.wait(list(self.pending), timeout=POLL_SECONDS)
+            else:
+                done = []
+                time.sleep(POLL_SECONDS)
+            self._read(stopping)
+            for ref in done:
+                self._end(ref)
+            if not stopping and (self.error is not None or should_stop()):
+                stopping = True
+                self._stop()
+            if stopping:
+                self.resting.clear()
+            for index in [index for index, due in self.resting.items() if due <= time.monotonic()]:
+                del self.resting[index]
+                self.pending[self._submit(index)] = index
+        if self.error is not None:
+            raise self.error
+        if len(self.rows) < len(self.tasks):
+            raise Interrupted(
+                f"stopped with {len(self.rows)} of {len(self.tasks)} runs finished; the same command goes on"
+            )
+        return [self.rows[index] for index in range(len(self.tasks))]
+
+    def _read(self, stopping: bool) -> None:
+        for index, news in self.ray.get(self.mailbox.collect.remote(stopping)):
+            if isinstance(news, str):
+                self.on_warning(news)
+            elif news is not None and index not in self.rows:
+                self.begun.add(index)
+                self.on_progress(index, news)
+
+    def _stop(self) -> None:
+        """Running tasks are asked to save; those that wait for a machine would wait for it still."""
+        self._read(stopping=True)
+        for ref, index in self.pending.items():
+            if index not in self.begun:
+                self.ray.cancel(ref)
+
+    def _end(self, ref: Any) -> None:
+        errors = self.ray.exceptions
+        index = self.pending.pop(ref)
+        try:
+            row = self.ray.get(ref)
+        except errors.TaskCancelledError:
+            return
+        except errors.RayTaskError as error:
+            if not isinstance(error.cause, Interrupted):
+                self.error = self.error or (error.cause if isinstance(error.cause, Exception) else error)
+        except errors.RayError as error:  # the worker is gone, its machine perhaps too
+            self._mourn(index, str(error) or type(error).__name__)
+        else:
+            self.rows[index] = row
+            self.on_progress(index, finished(row))
+
+    def _mourn(self, index: int, reason: str) -> None:
+        self.deaths[index] += 1
+        what = f"{self.tasks[index].folder}: its worker died ({_first_sentence(reason)})"
+        if self.deaths[index] > RETRIES:
+            self.error = self.error or Interrupted(f"{what}, {self.deaths[index]} times; the same command goes on")
+        else:
+            self.resting[index] = time.monotonic() + self.deaths[index] ** 2
+            self.on_warning(f"{what}; the run goes on in another one")
+
+
+def _first_sentence(text: str) -> str:
+    return text.strip().splitlines()[0].split(". ")[0]
+
+
+class _Mailbox:
+    """An actor between the driver and the workers: news go one way, the wish to stop the other."""
+
+    def __init__(self) -> None:
+        self.news: list[tuple[int, Progress | str | None]] = []
+        self.stop = False
+
+    def tell(self, index: int, news: Progress | str | None) -> bool:
+        self.news.append((index, news))
+        return self.stop
+
+    def collect(self, stop: bool) -> list[tuple[int, Progress | str | None]]:
+        self.stop = stop
+        news, self.news = self.news, []
+        return news
+
+
+def _work(index: int, task: Task, how: How, threads: int, mailbox: Any, cwd: str, again: bool) -> dict[str, Any]:
+    """What a worker does; ``again`` after the death of another one that had the same task."""
+    import ray
+
+    os.chdir(cwd)
+    if ray.get(mailbox.tell.remote(index, None)):
+        raise Interrupted("not started")
+    check_there(task)
+    line = _Line(ray, mailbox, index)
+    if again:
+        _await_lock(task.folder, line)
+    return do_task(
+        task,
+        how,
+        threads,
+        on_progress=line.tell,
+        on_warning=lambda text: ray.get(mailbox.tell.remote(index, text)),
+        should_stop=lambda: line.stop,
+    )
+
+
+class _Line:
+    """A worker's line to the mailbox: one message is under way at a time, so that training never waits for it."""
+
+    def __init__(self, ray: Any, mailbox: Any, index: int) -> None:
+        self.ray, self.mailbox, self.index = ray, mailbox, index
+        self.answer: Any = None
+        self.stop = False
+
+    def tell(self, progress: Progress | None) -> None:
+        if self.answer is not None:
+            if not self.ray.wait([self.answer], timeout=0)[0]:
+                return
+            self.stop = self.ray.get(self.answer)
+        self.answer = self.mailbox.tell.remote(self.index, progress)
+
+
+def _await_lock(folder: Path, line: _Line) -> None:
+    """Ray may give a machine up that lives on, cut off: as long as a run's worker lives, nobody else may have it."""
+    while True:
+        try:
+            with RunFolder(folder).locked():
+                return
+        except ValueError:
+            line.tell(None)
+            if line.stop:
+                raise Interrupted(f"{folder}: its worker was given up and still runs") from None
+            time.sleep(1)

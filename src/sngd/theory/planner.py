@@ -1,0 +1,370 @@
+"""Planners: from (smoothness, σ, Δ) and an accuracy to a run, and what the run guarantees.
+
+| method              | bound                                   | ε means          |
+|---------------------|-----------------------------------------|------------------|
+| `sngd`              | Theorem 1, or 2 for (L0, L1)            | target = 4ε, 8ε  |
+| `s-sngd:harmonic`   | Corollary 1 of Theorem 3, or 4          | target = 4ε, 8ε  |
+| `s-sngd:geometric`  | Corollary 2 of Theorem 3, or 4          | target = 4ε, 8ε  |
+| `sgd`               | Ghadimi and Lan 2013, Theorem 2.1       | target = ε       |
+| `spider-sfo`        | Fang et al. 2018, Theorem 1, n_0 = 1    | target = 5ε      |
+
+So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖; the same ε means different things to them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import ceil, isclose, sqrt
+from typing import Any
+
+from sngd.checks import non_negative, positive
+from sngd.stages import StagePlan, constant, geometric, harmonic
+from sngd.theory.bounds import Bound, sgd_bound, sngd_bound, spider_sfo_bound, stagewise_bound
+from sngd.theory.smoothness import Smooth, Smoothness, check_lr
+
+MAX_STAGES = 1_000_000
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run, and what it guarantees.
+
+    Attributes:
+        method: one of `PLANNED`; up to the colon it is the name that `sngd train --method` knows.
+        theorem: the source of the bound.
+        smoothness, sigma, gap: what was given.
+        target: the bound asked for.
+        lr: α; of the first stage, for a stage plan.
+        batch_size: b.
+        steps: number of gradient steps (T + 1 in Theorem 1), of all stages together.
+        oracle_calls: evaluations of ∇f(w; a) for one sample at one point.
+        bound: the bound at these very numbers, term by term.
+        lr_limited: whether αL1 ≤ ½ binds, that is, kept the learning rate below what it would have been.
+        stages: the stage plan, for `s-sngd`, else None.
+        options: further parameters of the method: `anchor_batch_size`, `period`, `max_scale` for `spider-sfo`.
+    """
+
+    method: str
+    theorem: str
+    smoothness: Smoothness
+    sigma: float
+    gap: float
+    target: float
+    lr: float
+    batch_size: int
+    steps: int
+    oracle_calls: int
+    bound: Bound
+    lr_limited: bool = False
+    stages: StagePlan | None = None
+    options: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def guarantee(self) -> float:
+        """The bound on E‖∇F(w̄)‖ at the planned integers, at most `target`.
+
+        A difference from the target of 1e-9 (relative) or less is a rounding error, and not shown.
+        """
+        return self.target if isclose(self.bound.total, self.target, rel_tol=1e-9) else self.bound.total
+
+    @property
+    def stage_plan(self) -> StagePlan:
+        """The learning rates as a `StagePlan`, which `StagewiseLR` plays; one stage if the method has none."""
+        return self.stages or constant(self.lr, self.steps)
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists; `stages`, `[[lr, steps, weight], …]`, only if the method has stages."""
+        smoothness = {name: getattr(self.smoothness, name) for name in self.smoothness.__slots__}
+        shown: dict[str, Any] = {
+            "method": self.method,
+            "theorem": self.theorem,
+            **smoothness,
+            "sigma": self.sigma,
+            "gap": self.gap,
+            "target": self.target,
+            "lr": self.lr,
+            "batch_size": self.batch_size,
+            **self.options,
+            "steps": self.steps,
+            "oracle_calls": self.oracle_calls,
+            "guarantee": self.guarantee,
+            "terms": {
+                "progress": self.bound.progress,
+                "curvature": self.bound.curvature,
+                "noise": self.bound.noise,
+                "squared": self.bound.squared,
+            },
+            "lr_limited": self.lr_limited,
+        }
+        return shown if self.stages is None else {**shown, "stages": self.stages.as_list()}
+
+
+def plan(
+    method: str,
+    smoothness: Smoothness,
+    sigma: float,
+    gap: float,
+    *,
+    epsilon: float | None = None,
+    target: float | None = None,
+    rho: float | None = None,
+) -> Plan:
+    """The run that makes E‖∇F(w̄)‖ ≤ target, by the method's theorem; integers are rounded up.
+
+    `epsilon` gives the theorem's own choice, for SNGD α = 2ε/L, b = ⌈σ²/ε²⌉ and ⌈LΔ/(2ε²)⌉ steps (Theorem 1), or
+    α = min{ε/L0, 1/(2 L1)}, b = ⌈σ²/ε²⌉ and ⌈Δ/(αε)⌉ steps (Theorem 2). `target` τ gives the cheapest run under the
+    bound: for real numbers that is the theorem's choice at ε = τ/4 (τ/8 for Theorem 2, if αL1 ≤ ½ does not bind); what
+    rounding b up saves goes into longer steps.
+
+    Args:
+        method: one of `PLANNED`; `s-sngd` means `s-sngd:harmonic`.
+        smoothness: L, or L0 and L1; only L for `sgd` and `spider-sfo`, and for the latter in mean square over the
+            samples.
+        sigma: σ ≥ 0, E‖∇f(w; a) − ∇F(w)‖² ≤ σ².
+        gap: Δ = F(w_0) − inf F > 0; for `s-sngd` δ, which must hold at the start of every stage.
+        epsilon: ε > 0; what it means for the target is in the table above.
+        target: τ > 0, the bound on E‖∇F(w̄)‖; either this or `epsilon`.
+        rho: ρ > 0, the learning rate of the first stage, for `s-sngd`; at most 1/(2 L1), and 1/3 for `geometric`.
+            Default, lowered to 1/(2 L1) where that is less: for `harmonic` √(2δ/L) or √(δ/L0), with which stage t takes
+            t + 1 steps; for `geometric` 0.1.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the run would be longer than can be counted.
+
+    Example:
+        >>> best = plan("sngd", Smooth(4), sigma=1, gap=2.3, epsilon=0.1)
+        >>> best.lr, best.batch_size, best.steps, best.oracle_calls, best.guarantee
+        (0.05, 100, 460, 46000, 0.4)
+    """
+    name = "s-sngd:harmonic" if method == "s-sngd" else method
+    if name not in _PLANNERS:
+        raise ValueError(f"method must be one of {', '.join(PLANNED)}, got {method!r}")
+    if not isinstance(smoothness, Smoothness):
+        raise ValueError(f"smoothness must be Smooth(L) or RelaxedSmooth(L0, L1), got {smoothness!r}")
+    if not isinstance(smoothness, Smooth) and name in ("sgd", "spider-sfo"):
+        raise ValueError(f"smoothness must be Smooth(L) for {name}'s published bound, got {smoothness}")
+    if (epsilon is None) == (target is None):
+        raise ValueError(f"exactly one of epsilon and target must be given, got {epsilon!r} and {target!r}")
+    if rho is not None and not name.startswith("s-sngd"):
+        raise ValueError(f"rho must be left out for {name}, which has no stages; got {rho!r}")
+    problem = _Problem(
+        smoothness,
+        non_negative("sigma", sigma),
+        positive("gap", gap),
+        exact=None if epsilon is None else positive("epsilon", epsilon),
+        target=None if target is None else positive("target", target),
+        rho=None if rho is None else check_lr(smoothness, rho, "rho"),
+    )
+    try:
+        return _PLANNERS[name](name, problem)
+    except (OverflowError, ZeroDivisionError):
+        given, value = ("epsilon", epsilon) if target is None else ("target", target)
+        problem_text = f"{smoothness}, sigma = {sigma!r} and gap = {gap!r}"
+        raise ValueError(f"{given} must be greater for {name} with {problem_text}, got {value!r}") from None
+
+
+@dataclass(frozen=True)
+class _Problem:
+    smoothness: Smoothness
+    sigma: float
+    gap: float
+    exact: float | None  # ε, to be used as it stands
+    target: float | None  # τ, to be reached as cheaply as possible
+    rho: float | None
+
+    def accuracy(self, factor: float) -> tuple[float, float]:
+        """(ε, τ) for a theorem whose guarantee is factor · ε."""
+        if self.exact is not None:
+            return self.exact, factor * self.exact
+        assert self.target is not None
+        return self.target / factor, self.target
+
+
+def _sngd(name: str, problem: _Problem) -> Plan:
+    """Theorems 1 and 2, both as c Δ/(αN) + kα + 2cσ/√b."""
+    smoothness, sigma, gap = problem.smoothness, problem.sigma, problem.gap
+    c = smoothness.factor
+    _, target = problem.accuracy(4 * c)
+    free_lr, batch_size, progress = _published(problem) if problem.target is None else _cheapest(problem)
+    lr = min(free_lr, smoothness.max_lr)
+    steps = _ceil(c * gap / (lr * progress))
+    return Plan(
+        name,
+        "Theorem 1" if isinstance(smoothness, Smooth) else "Theorem 2",
+        smoothness,
+        sigma,
+        gap,
+        target,
+        lr,
+        batch_size,
+        steps,
+        steps * batch_size,
+        sngd_bound(smoothness, sigma=sigma, gap=gap, lr=lr, batch_size=batch_size, steps=steps),
+        lr_limited=lr < free_lr,
+    )
+
+
+def _published(problem: _Problem) -> tuple[float, int, float]:
+    """(α were it not for α L1 ≤ ½, b, progress): curvature and progress get cε each, noise 2cε."""
+    c, k = problem.smoothness.factor, problem.smoothness.curvature
+    epsilon, _ = problem.accuracy(4 * c)
+    return c * epsilon / k, _batch_size(problem.sigma / epsilon), c * epsilon
+
+
+def _cheapest(problem: _Problem) -> tuple[float, int, float]:
+    """The same for the fewest oracle calls; the shares are derived in docs/theory.md, under "The cheapest run"."""
+    c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
+    _, target = problem.accuracy(4 * c)
+    curvature = min(target / 4, k * max_lr)
+    batch_size = _batch_size(2 * c * problem.sigma / ((target - curvature) * 2 / 3))
+    rest = target - 2 * c * problem.sigma / sqrt(batch_size)
+    free_lr = rest / (2 * k)
+    return free_lr, batch_size, rest - k * min(free_lr, max_lr)
+
+
+def _harmonic(name: str, problem: _Problem) -> Plan:
+    """Corollary 1: 2cδ/(S(T+1)) + 2kρ/(T+1) + 2cσ/√b."""
+    c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
+    epsilon, _ = problem.accuracy(4 * c)
+    free_rho = sqrt(c * problem.gap / k) if problem.rho is None else problem.rho
+    rho = min(free_rho, max_lr) if problem.rho is None else problem.rho
+    stages = max(1, _ceil(2 * k * rho / (c * epsilon)) - 1)
+    if stages > MAX_STAGES:
+        raise OverflowError
+    batch_size = _batch_size(problem.sigma / epsilon)
+    progress = _rest(problem, batch_size, curvature=2 * k * rho / (stages + 1))
+    # With S ≥ ρ, p_{t+1}/S_t never decreases although the M_t are rounded up, so progress keeps its share.
+    distance = max(rho, 2 * c * problem.gap / ((stages + 1) * progress))
+    return _stagewise(name, "Corollary 1", problem, harmonic(rho, stages, distance), batch_size, rho < free_rho)
+
+
+def _geometric(name: str, problem: _Problem) -> Plan:
+    """Corollary 2: with x = (2ρ)^T, cδ(1 − 2ρ)/(S(1 − x)) + k(1 − 2^−T)(1 − 2ρ)x/(1 − x) + 2cσ/√b."""
+    c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
+    epsilon, _ = problem.accuracy(4 * c)
+    rho = min(0.1, max_lr) if problem.rho is None else problem.rho
+    if rho > 1 / 3:  # beyond (√3 − 1)/2 = 0.366, rounding M_t up can make p_{t+1}/S_t decrease
+        raise ValueError(f"rho must be in (0, 1/3] for {name}, got {rho!r}")
+
+    def curvature(stages: int) -> float:
+        x = (2 * rho) ** stages
+        return k * (1 - 2.0**-stages) * (1 - 2 * rho) * x / (1 - x)
+
+    stages = 1
+    while curvature(stages) > c * epsilon * (1 + 1e-12):
+        stages += 1
+    batch_size = _batch_size(problem.sigma / epsilon)
+    progress = _rest(problem, batch_size, curvature(stages))
+    distance = c * problem.gap * (1 - 2 * rho) / ((1 - (2 * rho) ** stages) * progress)
+    plan = geometric(rho, stages, distance)
+    return _stagewise(name, "Corollary 2", problem, plan, batch_size, problem.rho is None and rho < 0.1)
+
+
+def _rest(problem: _Problem, batch_size: int, curvature: float) -> float:
+    """What is left for progress: cε, or all that a target leaves."""
+    c = problem.smoothness.factor
+    if problem.exact is not None:
+        return c * problem.exact
+    _, target = problem.accuracy(4 * c)
+    return target - 2 * c * problem.sigma / sqrt(batch_size) - curvature
+
+
+def _stagewise(
+    name: str, corollary: str, problem: _Problem, plan: StagePlan, batch_size: int, lr_limited: bool
+) -> Plan:
+    smoothness = problem.smoothness
+    theorem = f"{corollary} of Theorem {3 if isinstance(smoothness, Smooth) else 4}"
+    return Plan(
+        name,
+        theorem,
+        smoothness,
+        problem.sigma,
+        problem.gap,
+        problem.accuracy(4 * smoothness.factor)[1],
+        plan[0].lr,
+        batch_size,
+        plan.steps,
+        plan.steps * batch_size,
+        stagewise_bound(smoothness, sigma=problem.sigma, gap=problem.gap, plan=plan, batch_size=batch_size),
+        lr_limited,
+        plan,
+    )
+
+
+def _sgd(name: str, problem: _Problem) -> Plan:
+    """b = 1, α = τ²/(L(τ² + σ²)), N = 2LΔ(τ² + σ²)/τ⁴: the cheapest under Theorem 2.1 for any target."""
+    smoothness, sigma, gap = _smooth(problem), problem.sigma, problem.gap
+    _, target = problem.accuracy(1)
+    spread = 1 + (sigma / target) ** 2
+    lr = 1 / (smoothness.L * spread)
+    steps = _ceil(2 * smoothness.L * gap * spread / target**2)
+    bound = sgd_bound(smoothness, sigma=sigma, gap=gap, lr=lr, batch_size=1, steps=steps)
+    return Plan(name, "Ghadimi and Lan 2013, Theorem 2.1", smoothness, sigma, gap, target, lr, 1, steps, steps, bound)
+
+
+def _spider_sfo(name: str, problem: _Problem) -> Plan:
+    """The published parameters with n_0 = 1; a difference costs two oracle calls a sample."""
+    smoothness, sigma, gap = _smooth(problem), problem.sigma, problem.gap
+    epsilon, target = problem.accuracy(5)
+    ratio = sigma / epsilon
+    lr, max_scale = epsilon / smoothness.L, 0.5 / smoothness.L
+    anchor_batch_size, batch_size = _batch_size(sqrt(2) * ratio), max(1, _ceil(2 * ratio))
+    period = max(1, _floor(ratio))
+    steps = _ceil(4 * smoothness.L * gap / epsilon**2)
+    anchors = -(-steps // period)
+    bound = spider_sfo_bound(
+        smoothness,
+        sigma=sigma,
+        gap=gap,
+        lr=lr,
+        max_scale=max_scale,
+        batch_size=batch_size,
+        anchor_batch_size=anchor_batch_size,
+        period=period,
+        steps=steps,
+    )
+    return Plan(
+        name,
+        "Fang et al. 2018, Theorem 1",
+        smoothness,
+        sigma,
+        gap,
+        target,
+        lr,
+        batch_size,
+        steps,
+        anchors * anchor_batch_size + (steps - anchors) * 2 * batch_size,
+        bound,
+        options={"anchor_batch_size": anchor_batch_size, "period": period, "max_scale": max_scale},
+    )
+
+
+def _smooth(problem: _Problem) -> Smooth:
+    assert isinstance(problem.smoothness, Smooth)  # `plan` has checked it
+    return problem.smoothness
+
+
+def _batch_size(ratio: float) -> int:
+    """The smallest b ≥ 1 with σ/√b ≤ ε, for ratio = σ/ε."""
+    return max(1, _ceil(ratio**2))
+
+
+def _ceil(x: float) -> int:
+    """⌈x⌉, at least 1 if x > 0; x within 1e-12 (relative) of an integer is that integer: 100.00000000000001 is 100."""
+    nearest = round(x)
+    return nearest if isclose(x, nearest, rel_tol=1e-12) else ceil(x)
+
+
+def _floor(x: float) -> int:
+    return -_ceil(-x)
+
+
+_PLANNERS: dict[str, Callable[[str, _Problem], Plan]] = {
+    "sngd": _sngd,
+    "s-sngd:harmonic": _harmonic,
+    "s-sngd:geometric": _geometric,
+    "sgd": _sgd,
+    "spider-sfo": _spider_sfo,
+}
+
+PLANNED = tuple(_PLANNERS)
+"""The methods that `plan` knows."""

@@ -1,0 +1,47 @@
+"""The global norm: one number over tensors of any shape, dtype and size of entry."""
+
+import pytest
+import torch
+
+from sngd.norms.global_norm import global_norm
+
+
+def test_one_norm_over_all_tensors():
+    tensors = [torch.full((2, 3), 2.0), torch.full((5,), -1.0), torch.tensor(4.0)]
+    assert global_norm(tensors).item() == pytest.approx((6 * 4 + 5 + 16) ** 0.5)
+
+
+def test_nothing_has_norm_zero():
+    assert global_norm([]).item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_squares_are_summed_in_float32(dtype):
+    # 300² overflows float16, and a running sum of 65,536 ones stalls at 256 in bfloat16
+    norm = global_norm([torch.full((4,), 300.0, dtype=dtype), torch.ones(65536, dtype=dtype)])
+    assert norm.dtype == torch.float32
+    assert norm.item() == pytest.approx((4 * 300.0**2 + 65536) ** 0.5, rel=1e-2 if dtype is torch.bfloat16 else 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_long_sums_keep_their_digits(dtype):
+    long = torch.randn(3_000_001, generator=torch.Generator().manual_seed(0)).to(dtype)
+    exact = long.double().norm().item()
+    assert global_norm([long, torch.zeros(7, dtype=dtype)]).item() == pytest.approx(exact, rel=5e-7)
+    assert global_norm([long[:-1].view(3, -1).t()]).item() == pytest.approx(exact, rel=5e-7)
+
+
+def test_any_float64_tensor_makes_it_float64():
+    norm = global_norm([torch.ones(3), torch.full((1,), 1e-9, dtype=torch.float64)])
+    assert norm.dtype == torch.float64
+    assert norm.item() == pytest.approx((3 + 1e-18) ** 0.5, rel=1e-15)
+
+
+@pytest.mark.parametrize("size", [1e-40, 1e-30, 1e-20, 1e-12, 1.0, 1e12, 1e25, 1e37])
+def test_no_entry_is_too_small_or_too_large_for_the_cpu(size):
+    assert global_norm([torch.full((4,), size)]).item() == pytest.approx(2 * torch.tensor(size).item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_a_bad_entry_makes_it_non_finite(bad):
+    assert not torch.isfinite(global_norm([torch.ones(3), torch.tensor([1.0, bad])]))

@@ -1,0 +1,338 @@
+"""The table of claims, the judges of C7 and C8, and ``reproduce_claims``, which measures only what is missing."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+
+from sngd.paper import claims, reproduce
+from sngd.paper.claims import CLAIMS, judge, reproduce_claims
+from sngd.paper.closed_form.conformance import judge as judge_bounds
+from sngd.paper.closed_form.escape import judge as judge_escape
+from sngd.paper.reproduce import FIGURES, Figure, RunFigure
+from sngd.paper.verdicts import (
+    IN_PART,
+    NOT_REPRODUCED,
+    NOT_TESTED,
+    REPRODUCED,
+    Evidence,
+    Reading,
+    Verdict,
+    at_least,
+)
+
+FIG1 = Path(__file__).parents[2] / "results" / "small" / "fig1" / "measurements.json"
+
+
+def test_the_table_is_complete_and_every_figure_exists():
+    assert list(CLAIMS) == [f"C{number}" for number in range(1, 11)]
+    for claim in CLAIMS.values():
+        assert claim.figures
+        assert set(claim.figures) <= set(FIGURES)
+    assert claims.ALTERNATIVES in FIGURES
+
+
+# ---- C7 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checked():
+    family = {"instances": 20, "steps": 1000, "lemma_violations": 0, "outside": 0, "caught": 19, "caught_by_theorem": 9}
+    comparison = {"mean": 0.2, "bound": 0.4, "violated": False}
+    names = ("quadratic", "saddle", "exponential", "network")
+    families = {name: {**family, "runs": [comparison] * 5} for name in names}
+    return copy.deepcopy({"profile": "quick", "seeds": 8, "error_rate": 1e-3, "families": families})
+
+
+@pytest.fixture
+def scaled():
+    arrived = {"slope": -3.9, "low": -4.1, "high": -3.7, "theory": -4.0, "planned_slope": -4.0}
+    lost = {"slope": None, "low": None, "high": None, "theory": -3.0, "planned_slope": -3.0}
+    return {"level": 0.95, "problems": {"quadratic": {"sngd": arrived, "spider-sfo": lost}}}
+
+
+def outcome(evidence):
+    return Verdict("C0", "", "", evidence).outcome
+
+
+def test_bounds_that_hold_are_reproduced(checked, scaled):
+    evidence = judge_bounds(checked, scaled)
+    assert outcome(evidence) == REPRODUCED
+    assert evidence.quantities[0].measured == "0 of 4,000"
+    (exponent,) = (q for q in evidence.quantities if q.name.startswith("exponent"))
+    assert (exponent.value, exponent.met) == (-3.9, None)
+    assert "sngd, quadratic (theory: -4, the plans': -4; 95 % interval)" in exponent.name
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [("lemma_violations", 1, NOT_REPRODUCED), ("outside", 1, IN_PART), ("caught", 0, IN_PART)],
+)
+def test_a_failing_lemma_or_a_toothless_check_flips_c7(checked, scaled, key, value, expected):
+    checked["families"]["saddle"][key] = value
+    if key == "caught":  # in all tight families
+        checked["families"]["quadratic"][key] = checked["families"]["exponential"][key] = value
+    assert outcome(judge_bounds(checked, scaled)) == expected
+
+
+def test_an_exceeded_bound_refutes_c7(checked, scaled):
+    checked["families"]["network"]["runs"][2] = {"mean": 0.5, "bound": 0.4, "violated": True}
+    assert outcome(judge_bounds(checked, scaled)) == NOT_REPRODUCED
+
+
+# ---- C8 ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def measured():
+    return json.loads(FIG1.read_text("utf-8"))["measurements"]
+
+
+@pytest.fixture
+def escape(measured):
+    return copy.deepcopy(measured)
+
+
+def failures(evidence):
+    return [quantity.name for quantity in evidence.quantities if quantity.met is False]
+
+
+def test_leaving_saddles_is_reproduced_in_part(escape):
+    """NGD leaves first everywhere; but near the stable manifold its time does not level off, and Noisy-GD is first."""
+    evidence = judge_escape(escape)
+    assert outcome(evidence) == IN_PART
+    assert [name[:30] for name in failures(evidence)] == [
+        "NGD's steps from near its stab",
+        "runs of tensor decomposition i",
+    ]
+
+
+def test_with_these_two_mended_it_is_reproduced(escape):
+    steps = escape["from_manifold"]["steps"]
+    steps["NGD, lr 0.1"] = [[30] * len(seeds) for seeds in steps["NGD, lr 0.1"]]
+    steps["NGD, lr 0.1"][0] = [16] * len(steps["NGD, lr 0.1"][0])
+    for curve in escape["tensor"]["losses"]["Saddle-NGD"]:
+        curve[1] = 0.1
+    assert outcome(judge_escape(escape)) == REPRODUCED
+
+
+@pytest.mark.parametrize("place", ["from_saddle", "from_manifold"])
+def test_one_gd_run_that_leaves_first_refutes_c8(escape, place):
+    escape[place]["steps"]["GD, lr 0.1"][3][4] = 5
+    assert outcome(judge_escape(escape)) == NOT_REPRODUCED
+
+
+def test_a_stuck_run_counts_as_the_slowest(escape):
+    escape["from_saddle"]["steps"]["NGD, lr 0.1"][3][4] = None
+    assert outcome(judge_escape(escape)) == NOT_REPRODUCED
+
+
+def test_sngd_that_stays_in_the_sharp_minimum_refutes_c8(escape):
+    escape["trajectories"]["sharp_and_flat"]["SNGD"][-1] = [3.1, 0.0]
+    assert outcome(judge_escape(escape)) == NOT_REPRODUCED
+
+
+def test_gds_time_that_does_not_grow_is_a_part_missing(escape):
+    steps = escape["from_saddle"]["steps"]
+    steps["GD, lr 0.1"] = [[500] * len(seeds) for seeds in steps["GD, lr 0.1"]]
+    assert any(name.startswith("steps that GD needs more from random") for name in failures(judge_escape(escape)))
+
+
+# ---- measured, kept, judged ----------------------------------------------------------------------------------
+
+
+OTHERWISE = {
+    "as in the figures": {"figures": {"fig2": {"profile": "quick", "value": 3.0}, "fig3": {"value": 2.0}}},
+    "by step": {"figures": {"fig3": {"value": 0.5}}},
+    "scaled": {"figures": {"fig2": {"profile": "quick", "value": 2.0}}},
+}
+
+
+@pytest.fixture
+def studies(monkeypatch):
+    """Every figure is measured in no time, as a number that must be at least 1; returns what has been called."""
+    calls = []
+
+    def figure(name):
+        def measure(profile):
+            calls.append(("measure", name, profile))
+            return {"profile": profile, "value": 2.0, "alternatives": OTHERWISE}
+
+        def draw(_measurements, folder):
+            calls.append(("draw", name, folder.name))
+            return [folder / "picture.png"]
+
+        return Figure("C0: nothing", dict, measure, draw)
+
+    def judged(*measurements):
+        quantities = tuple(at_least("value", m["value"], 1) for m in measurements)
+        return Evidence(measurements[0].get("profile", "quick"), quantities, "none", 0.0)
+
+    monkeypatch.setattr(reproduce, "FIGURES", {name: figure(name) for name in FIGURES})
+    table = {name: claim._replace(judge=judged) for name, claim in CLAIMS.items()}
+    monkeypatch.setattr(claims, "CLAIMS", table)
+    return calls
+
+
+def measured_figures(calls):
+    return [name for kind, name, _ in calls if kind == "measure"]
+
+
+def test_claims_are_measured_drawn_judged_and_written(studies, tmp_path):
+    told = []
+    verdicts = reproduce_claims([], "quick", tmp_path, command="sngd reproduce claims", on_progress=told.append)
+    runs, others = ["fig2", "fig3", "fig4"], ["conformance", "scaling", "fig1", "relaxed", "variance"]
+    assert told == measured_figures(studies) == [*runs, *others, "alternatives"]
+    assert [v.outcome for v in verdicts] == [REPRODUCED] * 10
+    assert verdicts[6].sources == ("conformance/measurements.json", "scaling/measurements.json")
+    kept = json.loads((tmp_path / "relaxed" / "measurements.json").read_text("utf-8"))
+    assert kept["command"] == "sngd reproduce claims"
+    assert kept["profile"] == "quick"
+    assert "torch" in kept["environment"]
+    written = json.loads((tmp_path / "verdicts.json").read_text("utf-8"))
+    assert written["profile"] == "quick"
+    assert [v["outcome"] for v in written["verdicts"]] == [v.outcome for v in verdicts]
+    assert "## C9: reproduced" in (tmp_path / "verdicts.md").read_text("utf-8")
+    assert written["studies"]["relaxed"] == {key: entry for key, entry in kept.items() if key != "measurements"}
+
+
+@pytest.mark.usefixtures("studies")
+def test_every_study_s_command_and_time_is_listed(tmp_path):
+    reproduce_claims(["C9", "C10"], "quick", tmp_path, command="sngd reproduce claims")
+    for figure, change in {"relaxed": {"process_seconds": 90.0}, "variance": {"process_seconds": None}}.items():
+        path = tmp_path / figure / "measurements.json"
+        path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | change), "utf-8")
+    reproduce_claims([], "quick", tmp_path, stored_only=True)
+    text = (tmp_path / "verdicts.md").read_text("utf-8")
+    assert "added up: 1.5 minutes." in text
+    assert "| [relaxed](relaxed/measurements.json) | `sngd reproduce claims` | 1.5 |" in text
+    assert "| [variance](variance/measurements.json) | `sngd reproduce claims` | – |" in text
+
+
+def test_what_is_measured_already_is_kept(studies, tmp_path):
+    reproduce_claims(["C9"], "quick", tmp_path)
+    verdicts = reproduce_claims(["C10", "C9"], "quick", tmp_path)
+    assert measured_figures(studies) == ["relaxed", "variance"]
+    assert studies.count(("draw", "relaxed", "relaxed")) == 2
+    assert [v.claim for v in verdicts] == ["C9", "C10"]
+
+
+def test_what_is_overwritten_is_measured_anew(studies, tmp_path):
+    reproduce_claims(["C9"], "quick", tmp_path)
+    reproduce_claims(["C9"], "quick", tmp_path, overwrite=True)
+    assert measured_figures(studies) == ["relaxed", "relaxed"]
+
+
+def test_another_profile_is_measured_anew(studies, tmp_path):
+    reproduce_claims(["C9"], "quick", tmp_path)
+    (verdict,) = reproduce_claims(["C9"], "small", tmp_path)
+    assert [call for call in studies if call[0] == "measure"] == [
+        ("measure", "relaxed", "quick"),
+        ("measure", "relaxed", "small"),
+    ]
+    assert verdict.evidence.profile == "small"
+
+
+@pytest.mark.usefixtures("studies")
+def test_verdicts_follow_from_the_stored_measurements_alone(tmp_path):
+    reproduce_claims(["C9", "C7"], "quick", tmp_path)
+    path = tmp_path / "relaxed" / "measurements.json"
+    path.write_text(path.read_text("utf-8").replace('"value": 2.0', '"value": 0.5'), "utf-8")
+    assert [v.outcome for v in judge(tmp_path, ["C7", "C9", "C10"])] == [REPRODUCED, NOT_REPRODUCED, NOT_TESTED]
+    (tmp_path / "scaling" / "measurements.json").unlink()
+    assert judge(tmp_path, ["C7"])[0].outcome == NOT_TESTED
+
+
+@pytest.mark.usefixtures("studies")
+def test_claims_without_their_figures_are_not_tested(tmp_path):
+    reproduce_claims(["C4"], "quick", tmp_path)
+    outcomes = {verdict.claim: verdict.outcome for verdict in judge(tmp_path)}
+    assert outcomes == dict.fromkeys(CLAIMS, NOT_TESTED) | {"C4": REPRODUCED, "C5": REPRODUCED}
+
+
+def test_options_reach_the_figures_made_of_runs(studies, monkeypatch, tmp_path):
+    def run(profile, out, **options):
+        assert out.is_dir()
+        studies.append(("run", profile, options))
+
+    def measure(profile, _out):
+        return {"profile": profile, "value": 2.0}
+
+    figure = RunFigure("C0: nothing", dict, run, measure, lambda _measurements, _folder: [])
+    monkeypatch.setitem(reproduce.FIGURES, "fig4", figure)
+    (verdict,) = reproduce_claims(["C6"], "paper", tmp_path, "sngd", jobs=2)
+    assert ("run", "paper", {"command": "sngd", "overwrite": False, "jobs": 2}) in studies
+    assert verdict.evidence.profile == "paper"
+    reproduce_claims(["C6"], "paper", tmp_path, "sngd", jobs=2)
+    assert [call[0] for call in studies].count("run") == 1
+
+
+# ---- other readings ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("studies")
+def test_ambiguous_claims_are_judged_under_each_reading_that_touches_them(tmp_path):
+    verdicts = {verdict.claim: verdict for verdict in reproduce_claims([], "quick", tmp_path)}
+    base = Reading("as in the figures", REPRODUCED)
+    assert verdicts["C1"].readings == (base, Reading("scaled", REPRODUCED))
+    assert verdicts["C1"].depends_on == ()
+    assert verdicts["C1"].sources == ("fig2/measurements.json", "alternatives/measurements.json")
+    assert verdicts["C4"].readings == (base, Reading("by step", NOT_REPRODUCED, ("value",)))
+    assert verdicts["C4"].depends_on == ("by step",)
+    assert verdicts["C4"].outcome == REPRODUCED  # the verdict is the figure's own
+    assert [reading.name for reading in verdicts["C3"].readings] == ["as in the figures", "by step", "scaled"]
+    assert verdicts["C6"].readings == ()  # Figure 4 is not among the alternatives here
+    assert verdicts["C9"].readings == ()
+    written = json.loads((tmp_path / "verdicts.json").read_text("utf-8"))
+    assert written["verdicts"][3]["readings"][1] == {
+        "name": "by step",
+        "outcome": NOT_REPRODUCED,
+        "changed": ["value"],
+    }
+    text = (tmp_path / "verdicts.md").read_text("utf-8")
+    assert "| claim | as in the figures | scaled | by step | the verdict |" in text
+    assert "| C1 | reproduced | reproduced | – | does not depend on them |" in text
+    assert "| C4 | reproduced | – | not reproduced (1 changed) | depends on: by step |" in text
+
+
+@pytest.mark.usefixtures("studies")
+def test_without_alternatives_there_are_no_other_readings(tmp_path):
+    reproduce_claims(["C1"], "quick", tmp_path)
+    (tmp_path / "alternatives" / "measurements.json").unlink()
+    (verdict,) = judge(tmp_path, ["C1"])
+    assert (verdict.outcome, verdict.readings) == (REPRODUCED, ())
+    assert verdict.sources == ("fig2/measurements.json",)
+
+
+# ---- mistakes ------------------------------------------------------------------------------------------------
+
+
+def test_mistakes_are_named_and_nothing_is_written(tmp_path):
+    with pytest.raises(ValueError, match="unknown claim 'C11'; must be one of C1, C2, "):
+        reproduce_claims(["C11"], "quick", tmp_path)
+    with pytest.raises(ValueError, match="unknown profile 'huge'; claims have quick, small, paper"):
+        reproduce_claims(["C9"], "huge", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("studies")
+@pytest.mark.parametrize(("content", "reason"), [("{", "not JSON"), ("{}", "object missing required field `profile`")])
+def test_a_broken_file_is_named(tmp_path, content, reason):
+    path = tmp_path / "relaxed" / "measurements.json"
+    path.parent.mkdir()
+    path.write_text(content, "utf-8")
+    with pytest.raises(ValueError, match=f"measurements.json: {reason}"):
+        reproduce_claims(["C9"], "quick", tmp_path)
+
+
+def test_stored_measurements_are_judged_without_measuring(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "reproduce", lambda *_args, **_options: pytest.fail("it measured"))
+    with pytest.raises(FileNotFoundError, match="holds no measurements of these claims"):
+        reproduce_claims([], "small", tmp_path, stored_only=True)
+    (tmp_path / "fig1").mkdir()
+    (tmp_path / "fig1" / "measurements.json").write_bytes(FIG1.read_bytes())
+    verdicts = {verdict.claim: verdict.outcome for verdict in reproduce_claims([], "small", tmp_path, stored_only=True)}
+    assert verdicts["C8"] == IN_PART
+    assert verdicts["C9"] == NOT_TESTED
+    assert "C8: reproduced in part" in (tmp_path / "verdicts.md").read_text()

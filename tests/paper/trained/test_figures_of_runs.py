@@ -1,0 +1,351 @@
+"""The paper's figures made of runs: the table, measurements of runs on disk, what follows from them, the pictures."""
+
+import json
+import math
+from pathlib import Path
+
+import matplotlib
+import pytest
+
+from sngd.paper import reproduce as registry
+from sngd.paper.reproduce import reproduce
+from sngd.paper.trained import alternatives, pictures, runs, sensitivity
+from sngd.paper.trained.experiments import (
+    ALTERNATIVES,
+    BASE,
+    FIG4,
+    FIGURES,
+    PROFILES,
+    Arm,
+    Experiment,
+    device_of,
+    fig2,
+    fig3,
+    fig3_scaled,
+    learning_rates,
+    scaled,
+)
+from sngd.paper.trained.experiments import alternatives as alternative_experiments
+from sngd.paper.trained.sensitivity import FACTOR, Plateau, plateau
+from sngd.training.plan_words import build_plan
+from studies.fake_runs import write_comparison, write_run
+
+N = 1437  # of the fake runs
+
+
+def fake(figure: str, profile: str, out: Path, diverge: dict[str, int] | None = None) -> Path:
+    """The folder of a figure as its runs leave it; ``diverge`` by label, after so many rows, of seed 0."""
+    for experiment in FIGURES[figure][profile]:
+        folder, chosen = out / experiment.name, {}
+        for place, arm in enumerate(experiment.arms):
+            chosen[arm.label] = lr = arm.lr or experiment.grid[min(place, 2)]
+            params = {"anchor_batch_size": 1024, "period": 16} if arm.method == "spider-sfo" else {}
+            for seed in range(experiment.seeds):
+                write_run(
+                    folder / "runs" / arm.label / f"seed-{seed}",
+                    arm.label,
+                    seed,
+                    lr=lr,
+                    floor=0.02 + 0.02 * place,
+                    epochs=4,
+                    diverge=(diverge or {}).get(arm.label) if seed == 0 else None,
+                    config={"method": arm.method, "plan": arm.plan, "params": params, "problem": experiment.problem},
+                )
+        outcomes = [
+            {"label": arm.label, "lr": lr, "train_loss": None if lr > 3 else 1 + abs(math.log(lr / chosen[arm.label]))}
+            for arm in experiment.arms
+            for lr in experiment.grid
+        ]
+        tuning = {"grid": list(experiment.grid), "seed": 1_000_000, "outcomes": outcomes, "chosen": chosen}
+        labels = [arm.label for arm in experiment.arms]
+        write_comparison(folder, problem=experiment.problem, methods=labels, tuning=tuning if experiment.grid else None)
+    return out
+
+
+# ---- the table -----------------------------------------------------------------------------------------------
+
+
+def test_every_profile_can_be_configured():
+    for profiles in FIGURES.values():
+        assert tuple(profiles) == PROFILES
+        for experiments in profiles.values():
+            assert len({experiment.name for experiment in experiments}) == len(experiments)
+            for experiment in experiments:
+                configs = experiment.configs("cpu")
+                assert len({config.label for config in configs}) == len(configs)
+                assert all(config.threads == 1 and not config.grad_norm for config in configs)
+
+
+def test_the_papers_own_setting():
+    assert [(e.problem, e.batch_size, e.epochs, e.weight_decay) for e in FIGURES["fig2"]["paper"]] == [
+        ("mnist-mlp", 32, 20, 0),
+        ("mnist-mlp", 128, 20, 0),
+    ]
+    assert [(e.problem, e.batch_size, e.epochs, e.weight_decay) for e in FIGURES["fig3"]["paper"]] == [
+        ("cifar10-resnet20", 128, 160, 1e-4),
+        ("cifar10-resnet56", 128, 160, 1e-4),
+    ]
+    (large,) = FIGURES["fig4"]["paper"]
+    assert (large.problem, large.batch_size, large.epochs, large.weight_decay) == ("cifar10-resnet20", 4096, 160, 1e-4)
+    in_paper = [arm.label for arm in fig3(20).arms if not arm.beyond]
+    assert in_paper == [
+        *("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.5", "SNGD, α=0.1", "SNGD, α=0.5"),
+        *("S-SNGD(v1), α=0.5", "S-SNGD(v2), α=0.5"),
+    ]
+
+
+def test_the_plans_are_the_papers():
+    arms = {arm.label: arm for arm in fig3(20).arms}
+    steps = 50_000 / 128
+    v1, v2 = (build_plan(arms[f"S-SNGD({v}), α=0.5"].plan, 0.5, 160, steps) for v in ("v1", "v2"))
+    assert v1 == build_plan("poly:power=1.1", 0.5, 160, steps)
+    assert v2 == build_plan("multistep:milestones=80/120", 0.5, 160, steps)
+
+
+def test_small_figure_2_is_the_papers():
+    assert FIGURES["fig2"]["small"] == FIGURES["fig2"]["paper"]
+    assert all(experiment.seeds >= 5 for experiment in FIGURES["fig2"]["small"])
+
+
+def test_what_is_changed_is_a_departure():
+    changed = fig3_scaled("cifar10-resnet8:1024", 32, 4)
+    assert changed.departures[:3] == (
+        "cifar10-resnet8:1024 in place of cifar10-resnet20",
+        "batch size 32, not 128",
+        "4 #grad/n, not 160, milestones and stages scaled with it",
+    )
+    assert changed.departures[3:] == fig3(20).departures
+    assert scaled(fig2(32)).departures == fig2(32).departures
+    assert "weight decay 0, not 0.0001" in scaled(FIG4, weight_decay=0.0).departures
+    assert not any("normalized" in phrase for phrase in scaled(FIG4, problem="digits-mlp").departures)
+
+
+@pytest.mark.parametrize("method", ["sgd", "sngd", "s-sngd", "sngm", "adamw"])
+def test_learning_rates_span_three_decades(method):
+    rates = learning_rates(method)
+    assert rates[-1] / rates[0] == pytest.approx(1000)
+    assert len(rates) == 7
+
+
+def test_alternatives_change_what_they_say():
+    readings = alternative_experiments("small")
+    assert list(readings) == list(ALTERNATIVES)
+    problems = {name: {e.problem for part in found.values() for e in part} for name, found in readings.items()}
+    assert problems["no augmentation"] == {"cifar10-resnet8:4000:unaugmented", "cifar10-resnet8:1000:unaugmented"}
+    assert "mnist-mlp:12000:normalized" in problems["inputs scaled otherwise"]
+    (staged,) = readings["poly by step"]["fig3"]
+    (arm,) = staged.arms
+    assert (arm.label, arm.plan) == ("S-SNGD(v1), α=0.5", f"poly:stages={round(3 * 4000 / 64)}")
+    assert readings["poly by step"]["fig2"] == []
+    assert not any(arm.beyond for found in readings[BASE].values() for e in found for arm in e.arms)
+
+
+# ---- measured ------------------------------------------------------------------------------------------------
+
+
+def test_measurements_are_those_of_the_runs(tmp_path):
+    fake("fig2", "quick", tmp_path)
+    measured = runs.measure("fig2", "quick", tmp_path)
+    assert (measured["figure"], measured["profile"], measured["device"]) == ("fig2", "quick", "cpu")
+    assert measured["environment"]["torch"] == "2.13.0"
+    assert list(measured["experiments"]) == ["batch-32", "batch-128"]
+    experiment = measured["experiments"]["batch-32"]
+    assert (experiment["n"], experiment["batch_size"], experiment["tuning"]) == (N, 32, None)
+    assert "10 #grad/n, not 20" in experiment["departures"]
+    assert list(experiment["arms"]) == ["SPIDER-SFO, α=0.001", "SPIDER-SFO, α=0.1", "SNGD, α=0.001", "SNGD, α=0.1"]
+    arm = experiment["arms"]["SNGD, α=0.1"]
+    assert (arm["method"], arm["lr"], arm["seeds"], arm["diverged"]) == ("sngd", 0.1, [0, 1, 2], [])
+    rows = (tmp_path / "batch-32/runs/SNGD, α=0.1/seed-1/metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(row) for row in rows]
+    assert arm["curves"]["grads_over_n"] == [row["grads_over_n"] for row in rows]
+    assert arm["curves"]["test_accuracy"][1] == [row["test_accuracy"] for row in rows]
+    assert arm["final"]["train_loss"][1] == rows[-1]["train_loss"]
+    json.dumps(measured, allow_nan=False)
+
+
+def test_a_diverged_run_has_no_final_value(tmp_path):
+    fake("fig2", "quick", tmp_path, diverge={"SPIDER-SFO, α=0.1": 2})
+    arm = runs.measure("fig2", "quick", tmp_path)["experiments"]["batch-32"]["arms"]["SPIDER-SFO, α=0.1"]
+    assert arm["diverged"] == [0]
+    assert arm["final"]["train_loss"][0] is None
+    assert [loss is None for loss in arm["curves"]["train_loss"][0]] == [False, False, True, True, True]
+    assert None not in arm["curves"]["train_loss"][1]
+
+
+def test_tuning_is_kept_and_its_edge_is_named(tmp_path):
+    fake("fig4", "quick", tmp_path)
+    tuning = runs.measure("fig4", "quick", tmp_path)["experiments"]["large-batch"]["tuning"]
+    assert len(tuning["outcomes"]) == 4 * len(FIG4.grid)
+    assert tuning["chosen"] == {"S-SGD": 0.01, "S-SNGD": 0.03, "SNGM": 0.1, "S-SGD with momentum": 0.1}
+    assert tuning["at_edge"] == ["S-SGD"]
+
+
+def test_a_run_that_is_absent_is_named(tmp_path):
+    fake("fig2", "quick", tmp_path)
+    (tmp_path / "batch-32/runs/SNGD, α=0.1/seed-2/config.json").unlink()
+    with pytest.raises(ValueError, match=r"batch-32: 2 finished runs of 'SNGD, α=0\.1', must be 3: run it again$"):
+        runs.measure("fig2", "quick", tmp_path)
+
+
+# ---- sensitivity ---------------------------------------------------------------------------------------------
+
+
+def test_a_plateau_ends_where_the_loss_crosses_its_limit():
+    rates = [0.01, 0.1, 1.0, 10.0]
+    found = plateau(rates, [100.0, 1.0, 1.0, 10.0], limit=10**0.5)
+    assert found.low == pytest.approx(0.1 * 10**-0.25)  # a quarter of the way from 1 to 100, in logarithms
+    assert found.high == pytest.approx(10**0.5)
+    assert found.decades == pytest.approx(1.75)
+    assert not found.clipped
+    assert plateau(rates, [None, 2.0, 1.4, None]) == Plateau(0.1, 1.0, False) or FACTOR != 1.5
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        ([1.0, 1.2, 1.4], Plateau(0.1, 10.0, True)),
+        ([None, 1.0, None], Plateau(1.0, 1.0, False)),
+        ([None, None, None], None),
+    ],
+)
+def test_plateaus_that_end_with_the_grid_or_at_divergence(losses, expected):
+    assert plateau([0.1, 1.0, 10.0], losses) == expected
+
+
+def test_no_plateau_where_the_limit_is_out_of_reach():
+    assert plateau([0.1, 1.0], [2.0, 3.0], limit=1.0) is None
+
+
+def test_plateaus_of_measured_runs(tmp_path):
+    fake("sensitivity", "quick", tmp_path, diverge={"sgd, α=10": 1})
+    measured = sensitivity.measure("quick", tmp_path)
+    assert list(measured["plateaus"]) == ["sgd", "sngd", "s-sngd", "sngm", "adamw"]
+    sgd, adamw = measured["plateaus"]["sgd"], measured["plateaus"]["adamw"]
+    assert sgd["lrs"] == list(learning_rates("sgd"))
+    assert sgd["train_loss"][-1][0] is None
+    assert len(sgd["decades"]) == 2
+    assert sgd["decades"][0] == sgd["sgd_decades"][0] or sgd["train_loss"][0][0] != min(sgd["train_loss"][0])
+    assert adamw["sgd_decades"] == [0, 0]  # its fake losses are far above SGD's
+
+
+# ---- alternatives --------------------------------------------------------------------------------------------
+
+
+def test_counting_a_difference_once():
+    period = 1024 + 15 * 64  # B = 1024, M = 16, b = 32
+    assert alternatives.counted_once(0, 1024, 16, 32) == 0
+    assert alternatives.counted_once(1024, 1024, 16, 32) == 1024
+    assert alternatives.counted_once(1024 + 64, 1024, 16, 32) == 1024 + 32
+    assert alternatives.counted_once(3 * period, 1024, 16, 32) == 3 * (1024 + 15 * 32)
+
+
+def test_recounted_arms_end_at_one_budget(tmp_path):
+    measured = runs.measure("fig2", "quick", fake("fig2", "quick", tmp_path, diverge={"SNGD, α=0.1": 2}))
+    before, after = measured["experiments"]["batch-32"], alternatives.recounted(measured)["experiments"]["batch-32"]
+    budget = alternatives.counted_once(4 * N, 1024, 16, 32) / N
+    assert after["epochs"] == pytest.approx(budget)
+    assert 3 < budget < 4
+    for arm in after["arms"].values():
+        assert arm["curves"]["grads_over_n"][-1] == after["epochs"]
+    spider, sngd = (after["arms"][label] for label in ("SPIDER-SFO, α=0.1", "SNGD, α=0.001"))
+    untouched = before["arms"]["SPIDER-SFO, α=0.1"]
+    assert spider["final"] == untouched["final"]
+    curve = before["arms"]["SNGD, α=0.001"]["curves"]["train_loss"][0]
+    assert sngd["final"]["train_loss"][0] == pytest.approx(curve[3] + (budget - 3) * (curve[4] - curve[3]))
+    assert after["arms"]["SNGD, α=0.1"]["final"]["train_loss"][0] is None  # the diverged one
+
+
+def test_readings_are_measured_and_keep_what_they_leave_alone(tmp_path):
+    measured = alternatives.measure("quick", fake("alternatives", "quick", tmp_path))
+    readings = measured["alternatives"]
+    assert list(readings) == [*ALTERNATIVES, alternatives.COUNTED_ONCE]
+    assert set(readings[BASE]["figures"]) == {"fig2", "fig3"}
+    assert set(readings["no augmentation"]["figures"]) == {"fig3"}
+    base, staged = (readings[name]["figures"]["fig3"]["experiments"]["resnet8"] for name in (BASE, "poly by step"))
+    assert list(staged["arms"]) == list(base["arms"])
+    assert staged["arms"]["SNGD, α=0.5"] == base["arms"]["SNGD, α=0.5"]
+    assert staged["arms"]["S-SNGD(v1), α=0.5"]["plan"] != base["arms"]["S-SNGD(v1), α=0.5"]["plan"]
+    json.dumps(measured, allow_nan=False)
+
+
+# ---- drawn and registered ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("figure", ["fig2", "fig3", "fig4", "sensitivity", "alternatives"])
+def test_every_figure_is_drawn(figure, tmp_path):
+    fake(figure, "quick", tmp_path)
+    measurements = registry.FIGURES[figure].measure("quick", tmp_path)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):  # text stays text
+        files = registry.FIGURES[figure].draw(measurements, tmp_path)
+    assert [file.name for file in files] == [f"{figure}.png", f"{figure}.svg"]
+    drawn = files[1].read_text("utf-8")
+    assert "quick profile, cpu, torch 2.13.0" in drawn
+    if figure != "sensitivity":
+        assert "Departures from the paper" in drawn
+
+
+@pytest.mark.parametrize(
+    ("profile", "here", "gpus", "device"),
+    [
+        ("paper", True, None, "cuda"),
+        ("paper", False, None, "cpu"),
+        ("paper", False, 0.25, "cuda"),  # the cluster has what this machine lacks
+        ("paper", True, 0.0, "cpu"),
+        ("small", True, None, "cpu"),
+    ],
+)
+def test_the_paper_s_profile_goes_where_gpus_are(monkeypatch, profile, here, gpus, device):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: here)
+    assert device_of(profile, gpus) == device
+
+
+def test_divergence_and_tuning_are_in_the_legend(tmp_path):
+    measured = runs.measure("fig4", "quick", fake("fig4", "quick", tmp_path, diverge={"SNGM": 1}))
+    arms = measured["experiments"]["large-batch"]["arms"]
+    assert pictures._shown("SNGM", arms["SNGM"], True) == "SNGM * (tuned: α=0.1, 1 of 3 diverged)"
+    assert pictures._shown("S-SGD", arms["S-SGD"], False) == "S-SGD"
+
+
+def test_stored_runs_are_measured_anew_and_stored_measurements_suffice(tmp_path):
+    fake("fig2", "quick", tmp_path)
+    old = {"figure": "fig2", "profile": "quick", "experiments": {}}
+    (tmp_path / "measurements.json").write_text(json.dumps({"profile": "quick", "measurements": old}))
+    reproduce("fig2", "quick", tmp_path, reuse=True)
+    stored = json.loads((tmp_path / "measurements.json").read_text())
+    assert stored["measurements"] == runs.measure("fig2", "quick", tmp_path)
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    (alone / "measurements.json").write_text(json.dumps(stored))
+    assert [path.name for path in reproduce("fig2", "quick", alone, reuse=True)] == ["fig2.png", "fig2.svg"]
+    assert json.loads((alone / "measurements.json").read_text()) == stored
+
+
+@pytest.mark.slow
+def test_a_figure_from_nothing(tmp_path, monkeypatch):
+    arms = (Arm("S-SGD", "s-sgd", 0.5, "poly"), Arm("S-SNGD", "s-sngd", 0.5, "poly"))
+    tiny = Experiment("tiny", "digits-mlp:400", 64, 2, arms, seeds=1, departures=("tiny",))
+    monkeypatch.setitem(FIGURES, "fig4", {**FIGURES["fig4"], "quick": [tiny]})
+    titles = []
+
+    def begin(title, tasks):
+        titles.append((title, len(tasks)))
+        return lambda _index, _progress: None
+
+    files = reproduce("fig4", "quick", tmp_path, "sngd reproduce fig4", jobs=1, begin=begin)
+    assert all(file.stat().st_size for file in files)
+    assert titles == [("fig4, tiny, runs", 2)]
+    assert (tmp_path / "tiny" / "report.html").exists()
+    stored = json.loads((tmp_path / "measurements.json").read_text())
+    assert stored["command"] == "sngd reproduce fig4"
+    last = [path.read_text().splitlines()[-1] for path in (tmp_path / "tiny").rglob("metrics.jsonl")]
+    assert 0 < stored["process_seconds"] == pytest.approx(sum(json.loads(row)["seconds"] for row in last))
+    found = stored["measurements"]["experiments"]["tiny"]
+    assert (found["n"], found["departures"]) == (400, ["tiny"])
+    assert all(arm["final"]["train_loss"][0] < 2.3 for arm in found["arms"].values())
+
+    config = next((tmp_path / "tiny").rglob("config.json"))
+    before = config.stat().st_mtime_ns
+    reproduce("fig4", "quick", tmp_path, jobs=1)
+    assert config.stat().st_mtime_ns == before
+    reproduce("fig4", "quick", tmp_path, jobs=1, overwrite=True)
+    assert config.stat().st_mtime_ns > before

@@ -1,0 +1,42 @@
+"""Runs in parallel processes: in order, in spite of one another, and when a process dies."""
+
+from dataclasses import replace
+
+import pytest
+
+from sngd.studies.execution.parallel import Task, run_all
+from sngd.training import Interrupted, RunConfig
+
+
+def tasks(folder, problem="digits-mlp", count=3):
+    config = RunConfig(problem, "sngd", epochs=1, eval_every=1)
+    return [Task(replace(config, seed=seed), folder / str(seed)) for seed in range(count)]
+
+
+def test_rows_come_in_the_order_of_the_tasks_and_each_run_is_followed(tmp_path):
+    seen = {}
+    rows = run_all(tasks(tmp_path), jobs=2, on_progress=lambda index, progress: seen.setdefault(index, progress))
+    alone = [run_all([task], jobs=1)[0] for task in tasks(tmp_path)]  # finished: read, not repeated
+    assert rows == alone
+    assert len({row["train_loss"] for row in rows}) == 3
+    assert seen.keys() == {0, 1, 2}
+
+
+def test_a_killed_worker_is_reported_in_one_line(tmp_path):
+    (tmp_path / "deadly.py").write_text(
+        "import os, signal\n\n\ndef factory():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    with pytest.raises(Interrupted, match="a worker process was killed; the same command goes on"):
+        run_all(tasks(tmp_path, f"{tmp_path}/deadly.py:factory", count=2), jobs=2)
+
+
+def test_asked_to_stop_nothing_is_left_half_done(tmp_path):
+    with pytest.raises(Interrupted, match="of 3 runs finished; the same command goes on"):
+        run_all(tasks(tmp_path), jobs=1, should_stop=lambda: True)
+    rows = run_all(tasks(tmp_path), jobs=1)
+    assert all(row["final"] for row in rows)
+
+
+def test_jobs_out_of_range_are_named(tmp_path):
+    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
+        run_all(tasks(tmp_path), jobs=0)
