@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,18 @@ def targets(where: Path) -> dict[str, Target]:
 
 
 def _method(where: Path, method: str) -> Target:
-    whole: dict[str, Whole] = {}
-
-    def prepare() -> None:
-        for output in ("last", "random"):
-            whole[output] = Whole(where / f"whole-{output}", samples.config_of(method, output=output, epochs=8))
+    @cache
+    def whole(output: str) -> Whole:
+        return Whole(where / f"whole-{output}", samples.config_of(method, output=output, epochs=8))
 
     def attempt(chance: Chance) -> dict[str, int]:
-        one = whole[chance.choice(("last", "random"))]
-        folder = where / f"try-{chance.getrandbits(60):x}"
+        one, folder = whole(chance.choice(("last", "random"))), where / f"try-{chance.getrandbits(60):x}"
         kills = kill_again_and_again(chance, one, folder)
         one.end_alike(folder)
         samples.remove(folder)
         return {"kills": kills, "ended alike": 1}
 
-    return Target(attempt, prepare, seconds=60, weight=3, goal=18)
+    return Target(attempt, seconds=60, weight=3, goal=18)
 
 
 class Whole:
@@ -88,7 +86,7 @@ def kill_again_and_again(chance: Chance, whole: Whole, folder: Path) -> int:
         else:
             how, fatal = chance.choice(list(_DEATHS)), chance.randrange(whole.calls)
             notes.append(f"{how} change {fatal} of a file")
-            ended = run(lambda: _train_until(whole, folder, how, fatal))
+            ended = run(partial(_train_until, whole, folder, how, fatal))
         kills += ended.killed
         chance.note = "killed " + ", ".join(notes)
         if ended.error:

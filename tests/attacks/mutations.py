@@ -38,9 +38,7 @@ def targets(where: Path) -> dict[str, Target]:
         "checkpoint.pt:values": _checkpoint(files / "state", _changed_state),
         "checkpoint.pt:bytes": _checkpoint(files / "bytes", _changed_bytes),
         "study:config.json": _study_file(files / "study-config", "runs/sngd/seed-1", "config.json"),
-        "study:environment.json": _study_file(
-            files / "study-environment", "runs/sngd/seed-1", "environment.json"
-        ),
+        "study:environment.json": _study_file(files / "study-environment", "runs/sngd/seed-1", "environment.json"),
         "study:metrics.jsonl": _study_file(files / "study-metrics", "runs/sngd/seed-1", "metrics.jsonl"),
         "study:compare.json": _study_file(files / "study", "", "compare.json"),
         "plan.json": _plan(files / "plan"),
@@ -78,11 +76,12 @@ def _run_file(where: Path, name: str) -> Target:
     def prepare() -> None:
         runs["half"] = samples.run_files(where / "half", samples.CONFIG, stop_after=30)
         runs["whole"] = samples.run_files(where / "whole", samples.CONFIG)
+        runs["rows alone"] = {file: text for file, text in runs["whole"].items() if file != "checkpoint.pt"}
         _resume(samples.CONFIG, where / "whole")
 
     def attempt(chance: Chance) -> dict[str, int]:
         folder = where / "run"
-        files = runs["half" if chance.random() < 0.1 else "whole"]
+        files = runs[chance.choices(list(runs), weights=[1, 4, 15])[0]]
         samples.put({**files, name: change(chance, files[name])}, folder)
         return _resume(samples.CONFIG, folder)
 
@@ -100,9 +99,10 @@ def _resume(config: RunConfig, folder: Path) -> dict[str, int]:
     return {"read": 1}
 
 
-def _checkpoint(where: Path, change: Callable[[Chance, Path, dict[str, bytes]], None]) -> Target:
+def _checkpoint(where: Path, change: Callable[[Chance, RunFolder, dict[str, Any], bytes], None]) -> Target:
     """A run of any kind of method gone on with, whose checkpoint is damaged."""
     runs: dict[str, dict[str, bytes]] = {}
+    states: dict[str, dict[str, Any]] = {}
 
     def config(method: str) -> RunConfig:
         return samples.config_of(method, output="random" if method in ("sngd", "natasha2") else "last")
@@ -110,27 +110,25 @@ def _checkpoint(where: Path, change: Callable[[Chance, Path, dict[str, bytes]], 
     def prepare() -> None:
         for method in METHODS:
             runs[method] = samples.run_files(where / method, config(method), stop_after=30)
+            states[method] = RunFolder(where / method).load_checkpoint() or {}
             _resume(config(method), where / method)
 
     def attempt(chance: Chance) -> dict[str, int]:
         method, folder = chance.choice(METHODS), where / "run"
         samples.put(runs[method], folder)
-        change(chance, folder, runs[method])
+        change(chance, RunFolder(folder), states[method], runs[method]["checkpoint.pt"])
         chance.note = f"{method}: {chance.note}"
         return _resume(config(method), folder)
 
     return Target(attempt, prepare, weight=3)
 
 
-def _changed_state(chance: Chance, folder: Path, _files: dict[str, bytes]) -> None:
-    run = RunFolder(folder)
-    state = run.load_checkpoint()
-    assert state is not None
+def _changed_state(chance: Chance, run: RunFolder, state: dict[str, Any], _content: bytes) -> None:
     run.save_checkpoint(mutate.state(chance, state))
 
 
-def _changed_bytes(chance: Chance, folder: Path, files: dict[str, bytes]) -> None:
-    (folder / "checkpoint.pt").write_bytes(mutate.content(chance, files["checkpoint.pt"]))
+def _changed_bytes(chance: Chance, run: RunFolder, _state: dict[str, Any], content: bytes) -> None:
+    (run.path / "checkpoint.pt").write_bytes(mutate.content(chance, content))
 
 
 # ---- studies -------------------------------------------------------------------------------------------------

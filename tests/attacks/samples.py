@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from attacks import problem
 from sngd import SNGD
 from sngd.problems import Problem
 from sngd.theory import Smooth, plan
@@ -34,20 +35,9 @@ def scratch() -> tempfile.TemporaryDirectory[str]:
 
 
 @cache
-def _tiny() -> Problem:
-    def samples(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        x = torch.randn(n, 6, generator=torch.Generator().manual_seed(seed))
-        return x, (x[:, 0] * x[:, 1] > 0).long()
-
-    def model() -> nn.Module:
-        return nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
-
-    return Problem(model, nn.functional.cross_entropy, samples(60, 0), samples(20, 1), "tiny")
-
-
 def tiny() -> Problem:
-    """60 samples, two classes; dropout draws from the global generator and BatchNorm keeps running statistics."""
-    return _tiny()
+    """The problem of ``problem.py``, made once: a run changes nothing of it."""
+    return problem.tiny()
 
 
 def config_of(method: str, **changes: Any) -> RunConfig:

@@ -10,9 +10,11 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from typing import NoReturn
+from mmap import mmap
+from typing import Any, NoReturn
 
 from attacks.target import CRASH, ERROR, HANG, MEMORY, Chance, Counts, Found, Target, place
 
@@ -24,6 +26,7 @@ _PREPARE_SECONDS = 120.0
 def survey(attack: str, name: str, target: Target, seed: int, *, seconds: float, count: int) -> Counts:
     """Try ``target`` up to ``count`` times, for up to ``seconds`` beside its preparation, and at least once."""
     counts = Counts(attack, name, seed)
+    Chance.board = mmap(-1, 160)
     while counts.tried < count and (not counts.tried or counts.seconds < seconds):
         _go_on(counts, target, seconds - counts.seconds, count)
     return counts
@@ -60,7 +63,7 @@ def _go_on(counts: Counts, target: Target, seconds: float, count: int) -> None:
         raise RuntimeError(f"{counts.attack}/{counts.target}: the attack itself failed")
 
 
-def _count(counts: Counts, news: dict) -> None:
+def _count(counts: Counts, news: dict[str, Any]) -> None:
     """Take note of a child's news."""
     if "kind" in news:
         counts.found(news["kind"], news["what"], news["place"], _name(counts) + news["note"])
@@ -71,7 +74,8 @@ def _count(counts: Counts, news: dict) -> None:
 
 
 def _found(counts: Counts, kind: str, what: str) -> None:
-    counts.found(kind, what, what, _name(counts))
+    note = bytes(Chance.board or b"").rstrip(b"\0").decode()
+    counts.found(kind, what, note or what, _name(counts) + _noted(note))
     counts.tried += 1
 
 
@@ -88,29 +92,33 @@ def _try_all(counts: Counts, target: Target, seconds: float, count: int, writing
     for index in range(counts.tried, count):
         if index > counts.tried and time.monotonic() > deadline:
             return
-        news = try_once(target, _name(counts, index))
+        chance = Chance.of(_name(counts, index))
+        news = try_once(target, chance)
         growth = _peak() - base
         if growth > target.megabytes:
-            what = f"memory grew by more than {target.megabytes:g} MB"
-            news = {"kind": MEMORY, "what": what, "place": what, "note": news.get("note", "")}
+            what, note = f"memory grew by more than {target.megabytes:g} MB", chance.note
+            news = {"kind": MEMORY, "what": what, "place": note or what, "note": _noted(note)}
             _tell(writing, {**news, "growth": growth, "tried": 1})
             os._exit(_GROWN)
         _tell(writing, {**news, "growth": growth, "tried": 1})
 
 
-def try_once(target: Target, name: str) -> dict:
+def try_once(target: Target, chance: Chance) -> dict[str, Any]:
     """One try, and what came of it."""
-    chance = Chance.of(name)
     try:
         return {"outcomes": target.attempt(chance)}
     except Found as found:
         kind, what, error = found.kind, str(found), found
     except Exception as raised:
         kind, what, error = ERROR, f"{type(raised).__name__}: {raised}", raised
-    return {"kind": kind, "what": what[:300], "place": place(error), "note": f" ({chance.note})" if chance.note else ""}
+    return {"kind": kind, "what": what[:300], "place": place(error), "note": _noted(chance.note)}
 
 
-def _tell(writing: int, news: dict) -> None:
+def _noted(note: str) -> str:
+    return f" ({note})" if note else ""
+
+
+def _tell(writing: int, news: dict[str, Any]) -> None:
     os.write(writing, json.dumps(news).encode() + b"\n")
 
 
@@ -133,9 +141,9 @@ def fork(work: Callable[[], None], *, own_group: bool = False) -> int:
     """A child process that does ``work``, ends with status 0 or 1, and dies with this one."""
     parent = os.getpid()
     child = os.fork()
-    if child:
-        return child
-    _child(work, parent, own_group)
+    if not child:
+        _child(work, parent, own_group)
+    return child
 
 
 def _child(work: Callable[[], None], parent: int, own_group: bool) -> NoReturn:
@@ -149,8 +157,6 @@ def _child(work: Callable[[], None], parent: int, own_group: bool) -> NoReturn:
             work()
             status = 0
     except BaseException:
-        import traceback
-
         with suppress(BaseException):
             traceback.print_exc()
     finally:
@@ -164,7 +170,9 @@ class Ended:
         self.killed, self.error = killed, error
 
 
-def run(work: Callable[[], None], *, kill_after: float | None = None, during: Callable[[], None] | None = None) -> Ended:
+def run(
+    work: Callable[[], None], *, kill_after: float | None = None, during: Callable[[], None] | None = None
+) -> Ended:
     """Do ``work`` in a process group of its own, killed after some seconds or not; ``during`` is called meanwhile.
 
     The child's error, if it is an OSError or a ValueError, is built anew here with the same text.

@@ -10,6 +10,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from mmap import mmap
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -21,21 +22,33 @@ KINDS = (DIFFERENCE, ERROR, CODE, HANG, MEMORY, CRASH)
 
 
 class Found(Exception):
-    """A promise is broken: ``kind`` says which, the message how."""
+    """A promise is broken: ``kind`` says which, the message how; those with one ``summary`` are counted together."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, summary: str = "") -> None:
         super().__init__(message)
-        self.kind = kind
+        self.kind, self.summary = kind, summary
 
 
 class Chance(Random):
     """A try's randomness; ``note`` says in a few words what was done, for the reader of a finding."""
 
-    note = ""
+    board: mmap | None = None  # memory shared with the process that watches, so that a note outlives its process
+
+    @property
+    def note(self) -> str:
+        return self._note
+
+    @note.setter
+    def note(self, text: str) -> None:
+        self._note = text
+        if self.board is not None:
+            self.board[:] = text.encode("ascii", "replace")[: len(self.board)].ljust(len(self.board), b"\0")
 
     @classmethod
     def of(cls, name: str) -> Chance:
-        return cls(name)
+        chance = cls(name)
+        chance.note = ""
+        return chance
 
 
 @dataclass(frozen=True)
@@ -53,7 +66,7 @@ class Target:
 
     attempt: Callable[[Chance], dict[str, int]]
     prepare: Callable[[], object] = lambda: None
-    seconds: float = 5.0
+    seconds: float = 10.0
     megabytes: float = 200.0
     weight: float = 1.0
     goal: int = 20_000
@@ -97,6 +110,11 @@ class Counts:
         rounded = {"growth": round(self.growth, 1), "seconds": round(self.seconds, 1)}
         return {**asdict(self), **rounded, "outcomes": dict(sorted(self.outcomes.items())), "findings": findings}
 
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Counts:
+        findings = {str(number): Finding(**finding) for number, finding in enumerate(content["findings"])}
+        return cls(**{**content, "outcomes": Counter(content["outcomes"]), "findings": findings})
+
 
 def refused(error: Exception, *names: str | Path) -> dict[str, int]:
     """The outcome of a try that ended with ``error``: fine if it is a documented one that names one of ``names``.
@@ -117,7 +135,9 @@ def refused(error: Exception, *names: str | Path) -> dict[str, int]:
 
 
 def place(error: BaseException) -> str:
-    """Where in the library an error arose: file and function of its innermost frame there, or else what it says."""
+    """Where in the library an error arose, its innermost frame there, or else what it says."""
+    if isinstance(error, Found) and error.summary:
+        return error.summary
     cause = error.__cause__ or error
     frames = [frame for frame in traceback.extract_tb(cause.__traceback__) if "/sngd/" in frame.filename]
     if not frames:
