@@ -56,7 +56,7 @@ def test_planted_failures_are_found(tmp_path):
         "vast": {ERROR: 2},
         "crash": {CRASH: 2},
     }
-    assert "planted/crash/0/0 (dead)" in result.stdout
+    assert "dead\n    PYTHONPATH=tests python -m attacks --only planted/crash/0/0\n" in result.stdout
 
 
 def test_one_try_can_be_repeated():
