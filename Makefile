@@ -6,7 +6,11 @@ BIN     := .venv/bin
 PROFILE ?= quick
 RESULTS ?= runs/reproduce-all-$(PROFILE)
 
-.PHONY: demo reproduce test lint types clean
+# What 'make attack' is given: for how long, and more words, see PYTHONPATH=tests python -m attacks --help
+ATTACK_MINUTES ?= 5
+ATTACK  ?=
+
+.PHONY: demo reproduce test attack lint types clean
 
 demo: .venv/.lab
 	$(BIN)/sngd compare $(PROBLEM) --methods sgd,sngd,s-sngd --seeds 3 --out $(DEMO)
@@ -16,6 +20,9 @@ reproduce: .venv/.lab
 
 test: .venv/.installed lint types
 	$(BIN)/pytest
+
+attack: .venv/.installed
+	PYTHONPATH=tests $(BIN)/python -m attacks --minutes $(ATTACK_MINUTES) $(ATTACK)
 
 lint: .venv/.installed
 	$(BIN)/ruff check .
