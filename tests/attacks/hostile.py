@@ -19,13 +19,13 @@ import torch
 
 from attacks import samples
 from attacks.target import CODE, DIFFERENCE, Chance, Found, Target, refused
+from sngd.paper import claims
 from sngd.problems.cifar10_batch import read_binary, read_pickle
 from sngd.problems.idx import read_idx
-from sngd.studies import claims
 from sngd.studies.runs import read_study
 from sngd.training import train
+from sngd.training.plan_words import inline
 from sngd.training.planned import read_plan
-from sngd.training.plans import inline
 
 GADGETS = (  # module, name, and what it is called with; {} stands for the file that must not appear
     ("os", "system", ("touch {}",)),

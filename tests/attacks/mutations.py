@@ -13,15 +13,15 @@ import torch
 
 from attacks import mutate, samples
 from attacks.target import Chance, Target, refused
+from sngd.paper import claims
 from sngd.problems.cifar10_batch import read_binary, read_pickle
 from sngd.problems.idx import read_idx
-from sngd.studies import claims
 from sngd.studies.report import write_report
 from sngd.studies.runs import read_study
 from sngd.studies.table import as_markdown
 from sngd.training import Interrupted, RunConfig, train
+from sngd.training.plan_words import build_plan, inline
 from sngd.training.planned import planned_settings, read_plan
-from sngd.training.plans import build_plan, inline
 from sngd.training.run_folder import RunFolder
 
 METHODS = ("sngd", "sngm", "nsgd-momentum", "spider-sfo", "svrg", "scsg", "natasha2", "saddle-ngd", "adamw")

@@ -20,8 +20,9 @@ from typing import Any
 from attacks import samples
 from attacks.sandbox import run
 from attacks.target import CRASH, DIFFERENCE, ERROR, Chance, Found, Target
-from sngd.studies import compare, parallel
-from sngd.studies.reproduce import reproduce
+from sngd.paper.reproduce import reproduce
+from sngd.studies import compare
+from sngd.studies.execution import parallel
 
 PROBLEM = Path(__file__).with_name("problem.py")
 ARMS, SEEDS, GRID = "sgd,sngd", (0, 1), (0.05, 0.2)
