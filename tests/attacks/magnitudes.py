@@ -143,14 +143,14 @@ def _hold_to_formula(
     if counted:
         raise Found(DIFFERENCE, f"skipped, though ‖v‖ = 10^{float(np.log10(norm)):.1f}", "skipped")
     c = min(1 / norm, Long(setting.max_scale) / lr)
-    step = c * v
+    step, terms = c * v, abs(c * v)
     if setting.momentum > 0 and not averaging:
-        step = momentum * buffers + step
-    step = lr * step
-    sure = np.sqrt((step**2).sum()) * (8 * eps + 4 * min(unsure / norm, Long(1)))
+        step, terms = momentum * buffers + step, abs(momentum * buffers) + terms  # the sum may be much smaller
+    step, terms = lr * step, lr * terms
+    sure = np.sqrt((terms**2).sum()) * (8 * eps + 4 * min(unsure / norm, Long(1)))
     wide = Long(torch.finfo(torch.promote_types(dtype, torch.float32)).smallest_normal)
     wide = wide * Long(torch.finfo(torch.promote_types(dtype, torch.float32)).eps)
-    granted = sure + 8 * eps * abs(step) + eps * abs(before) + 2 * tiny + 2 * wide * max(lr, Long(1))
+    granted = sure + 8 * eps * terms + eps * abs(before) + 2 * tiny + 2 * wide * max(lr, Long(1))
     error = abs(moved + step)
     if (error > granted).any():
         worst = int(np.argmax(error - granted))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sngd.norms.global_norm import global_norm
-from sngd.optim.sngd import is_zero
+from sngd.optim.options import is_zero
 from sngd.sharding import gradient, local, own_generator, placed_like, refuse_flat_shards
 from sngd.state import check_keys, saved_count, saved_generator
 

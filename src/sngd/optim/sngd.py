@@ -1,7 +1,7 @@
 """SNGD: stochastic normalized gradient descent. Every step has the same length."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from math import inf, isfinite
+from collections.abc import Callable, Iterable, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -10,25 +10,28 @@ from torch.optim import Optimizer
 
 from sngd.norms.global_norm import (
     by_kind,
-    exponent_of_largest,
-    has_room,
     host_may_read,
     ldexp,
-    least_exact_norm,
-    norm_of_lists,
-    times_power_of_two,
 )
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
 from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backward, warn_inside_zero
-from sngd.sharding import Groups, Spread, all_local, gradient, is_shared, refuse_flat_shards, sharding_of
+from sngd.optim.options import (
+    BUFFERS,
+    Number,
+    at_least_float32,
+    check_buffers,
+    check_lrs,
+    check_options,
+    check_shapes,
+    feels_the_scale,
+    is_zero,
+)
+from sngd.optim.part import Part, is_no_direction, norm_of
+from sngd.sharding import Groups, all_local, gradient, refuse_flat_shards, sharding_of
 
 if TYPE_CHECKING:
     from sngd.optim.norm_groups import NormGroup
-
-Number = float | Tensor
-
-_BUFFERS = ("momentum_buffer", "kahan_buffer")
 
 
 class SNGD(Optimizer):
@@ -137,7 +140,7 @@ class SNGD(Optimizer):
             "fused": fused,
             "capturable": capturable,
         }
-        _check(defaults)
+        check_options(defaults)
         self._norm_groups = NormGroups(norm_group)
         super().__init__(params, {**defaults, "norm_group": shown(self._norm_groups.default)})
         warn_inside_zero(self._norm_groups.known())
@@ -163,7 +166,7 @@ class SNGD(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, as in ``torch.optim``; its options are checked like the constructor's."""
-        _check({**self.defaults, **param_group})
+        check_options({**self.defaults, **param_group})
         groups = self._norm_groups.given_to(param_group)
         if "norm_group" in param_group:  # the caller's dict keeps the process groups
             param_group = {**param_group, "norm_group": shown(groups)}
@@ -178,9 +181,9 @@ class SNGD(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._check_lrs()
+        check_lrs(self.param_groups)
         scale = getattr(self, "grad_scale", None)  # set by a GradScaler for the length of its step
-        cancels = not any(_feels_the_scale(group) for group in self.param_groups)
+        cancels = not any(feels_the_scale(group) for group in self.param_groups)
         self._norm_groups.take_from(self.param_groups)
         norm_groups = self._norm_groups.known()
         warn_inside_backward(norm_groups)
@@ -193,8 +196,8 @@ class SNGD(Optimizer):
         if not (parts or everywhere):
             return loss
 
-        norm, exponent = _norm(parts, everywhere)
-        skip = _is_no_direction(norm)
+        norm, exponent = norm_of(parts, everywhere)
+        skip = is_no_direction(norm)
         if (found_inf := getattr(self, "found_inf", None)) is not None:
             skip = skip | (found_inf.to(norm.device) > 0)
         self._remember(norm, exponent, skip, scale if cancels else None)
@@ -202,16 +205,9 @@ class SNGD(Optimizer):
         if decide_here and skip:
             return loss
         for part in parts:
-            part.update(norm, None if decide_here else skip)
+            part.shrink(None if decide_here else skip)
+            _implementation(part)(**part.arguments(norm, None if decide_here else skip))
         return loss
-
-    def _check_lrs(self) -> None:
-        """A learning rate that the host can see: a nan among them would be in every weight after the step."""
-        if not torch.compiler.is_compiling():
-            for group in self.param_groups:
-                lr = group["lr"]
-                if not isinstance(lr, Tensor) or lr.device.type == "cpu":
-                    _check_lr(lr)
 
     def _remember(self, norm: Tensor, exponent: int, skip: Tensor, scale: Tensor | None) -> None:
         """What ``last_norm`` and ``skipped_steps`` say."""
@@ -223,12 +219,12 @@ class SNGD(Optimizer):
         if not (without_numbers or only_for_the_state):
             self._last["skipped"] = self._last["skipped"].to(norm.device).add_(skip)
 
-    def _parts(self, group: dict[str, Any], groups: Groups, scale: Tensor | None) -> "list[_Part]":
+    def _parts(self, group: dict[str, Any], groups: Groups, scale: Tensor | None) -> "list[Part]":
         """The group's parameters that have a gradient, by device and dtype."""
         kinds = by_kind(p for p in group["params"] if p.grad is not None)
         return [self._part(group, groups, params, scale) for params in kinds.values()]
 
-    def _part(self, group: dict[str, Any], groups: Groups, params: list[Tensor], scale: Tensor | None) -> "_Part":
+    def _part(self, group: dict[str, Any], groups: Groups, params: list[Tensor], scale: Tensor | None) -> "Part":
         sharding = sharding_of(params[0])
         grads = [cast(Tensor, p.grad) for p in params] if sharding is None else [gradient(p) for p in params]
         for grad in grads:
@@ -238,15 +234,21 @@ class SNGD(Optimizer):
                     "build its layer with sparse=False"
                 )
         buffers = [self._buffer(p, "momentum_buffer") for p in params] if group["momentum"] else []
-        narrow = params[0].dtype != _at_least_float32(params[0].dtype)
+        narrow = params[0].dtype != at_least_float32(params[0].dtype)
         dropped = [self._buffer(p, "kahan_buffer") for p in params] if group["kahan_sum"] and narrow else []
         lists = [params, grads, buffers, dropped]
         if sharding is not None:
             lists = [all_local(tensors) for tensors in lists]
-        self._check_shapes(params, dict(zip(("weights", "gradient", *_BUFFERS), lists, strict=True)))
+        check_shapes(params, dict(zip(("weights", "gradient", *BUFFERS), lists, strict=True)), self.param_groups)
         if params[0].is_complex():
             lists = [list(map(torch.view_as_real, tensors)) for tensors in lists]
-        return _Part(group, *lists, spread=(sharding, groups), scale=scale)
+        if scale is not None:
+            lists[1] = _unscaled(lists[1], scale)
+        loop = group["foreach"] is False and not group["fused"]
+        directions = _single_tensor_directions if loop else _foreach_directions
+        part = Part(group, *lists, spread=(sharding, groups), directions=directions)
+        part.aim(part.params, part.grads, part.old_averages)
+        return part
 
     def _buffer(self, param: Tensor, name: str) -> Tensor:
         state = self.state[param]
@@ -256,17 +258,6 @@ class SNGD(Optimizer):
         elif buffer.dtype != param.dtype:  # as after model.double()
             buffer = state[name] = buffer.to(param.dtype)
         return cast(Tensor, buffer)
-
-    def _check_shapes(self, params: list[Tensor], lists: dict[str, list[Tensor]]) -> None:
-        """On this rank everything must have its parameter's shape: some of torch's kernels do not look."""
-        shapes = [weight.shape for weight in lists["weights"]]
-        for name, tensors in lists.items():
-            for index, tensor in enumerate(tensors):
-                if tensor.shape != shapes[index]:
-                    raise ValueError(
-                        f"the {name} of {_name_of(params[index], self.param_groups)} must have its shape "
-                        f"{tuple(shapes[index])}, got {tuple(tensor.shape)}"
-                    )
 
     def state_dict(self) -> dict[str, Any]:
         """``torch.optim``'s state dict, and ``skipped_steps``."""
@@ -280,7 +271,7 @@ class SNGD(Optimizer):
         own = [param for group in self.param_groups for param in group["params"]]
         if len(saved) == len(own):  # else torch refuses it
             state = {param: state_dict["state"].get(index, {}) for index, param in zip(saved, own, strict=True)}
-            _check_buffers(self.param_groups, state)  # before torch casts them
+            check_buffers(self.param_groups, state)  # before torch casts them
         super().load_state_dict(state_dict)
         self._last["skipped"].fill_(state_dict.get("skipped_steps", 0))
 
@@ -294,214 +285,13 @@ class SNGD(Optimizer):
         for group in state["param_groups"]:  # options that the saved optimizer, torch's SGD perhaps, did not know
             for name, value in defaults.items():
                 group.setdefault(name, value)
-            _check(group)
-        _check_buffers(state["param_groups"], state["state"])
+            check_options(group)
+        check_buffers(state["param_groups"], state["state"])
         super().__setstate__(state)
         self._norm_groups.show_in(self.param_groups)
 
 
-def _check_buffers(groups: Sequence[dict[str, Any]], state: Any) -> None:
-    """ValueError for a saved buffer that is not of its parameter's kind and shape."""
-    for param in (param for group in groups for param in group["params"]):
-        for name in _BUFFERS:
-            buffer = state.get(param, {}).get(name)
-            if buffer is None:
-                continue
-            whose = f"the {name} of {_name_of(param, groups)}"
-            if not isinstance(buffer, Tensor):
-                raise ValueError(f"{whose} must be a tensor, got a value of type {type(buffer).__name__}")
-            if buffer.shape != param.shape:
-                raise ValueError(f"{whose} must have its shape {tuple(param.shape)}, got {tuple(buffer.shape)}")
-            if (buffer.is_floating_point(), buffer.is_complex()) != (param.is_floating_point(), param.is_complex()):
-                raise ValueError(f"{whose} must be of its kind, {param.dtype}, got {buffer.dtype}")
-
-
-def _name_of(param: Tensor, groups: Sequence[dict[str, Any]]) -> str:
-    """``parameter 3 (head.weight)``: its index over all groups and, if the optimizer was told, its name."""
-    index = 0
-    for group in groups:
-        for position, other in enumerate(group["params"]):
-            if other is param:
-                names = group.get("param_names")
-                return f"parameter {index + position}" + (f" ({names[position]})" if names else "")
-        index += len(group["params"])
-    return "a parameter"
-
-
-def _check(options: dict[str, Any]) -> None:
-    momentum, decay, cap = (options[k] for k in ("momentum", "weight_decay", "max_scale"))
-    if not isinstance(options["lr"], Tensor) or options["lr"].device.type != "meta":
-        _check_lr(options["lr"])
-    if not 0 <= momentum < 1:
-        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
-    if options["normalize"] not in ("gradient", "momentum"):
-        raise ValueError(f"normalize must be 'gradient' or 'momentum', got {options['normalize']!r}")
-    if not (decay >= 0 and isfinite(decay)):
-        raise ValueError(f"weight_decay must be finite and at least 0, got {decay}")
-    if not cap > 0:
-        raise ValueError(f"max_scale must be greater than 0 (inf: no cap), got {cap}")
-    if options["foreach"] and options["fused"]:
-        raise ValueError("foreach and fused cannot both be True: choose one")
-
-
-def _check_lr(lr: Number) -> None:
-    if isinstance(lr, Tensor) and lr.numel() != 1:
-        raise ValueError(f"lr must be a number or a one-element tensor, got a tensor of shape {tuple(lr.shape)}")
-    if not 0 <= float(lr) < inf:
-        raise ValueError(f"lr must be finite and at least 0, got {lr}")
-
-
-def _feels_the_scale(group: dict[str, Any]) -> bool:
-    """Whether gradients times a constant give another step."""
-    return bool(_averages(group) or _coupled_decay(group) or group["max_scale"] < inf)
-
-
-def _averages(group: dict[str, Any]) -> bool:
-    """Whether the vector that is normalized is a running mean of gradients."""
-    return bool(group["momentum"] and group["normalize"] == "momentum")
-
-
-def _coupled_decay(group: dict[str, Any]) -> float:
-    """λ of g + λw."""
-    return 0.0 if group["decoupled_weight_decay"] else float(group["weight_decay"])
-
-
-def _norm(parts: "list[_Part]", everywhere: Mapping[Spread, torch.device]) -> tuple[Tensor, int]:
-    """‖v‖ over all parts as norm · 2^exponent.
-
-    Usually the exponent is 0. Where squares would leave their dtype's range, and the host may look, each part's vectors
-    are scaled by a power of two first.
-    """
-
-    norm = norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere)
-    dtypes = [part.vectors[0].dtype for part in parts]
-    if not host_may_read(norm) or has_room(norm, dtypes, communicates=any(map(is_shared, everywhere))):
-        return norm, 0
-    ingredients = exponent_of_largest([(part.spread, part.ingredients()) for part in parts], everywhere)
-    if ingredients is None:
-        return norm, 0
-    for part in parts:
-        part.scale_ingredients(-ingredients)
-    vectors = exponent_of_largest([(part.spread, part.vectors) for part in parts], everywhere)
-    if vectors is None:  # they cancelled
-        return torch.zeros((), device="cpu"), 0
-    for part in parts:
-        part.scale_vectors(-vectors)
-    return norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere), ingredients + vectors
-
-
-def _is_no_direction(norm: Tensor) -> Tensor:
-    """0-d bool tensor: whether the norm is zero or not finite, or, where the host may not look, without its digits."""
-    least = 0.0 if host_may_read(norm) else least_exact_norm(norm.dtype)
-    return ~((norm > least) & (norm < inf))
-
-
-def _at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-class _Part:
-    """Parameters of one group, device, dtype and sharding during one step; of DTensors what is here.
-
-    ``vectors`` are the v that the global norm is taken of: d = g + λw, or for ``normalize="momentum"`` the new
-    momentum m = βm + (1−β)d. ``update`` then applies w ← w − α c v with c = min{1/‖v‖, max_scale/α}. After
-    ``scale_ingredients`` and ``scale_vectors`` they are v · 2^−exponent, in float32 or wider.
-    """
-
-    def __init__(
-        self,
-        group: dict[str, Any],
-        params: list[Tensor],
-        grads: list[Tensor],
-        buffers: list[Tensor],
-        dropped: list[Tensor],
-        *,
-        spread: Spread,
-        scale: Tensor | None,
-    ) -> None:
-        self.group, self.params, self.buffers, self.dropped = group, params, buffers, dropped
-        self.spread, self.exponent = spread, 0
-        self.grads = grads if scale is None else _unscaled(grads, scale)
-        self.old_averages = buffers if _averages(group) else []
-        self.vectors = self._directions(params, self.grads, self.old_averages)
-
-    def _directions(self, params: list[Tensor], grads: list[Tensor], averages: list[Tensor]) -> list[Tensor]:
-        group = self.group
-        loop = group["foreach"] is False and not group["fused"]
-        return (_single_tensor_directions if loop else _foreach_directions)(
-            params,
-            grads,
-            averages,
-            momentum=group["momentum"],
-            weight_decay=_coupled_decay(group),
-            maximize=group["maximize"],
-        )
-
-    def ingredients(self) -> list[Tensor]:
-        """What the vectors are made of: if none of it is larger than 1, no sum or mean of it overflows."""
-        decay = _coupled_decay(self.group)
-        decayed = [decay * w for w in times_power_of_two(self.params, 0)] if decay else []
-        return [*self.grads, *self.old_averages, *decayed]
-
-    def scale_ingredients(self, exponent: int) -> None:
-        """Make the vectors anew from everything times 2^exponent."""
-        made_of = self.params, self.grads, self.old_averages
-        self.vectors = self._directions(*(times_power_of_two(tensors, exponent) for tensors in made_of))
-        self.exponent -= exponent
-
-    def scale_vectors(self, exponent: int) -> None:
-        """Take the vectors times 2^exponent."""
-        self.vectors = times_power_of_two(self.vectors, exponent)
-        self.exponent -= exponent
-
-    def new_averages(self) -> list[Tensor]:
-        """What the buffers are to keep of ``normalize="momentum"``."""
-        if not (self.old_averages and self.exponent):
-            return self.vectors
-        most = torch.finfo(self.buffers[0].dtype).max  # g + λw may be beyond it, and a buffer of inf never recovers
-        return [v.clamp(-most, most) for v in times_power_of_two(self.vectors, self.exponent)]
-
-    def update(self, norm: Tensor, skip: Tensor | None) -> None:
-        group, device = self.group, self.params[0].device
-        later = device.type != "cpu"  # the CPU would read the copy before it is there
-        lr = _number(group["lr"], device)
-        skip = None if skip is None else skip.to(device, non_blocking=later)
-        if group["decoupled_weight_decay"] and group["weight_decay"]:
-            self._shrink(lr * group["weight_decay"], skip)
-        _implementation(self)(
-            self.params,
-            self.vectors,
-            self.buffers,
-            c=_coefficient(norm.to(device, non_blocking=later), lr, group["max_scale"], self.exponent),
-            skip=skip,
-            lr=lr,
-            momentum=group["momentum"],
-            normalize=group["normalize"],
-            new_averages=self.new_averages(),
-            **({"dropped": self.dropped} if self.dropped else {}),
-        )
-
-    def _shrink(self, share: Number, skip: Tensor | None) -> None:
-        """w ← (1 − αλ)w"""
-        if self.dropped:
-            steps = [share * w for w in torch._foreach_add(times_power_of_two(self.params, 0), self.dropped)]
-            foreach_kahan_sub_(self.params, steps, self.dropped, skip)
-            return
-        wide = times_power_of_two(self.params, 0)  # narrow weights would round the factor
-        if skip is None and not isinstance(share, Tensor) and wide[0] is self.params[0]:
-            torch._foreach_mul_(self.params, 1 - share)
-            return
-        left = 1 - torch.as_tensor(share, dtype=wide[0].dtype, device=wide[0].device)
-        torch._foreach_copy_(self.params, list(torch._foreach_mul(wide, unless(skip, torch.ones_like(left), left))))
-
-
-def _unscaled(grads: list[Tensor], scale: Tensor) -> list[Tensor]:
-    """The gradients that the loss scale was to save: in float32, for float16 would lose them again."""
-    wide = _at_least_float32(grads[0].dtype)
-    return list(torch._foreach_div([g.to(wide) for g in grads], scale.to(grads[0].device, wide)))
-
-
-def _implementation(part: _Part) -> Callable[..., None]:
+def _implementation(part: Part) -> Callable[..., None]:
     foreach, fused, momentum = (part.group[k] for k in ("foreach", "fused", "momentum"))
     if foreach is False and not fused:
         return _single_tensor_sngd
@@ -513,34 +303,10 @@ def _implementation(part: _Part) -> Callable[..., None]:
     return fused_sngd if fused_is_right(part.params, part.vectors, kept) else _foreach_sngd
 
 
-def _number(lr: Number, device: torch.device) -> Number:
-    """A tensor lr on the CPU as a float (free to read); on an accelerator and in a compiled graph it stays a tensor."""
-    if not isinstance(lr, Tensor):
-        return lr
-    if lr.device.type == "cpu" and not torch.compiler.is_compiling():
-        return float(lr)
-    return lr.squeeze().to(device, non_blocking=True)
-
-
-def is_zero(lr: Number) -> bool:
-    """Whether it is 0 as far as the host knows without asking."""
-    on_host = not isinstance(lr, Tensor) or (lr.device.type == "cpu" and not torch.compiler.is_compiling())
-    return on_host and float(lr) == 0
-
-
-def _coefficient(norm: Tensor, lr: Number, max_scale: float, exponent: int) -> Tensor:
-    """c = min{1/‖v‖, max_scale/α}, so that a step is w ← w − α c v; times 2^exponent, for vectors times 2^−exponent.
-
-    Args:
-        norm: of the vectors as they are, ‖v‖ · 2^−exponent.
-    """
-    c = norm.reciprocal()
-    if max_scale == inf:
-        return c
-    if isinstance(lr, Tensor):  # where vectors are not scaled
-        return c.clamp(max=max_scale / lr)
-    cap = ldexp(max_scale / lr, exponent) if lr > 0 else inf
-    return c.clamp(max=min(cap, torch.finfo(c.dtype).max))
+def _unscaled(grads: list[Tensor], scale: Tensor) -> list[Tensor]:
+    """The gradients that the loss scale was to save: in float32, for float16 would lose them again."""
+    wide = at_least_float32(grads[0].dtype)
+    return list(torch._foreach_div([g.to(wide) for g in grads], scale.to(grads[0].device, wide)))
 
 
 def _single_tensor_directions(
@@ -578,7 +344,7 @@ def _single_tensor_sngd(
 ) -> None:
     """The truth, one tensor at a time; the other implementations are held equal to it by tests."""
     for i, (param, v) in enumerate(zip(params, vectors, strict=True)):
-        u = c * v.to(_at_least_float32(v.dtype))
+        u = c * v.to(at_least_float32(v.dtype))
         if buffers and normalize == "gradient":
             u = momentum * buffers[i] + u
         if buffers:
@@ -621,7 +387,7 @@ def _foreach_sngd(
     new_averages: list[Tensor],
     dropped: Sequence[Tensor] = (),
 ) -> None:
-    wide = _at_least_float32(params[0].dtype)
+    wide = at_least_float32(params[0].dtype)
     if not buffers and skip is None and c.device.type == "cpu" and params[0].dtype == wide:
         torch._foreach_add_(params, vectors, alpha=-float(lr * c))  # one pass over memory instead of three
         return

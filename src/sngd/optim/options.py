@@ -1,0 +1,120 @@
+"""What SNGD's options may be, what they mean together, and what its buffers must be."""
+
+from collections.abc import Mapping, Sequence
+from math import inf, isfinite
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Number = float | Tensor
+
+BUFFERS = ("momentum_buffer", "kahan_buffer")
+
+
+def check_options(options: dict[str, Any]) -> None:
+    """ValueError for an option of a param group that is out of its range."""
+    momentum, decay, cap = (options[k] for k in ("momentum", "weight_decay", "max_scale"))
+    if not isinstance(options["lr"], Tensor) or options["lr"].device.type != "meta":
+        check_lr(options["lr"])
+    if not 0 <= momentum < 1:
+        raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
+    if options["normalize"] not in ("gradient", "momentum"):
+        raise ValueError(f"normalize must be 'gradient' or 'momentum', got {options['normalize']!r}")
+    if not (decay >= 0 and isfinite(decay)):
+        raise ValueError(f"weight_decay must be finite and at least 0, got {decay}")
+    if not cap > 0:
+        raise ValueError(f"max_scale must be greater than 0 (inf: no cap), got {cap}")
+    if options["foreach"] and options["fused"]:
+        raise ValueError("foreach and fused cannot both be True: choose one")
+
+
+def check_lr(lr: Number) -> None:
+    """ValueError unless it is one finite number ≥ 0; it reads a tensor, also one on an accelerator."""
+    if isinstance(lr, Tensor) and lr.numel() != 1:
+        raise ValueError(f"lr must be a number or a one-element tensor, got a tensor of shape {tuple(lr.shape)}")
+    if not 0 <= float(lr) < inf:
+        raise ValueError(f"lr must be finite and at least 0, got {lr}")
+
+
+def check_lrs(groups: Sequence[dict[str, Any]]) -> None:
+    """ValueError for a learning rate out of range that the host sees: after a step a nan would be in every weight."""
+    if not torch.compiler.is_compiling():
+        for group in groups:
+            lr = group["lr"]
+            if not isinstance(lr, Tensor) or lr.device.type == "cpu":
+                check_lr(lr)
+
+
+def feels_the_scale(group: dict[str, Any]) -> bool:
+    """Whether gradients times a constant give another step."""
+    return bool(averages(group) or coupled_decay(group) or group["max_scale"] < inf)
+
+
+def averages(group: dict[str, Any]) -> bool:
+    """Whether the vector that is normalized is a running mean of gradients."""
+    return bool(group["momentum"] and group["normalize"] == "momentum")
+
+
+def coupled_decay(group: dict[str, Any]) -> float:
+    """λ of g + λw."""
+    return 0.0 if group["decoupled_weight_decay"] else float(group["weight_decay"])
+
+
+def is_zero(lr: Number) -> bool:
+    """Whether it is 0 as far as the host knows without asking."""
+    on_host = not isinstance(lr, Tensor) or (lr.device.type == "cpu" and not torch.compiler.is_compiling())
+    return on_host and float(lr) == 0
+
+
+def check_buffers(groups: Sequence[dict[str, Any]], state: Any) -> None:
+    """ValueError for a saved buffer that is not of its parameter's kind and shape."""
+    for param in (param for group in groups for param in group["params"]):
+        for name in BUFFERS:
+            buffer = state.get(param, {}).get(name)
+            if buffer is None:
+                continue
+            whose = f"the {name} of {name_of(param, groups)}"
+            if not isinstance(buffer, Tensor):
+                raise ValueError(f"{whose} must be a tensor, got a value of type {type(buffer).__name__}")
+            if buffer.shape != param.shape:
+                raise ValueError(f"{whose} must have its shape {tuple(param.shape)}, got {tuple(buffer.shape)}")
+            if (buffer.is_floating_point(), buffer.is_complex()) != (param.is_floating_point(), param.is_complex()):
+                raise ValueError(f"{whose} must be of its kind, {param.dtype}, got {buffer.dtype}")
+
+
+def name_of(param: Tensor, groups: Sequence[dict[str, Any]]) -> str:
+    """``parameter 3 (head.weight)``: its index over all groups and, if the optimizer was told, its name."""
+    index = 0
+    for group in groups:
+        for position, other in enumerate(group["params"]):
+            if other is param:
+                names = group.get("param_names")
+                return f"parameter {index + position}" + (f" ({names[position]})" if names else "")
+        index += len(group["params"])
+    return "a parameter"
+
+
+def check_shapes(
+    params: Sequence[Tensor], lists: Mapping[str, Sequence[Tensor]], groups: Sequence[dict[str, Any]]
+) -> None:
+    """ValueError for a tensor that does not have its parameter's shape: some of torch's kernels do not look.
+
+    Args:
+        params: what errors name.
+        lists: tensors for each parameter, or none, by what errors call them; "weights" are what the step changes.
+        groups: all param groups.
+    """
+    shapes = [weight.shape for weight in lists["weights"]]
+    for name, tensors in lists.items():
+        for index, tensor in enumerate(tensors):
+            if tensor.shape != shapes[index]:
+                raise ValueError(
+                    f"the {name} of {name_of(params[index], groups)} must have its shape "
+                    f"{tuple(shapes[index])}, got {tuple(tensor.shape)}"
+                )
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which numbers of ``dtype`` are computed with."""
+    return torch.promote_types(dtype, torch.float32)

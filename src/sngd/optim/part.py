@@ -1,0 +1,193 @@
+"""What one step works on: parameters of one kind, and the vectors along which they go."""
+
+from collections.abc import Callable, Mapping
+from math import frexp, inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sngd.norms.global_norm import (
+    exponent_of_largest,
+    has_room,
+    host_may_read,
+    ldexp,
+    least_exact_norm,
+    norm_of_lists,
+    times_power_of_two,
+)
+from sngd.optim.kahan import foreach_kahan_sub_, unless
+from sngd.optim.options import Number, averages, coupled_decay
+from sngd.sharding import Spread, is_shared
+
+_LEAST_FACTOR = 1e-30  # of vectors: times any that float32 can hold it is rounded no more than the vectors are
+
+
+class Part:
+    """Parameters of one group, device, dtype and sharding during one step; of DTensors what is here.
+
+    ``vectors`` are the v that the global norm is taken of: d = g + λw, or for ``normalize="momentum"`` the new
+    momentum m = βm + (1−β)d. ``update`` then applies w ← w − α c v with c = min{1/‖v‖, max_scale/α}. After
+    ``scale_ingredients`` and ``scale_vectors`` they are v · 2^−exponent, in float32 or wider.
+    """
+
+    def __init__(
+        self,
+        group: dict[str, Any],
+        params: list[Tensor],
+        grads: list[Tensor],
+        buffers: list[Tensor],
+        dropped: list[Tensor],
+        *,
+        spread: Spread,
+        directions: Callable[..., list[Tensor]],
+    ) -> None:
+        self.group, self.params, self.grads, self.buffers, self.dropped = group, params, grads, buffers, dropped
+        self.spread, self.directions = spread, directions
+        self.vectors: list[Tensor] = []
+        self.exponent = 0
+
+    @property
+    def old_averages(self) -> list[Tensor]:
+        """What the running means of ``normalize="momentum"`` were."""
+        return self.buffers if averages(self.group) else []
+
+    def aim(self, params: list[Tensor], grads: list[Tensor], old_averages: list[Tensor]) -> None:
+        """Compute the vectors, from the part's own tensors or from multiples of them."""
+        self.vectors = self.directions(
+            params,
+            grads,
+            old_averages,
+            momentum=self.group["momentum"],
+            weight_decay=coupled_decay(self.group),
+            maximize=self.group["maximize"],
+        )
+
+    def ingredients(self) -> list[Tensor]:
+        """What the vectors are made of: if none of it is larger than 1, no sum or mean of it overflows."""
+        decay = coupled_decay(self.group)
+        decayed = [decay * w for w in times_power_of_two(self.params, 0)] if decay else []
+        return [*self.grads, *self.old_averages, *decayed]
+
+    def scale_ingredients(self, exponent: int) -> None:
+        """Make the vectors anew from everything times 2^exponent."""
+        made_of = self.params, self.grads, self.old_averages
+        self.aim(*[times_power_of_two(tensors, exponent) for tensors in made_of])
+        self.exponent -= exponent
+
+    def scale_vectors(self, exponent: int) -> None:
+        """Take the vectors times 2^exponent."""
+        self.vectors = times_power_of_two(self.vectors, exponent)
+        self.exponent -= exponent
+
+    def new_averages(self) -> list[Tensor]:
+        """What the buffers are to keep of ``normalize="momentum"``."""
+        if not (self.old_averages and self.exponent):
+            return self.vectors
+        most = torch.finfo(self.buffers[0].dtype).max  # g + λw may be beyond it, and a buffer of inf never recovers
+        return [v.clamp(-most, most) for v in times_power_of_two(self.vectors, self.exponent)]
+
+    def arguments(self, norm: Tensor, skip: Tensor | None) -> dict[str, Any]:
+        """What an implementation of the step is called with; ``norm`` is that of all vectors as they are."""
+        group, device = self.group, self.params[0].device
+        later = device.type != "cpu"  # the CPU would read the copy before it is there
+        lr = _number(group["lr"], device)
+        if host_may_read(norm):
+            norm = self._with_room(norm, lr)
+        return {
+            "params": self.params,
+            "vectors": self.vectors,
+            "buffers": self.buffers,
+            "c": _coefficient(norm.to(device, non_blocking=later), lr, group["max_scale"], self.exponent),
+            "skip": None if skip is None else skip.to(device, non_blocking=later),
+            "lr": lr,
+            "momentum": group["momentum"],
+            "normalize": group["normalize"],
+            "new_averages": self.new_averages(),
+            **({"dropped": self.dropped} if self.dropped else {}),
+        }
+
+    def _with_room(self, norm: Tensor, lr: Number) -> Tensor:
+        """The norm, of the vectors times a power of two if α c would be so small a number that float32 rounds it."""
+        c = float(_coefficient(norm, lr, self.group["max_scale"], self.exponent))
+        if not 0 < norm.item() < inf or float(lr) * c > _LEAST_FACTOR:
+            return norm
+        exponent = frexp(norm.item())[1]
+        self.scale_vectors(-exponent)
+        return norm * 2.0**-exponent
+
+    def shrink(self, skip: Tensor | None) -> None:
+        """Decoupled weight decay, w ← (1 − αλ)w, unless ``skip``."""
+        device = self.params[0].device
+        if not self.group["decoupled_weight_decay"] or not self.group["weight_decay"]:
+            return
+        share = _number(self.group["lr"], device) * self.group["weight_decay"]
+        skip = None if skip is None else skip.to(device, non_blocking=device.type != "cpu")
+        if self.dropped:
+            steps = [share * w for w in torch._foreach_add(times_power_of_two(self.params, 0), self.dropped)]
+            foreach_kahan_sub_(self.params, steps, self.dropped, skip)
+            return
+        wide = times_power_of_two(self.params, 0)  # narrow weights would round the factor
+        if skip is None and not isinstance(share, Tensor) and wide[0] is self.params[0]:
+            torch._foreach_mul_(self.params, 1 - share)
+            return
+        left = 1 - torch.as_tensor(share, dtype=wide[0].dtype, device=wide[0].device)
+        torch._foreach_copy_(self.params, list(torch._foreach_mul(wide, unless(skip, torch.ones_like(left), left))))
+
+
+def norm_of(parts: "list[Part]", everywhere: Mapping[Spread, torch.device]) -> tuple[Tensor, int]:
+    """‖v‖ over all parts as norm · 2^exponent.
+
+    Usually the exponent is 0. Where squares would leave their dtype's range, and the host may look, each part's vectors
+    are scaled by a power of two first.
+    """
+
+    norm = norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere)
+    dtypes = [part.vectors[0].dtype for part in parts]
+    if not host_may_read(norm) or has_room(norm, dtypes, communicates=any(map(is_shared, everywhere))):
+        return norm, 0
+    ingredients = exponent_of_largest([(part.spread, part.ingredients()) for part in parts], everywhere)
+    if ingredients is None:
+        return norm, 0
+    for part in parts:
+        part.scale_ingredients(-ingredients)
+    vectors = exponent_of_largest([(part.spread, part.vectors) for part in parts], everywhere)
+    if vectors is None:  # they cancelled
+        return torch.zeros((), device="cpu"), 0
+    for part in parts:
+        part.scale_vectors(-vectors)
+    return norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere), ingredients + vectors
+
+
+def is_no_direction(norm: Tensor) -> Tensor:
+    """0-d bool tensor: whether the norm is zero or not finite, or, where the host may not look, without its digits."""
+    least = 0.0 if host_may_read(norm) else least_exact_norm(norm.dtype)
+    return ~((norm > least) & (norm < inf))
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _number(lr: Number, device: torch.device) -> Number:
+    """A tensor lr on the CPU as a float (free to read); on an accelerator and in a compiled graph it stays a tensor."""
+    if not isinstance(lr, Tensor):
+        return lr
+    if lr.device.type == "cpu" and not torch.compiler.is_compiling():
+        return float(lr)
+    return lr.squeeze().to(device, non_blocking=True)
+
+
+def _coefficient(norm: Tensor, lr: Number, max_scale: float, exponent: int) -> Tensor:
+    """c = min{1/‖v‖, max_scale/α}, so that a step is w ← w − α c v; times 2^exponent, for vectors times 2^−exponent.
+
+    Args:
+        norm: of the vectors as they are, ‖v‖ · 2^−exponent.
+    """
+    c = norm.reciprocal()
+    if max_scale == inf:
+        return c
+    if isinstance(lr, Tensor):  # where vectors are not scaled
+        return c.clamp(max=max_scale / lr)
+    cap = ldexp(max_scale / lr, exponent) if lr > 0 else inf
+    return c.clamp(max=min(cap, torch.finfo(c.dtype).max))
