@@ -10,7 +10,7 @@ def fused_is_right(params: list[Tensor], vectors: list[Tensor], buffers: list[Te
     """Whether the kernel does on these tensors what the loop does.
 
     Args:
-        params, vectors: what is stepped, and along what; of one device and dtype each.
+        params, vectors: what is stepped, and along what; of equal shapes, the parameters of one device and dtype.
         buffers: the momentum that the kernel is to keep; may be empty.
     """
     dtype, device = params[0].dtype, params[0].device.type
@@ -22,16 +22,13 @@ def fused_is_right(params: list[Tensor], vectors: list[Tensor], buffers: list[Te
         right = dtype == torch.float32 or (dtype != torch.float64 and not buffers)
     else:
         return False
-    return right and _alike(params, vectors, buffers) and _in_one_order(params, vectors, buffers)
+    alike = all(_alike(tensors, dtype, params[0].device) for tensors in (vectors, buffers))
+    return right and alike and _in_one_order(params, vectors, buffers)
 
 
-def _alike(params: list[Tensor], *others: list[Tensor]) -> bool:
-    """Whether each parameter's tensors have its dtype, device and shape: the kernels write wherever they are told."""
-    return all(
-        (p.dtype, p.device, p.shape) == (t.dtype, t.device, t.shape)
-        for tensors in others
-        for p, t in zip(params, tensors, strict=bool(tensors))
-    )
+def _alike(tensors: list[Tensor], dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether all have one dtype and device: the kernels write wherever they are told. Shapes are checked before."""
+    return all(t.dtype == dtype and t.device == device for t in tensors)
 
 
 def _in_one_order(params: list[Tensor], *others: list[Tensor]) -> bool:
