@@ -27,8 +27,8 @@ class Part:
     """Parameters of one group, device, dtype and sharding during one step; of DTensors what is here.
 
     ``vectors`` are the v that the global norm is taken of: d = g + λw, or for ``normalize="momentum"`` the new
-    momentum m = βm + (1−β)d. ``update`` then applies w ← w − α c v with c = min{1/‖v‖, max_scale/α}. After
-    ``scale_ingredients`` and ``scale_vectors`` they are v · 2^−exponent, in float32 or wider.
+    momentum m = βm + (1−β)d. ``aim`` computes them. The step is w ← w − α c v with c = min{1/‖v‖, max_scale/α}. After
+    ``scale_ingredients`` and ``scale_vectors`` the vectors are v · 2^−exponent, in float32 or wider.
     """
 
     def __init__(
@@ -141,7 +141,6 @@ def norm_of(parts: "list[Part]", everywhere: Mapping[Spread, torch.device]) -> t
     Usually the exponent is 0. Where squares would leave their dtype's range, and the host may look, each part's vectors
     are scaled by a power of two first.
     """
-
     norm = norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere)
     dtypes = [part.vectors[0].dtype for part in parts]
     if not host_may_read(norm) or has_room(norm, dtypes, communicates=any(map(is_shared, everywhere))):
@@ -163,10 +162,6 @@ def is_no_direction(norm: Tensor) -> Tensor:
     """0-d bool tensor: whether the norm is zero or not finite, or, where the host may not look, without its digits."""
     least = 0.0 if host_may_read(norm) else least_exact_norm(norm.dtype)
     return ~((norm > least) & (norm < inf))
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
 
 
 def _number(lr: Number, device: torch.device) -> Number:
