@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 
 from sngd.cli import main
 from sngd.cli.options import file_name
-from sngd.training import METHODS
+from sngd.training import METHODS, RunConfig
+from sngd.training.config import SETTINGS
 from sngd.training.folder_lock import locked
 
 FAST = ["--epochs", "2", "--threads", "1"]
@@ -189,6 +191,53 @@ def test_a_run_that_diverges_says_so_and_has_an_exit_code_of_its_own(sngd, json_
         else:
             assert "run folder: runs/digits-mlp/sgd/seed-0" in out
     assert "exit code 3" in " ".join(sngd("train", "--help")[1].split())
+
+
+EVERY_SETTING = {
+    "problem": "saddle",
+    "method": "spider-sfo",
+    "lr": 1 / 3,
+    "batch_size": 7,
+    "epochs": 2.5,
+    "seed": 3,
+    "weight_decay": 1e-4,
+    "plan": "[[0.5, 3]]",
+    "params": {"period": 12345678.0, "max_scale": 1 / 3},
+    "sampling": "independent",
+    "output": "random",
+    "eval_every": 2 / 3,
+    "grad_norm": False,
+    "track": "noise",
+    "device": "cuda:1",
+    "threads": 2,
+}
+
+
+def test_every_setting_has_a_value_that_is_not_its_default():
+    assert EVERY_SETTING.keys() == SETTINGS.keys() - {"label"}
+    assert all(value != SETTINGS[name].default for name, value in EVERY_SETTING.items())
+
+
+@pytest.mark.parametrize(
+    "config", [RunConfig("saddle", "sngd"), RunConfig(**EVERY_SETTING)], ids=["defaults", "everything"]
+)
+def test_the_command_of_a_run_gives_its_settings_back(sngd, monkeypatch, config):
+    given = []
+    monkeypatch.setattr("sngd.training.train", lambda config, *_, **__: given.append(config) or {}["stop"])
+    with pytest.raises(KeyError, match="stop"):
+        sngd(*shlex.split(config.command())[1:])
+    assert given == [config]
+
+
+def test_the_options_are_the_settings_and_their_help(sngd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    pages = {command: sngd(command, "--help")[1] for command in ("train", "compare")}
+    unfolded = {command: re.sub(r"[│\s]", "", page) for command, page in pages.items()}
+    for name, setting in SETTINGS.items():
+        assert set(setting.options) <= set(pages["train"].split())
+        words = "".join(setting.help.split())
+        assert (words in unfolded["train"]) == (name != "label")
+        assert (words in unfolded["compare"]) == (name not in ("method", "seed", "params", "label"))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from attacks.target import CRASH, DIFFERENCE, ERROR, Chance, Found, Target
 from sngd.paper.reproduce import reproduce
 from sngd.studies import compare
 from sngd.studies.execution import parallel
+from sngd.studies.execution.execution import Execution
 
 PROBLEM = Path(__file__).with_name("problem.py")
 ARMS, SEEDS, GRID = "sgd,sngd", (0, 1), (0.05, 0.2)
@@ -48,7 +49,7 @@ def _compare(folder: Path) -> None:
     parallel.multiprocessing.get_context = lambda _method: spawning("fork")  # type: ignore[assignment]
     base = samples.config_of("sgd", problem=f"{PROBLEM}:tiny", epochs=6)
     arms = compare.parse_arms(ARMS, base)
-    compare.compare(arms, SEEDS, folder, grid=GRID, jobs=2, on_warning=lambda text: None)  # noqa: ARG005
+    compare.compare(arms, SEEDS, folder, Execution(jobs=2, on_warning=lambda _text: None), grid=GRID)
 
 
 def _reproduce(folder: Path) -> None:

@@ -21,6 +21,7 @@ from sngd.paper.verdicts import (
     Verdict,
     at_least,
 )
+from sngd.studies.execution.execution import Execution
 
 FIG1 = Path(__file__).parents[2] / "results" / "small" / "fig1" / "measurements.json"
 
@@ -220,7 +221,7 @@ def test_what_is_measured_already_is_kept(studies, tmp_path):
 
 def test_what_is_overwritten_is_measured_anew(studies, tmp_path):
     reproduce_claims(["C9"], "quick", tmp_path)
-    reproduce_claims(["C9"], "quick", tmp_path, overwrite=True)
+    reproduce_claims(["C9"], "quick", tmp_path, execution=Execution(overwrite=True))
     assert measured_figures(studies) == ["relaxed", "relaxed"]
 
 
@@ -252,19 +253,19 @@ def test_claims_without_their_figures_are_not_tested(tmp_path):
 
 
 def test_options_reach_the_figures_made_of_runs(studies, monkeypatch, tmp_path):
-    def run(profile, out, **options):
+    def run(profile, out, command, execution):
         assert out.is_dir()
-        studies.append(("run", profile, options))
+        studies.append(("run", profile, command, execution))
 
     def measure(profile, _out):
         return {"profile": profile, "value": 2.0}
 
     figure = RunFigure("C0: nothing", dict, run, measure, lambda _measurements, _folder: [])
     monkeypatch.setitem(reproduce.FIGURES, "fig4", figure)
-    (verdict,) = reproduce_claims(["C6"], "paper", tmp_path, "sngd", jobs=2)
-    assert ("run", "paper", {"command": "sngd", "overwrite": False, "jobs": 2}) in studies
+    (verdict,) = reproduce_claims(["C6"], "paper", tmp_path, "sngd", Execution(jobs=2))
+    assert ("run", "paper", "sngd", Execution(jobs=2)) in studies
     assert verdict.evidence.profile == "paper"
-    reproduce_claims(["C6"], "paper", tmp_path, "sngd", jobs=2)
+    reproduce_claims(["C6"], "paper", tmp_path, "sngd", Execution(jobs=2))
     assert [call[0] for call in studies].count("run") == 1
 
 

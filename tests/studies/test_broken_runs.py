@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sngd.studies.execution.execution import Execution
 from sngd.studies.execution.parallel import run_all
-from sngd.studies.execution.task import How, Task, do_task
+from sngd.studies.execution.task import Task, do_task
 from sngd.studies.runs import read_study
 from sngd.training import Interrupted, RunConfig, train
 from sngd.training.run_folder import BrokenRun, RunFolder
@@ -31,8 +32,7 @@ def task(tmp_path):
 
 def do(task):
     warnings = []
-    how = How(data=None, overwrite=False, tensorboard=False)
-    row = do_task(task, how, 1, lambda _: None, warnings.append, lambda: False)
+    row = do_task(task, Execution(on_warning=warnings.append), 1, lambda _: None)
     return {key: value for key, value in row.items() if key != "seconds"}, warnings
 
 
@@ -231,7 +231,7 @@ def test_the_warning_comes_out_of_the_worker_processes(tmp_path, task):
     do(task)
     (task.folder / "config.json").write_text("{")
     with pytest.warns(UserWarning, match=r"seed-0\.broken-1, the run is done anew") as caught:
-        rows = run_all(tasks, jobs=1)
+        rows = run_all(tasks, Execution(jobs=1))
     assert len(caught) == 1
     assert all(row["final"] for row in rows)
-    run_all(tasks, jobs=1)  # and then there is nothing to warn of
+    run_all(tasks, Execution(jobs=1))  # and then there is nothing to warn of

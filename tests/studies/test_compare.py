@@ -5,17 +5,18 @@ import pytest
 
 from sngd.slug import slug
 from sngd.studies.compare import compare, parse_arms
-from sngd.studies.execution.ray_runs import RayCluster
+from sngd.studies.execution.execution import Execution, RayCluster
 from sngd.training import RunConfig
+from sngd.training.config import SETTINGS
 from sngd.training.folder_lock import locked
 
 
 @pytest.mark.parametrize(("ray", "met"), [(None, True), (RayCluster(gpus=0.5), False)])
 def test_a_device_is_looked_for_on_the_machine_that_runs(monkeypatch, tmp_path, ray, met):
     arms = parse_arms("sngd,sgd", RunConfig("digits-mlp", "", device="cuda:77"))
-    monkeypatch.setattr("sngd.studies.compare.run_all", lambda *_, **__: pytest.fail("started"))
+    monkeypatch.setattr("sngd.studies.compare.run_all", lambda *_: pytest.fail("started"))
     with pytest.raises(ValueError if met else pytest.fail.Exception, match="is not there" if met else "started"):
-        compare(arms, [0], tmp_path, ray=ray)
+        compare(arms, [0], tmp_path, Execution(ray=ray))
 
 
 PROBLEM = """
@@ -46,12 +47,23 @@ def arms_of(tmp_path, methods, lost="/nowhere", **settings):
     return parse_arms(methods, RunConfig(f"{tmp_path}/mine.py:factory", "", **settings))
 
 
+def test_an_arm_sets_what_a_run_has_as_what_it_is_declared():
+    settings = {"label": "x", "lr": 0.25, "batch_size": 7, "epochs": 2.5, "weight_decay": 1e-4, "plan": "poly"}
+    settings |= {"sampling": "independent", "output": "random", "eval_every": 0.5, "grad_norm": False}
+    settings |= {"track": "noise", "device": "cpu", "threads": 2}
+    assert settings.keys() == SETTINGS.keys() - {"problem", "method", "seed", "params"}
+    words = [f"@{name}={int(value) if value is False else value}" for name, value in settings.items()]
+    (arm,) = parse_arms("spider-sfo" + "".join(words) + "@period=3", RunConfig("digits-mlp", ""))
+    assert {name: getattr(arm, name) for name in settings} == settings
+    assert arm.params == {"period": 3.0}
+
+
 @pytest.mark.parametrize("part", ["runs/sngd/seed-0", "."], ids=["run", "study"])
 def test_a_folder_that_is_lost_stops_all_runs_and_is_named(tmp_path, part):
     study = tmp_path / "study"
     arms = arms_of(tmp_path, "sngd,sgd", lost=study / part, epochs=1e5)
     with pytest.raises(FileNotFoundError, match="deleted") as error:
-        compare(arms, [0, 1], study, jobs=2)
+        compare(arms, [0, 1], study, Execution(jobs=2))
     assert str(error.value.filename).startswith(str(study / part))
     assert not (study / part).exists()
     if part != ".":
@@ -70,7 +82,7 @@ def test_one_comparison_at_a_time_is_in_a_folder(tmp_path):
 
 def test_labels_share_no_folder_and_stay_inside(tmp_path):
     arms = arms_of(tmp_path, "sngd@label=a/b,sngd@label=a-b,sngd@label=..,sngd@label=A-b,sngd@label=", epochs=1)
-    study = compare(arms, [0], tmp_path / "study", grid=[0.1], jobs=1)
+    study = compare(arms, [0], tmp_path / "study", Execution(jobs=1), grid=[0.1])
     assert study.labels == ["a/b", "a-b", "..", "A-b", "sngd"]
     for above in (tmp_path / "study" / "runs", tmp_path / "study" / "tuning"):
         names = [path.name for path in above.iterdir()]
@@ -82,13 +94,13 @@ def test_labels_share_no_folder_and_stay_inside(tmp_path):
 def test_runs_under_names_that_are_no_slugs_are_found_again(tmp_path):
     study = tmp_path / "study"
     arms = arms_of(tmp_path, "sngd@label=SNGD α=0.1,sngd", epochs=1)
-    compare(arms, [0, 1], study, jobs=1)
+    compare(arms, [0, 1], study, Execution(jobs=1))
     folder = study / "runs" / slug("SNGD α=0.1")
     folder.rename(study / "runs" / "SNGD-α=0.1")
     comparison = study / "compare.json"
     comparison.write_text(comparison.read_text().replace(folder.name, "SNGD-α=0.1"))
     before = {path: path.stat().st_mtime_ns for path in study.rglob("checkpoint.pt")}
-    compare(arms, [0, 1], study, jobs=1)
+    compare(arms, [0, 1], study, Execution(jobs=1))
     assert {path: path.stat().st_mtime_ns for path in study.rglob("checkpoint.pt")} == before
 
 
@@ -97,13 +109,13 @@ def test_a_comparison_that_lists_strange_folders_is_not_followed(tmp_path, runs)
     study = tmp_path / "study"
     study.mkdir()
     (study / "compare.json").write_text(json.dumps({"methods": ["sngd"], "runs": runs}))
-    assert [run.path for run in compare(arms_of(tmp_path, "sngd", epochs=1), [0], study, jobs=1).runs] == [
+    assert [run.path for run in compare(arms_of(tmp_path, "sngd", epochs=1), [0], study, Execution(jobs=1)).runs] == [
         study / "runs" / "sngd" / "seed-0"
     ]
 
 
 def test_learning_rates_that_look_alike_have_folders_of_their_own(monkeypatch, tmp_path):
-    def run_all(tasks, **_):
+    def run_all(tasks, *_):
         folders.append([task.folder.name for task in tasks])
         return [{"diverged": False, "train_loss": 1.0}] * len(tasks)
 

@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from sngd.training import RunConfig
-from sngd.training.config import read_config
+from sngd.training.config import SETTINGS, read_config
+from sngd.training.schema import parse
 
 
 def test_defaults_are_the_methods():
@@ -102,6 +103,31 @@ except ValueError as error:
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     needed = f"{tmp_path / 'run' / 'config.json'}: reading it needs the package msgspec: pip install 'sngd[lab]'"
     assert (result.stdout.strip(), result.stderr) == (needed, "")
+
+
+def test_what_is_declared_is_said():
+    for setting in SETTINGS.values():
+        assert f"\n        {setting.name}: {setting.help}" in RunConfig.__doc__
+        assert all(word in setting.help for word in setting.declared.one_of)
+    assert SETTINGS["batch_size"].help == "Samples a step, b. [≥ 1]"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [("lr", "1e-3", 1e-3), ("batch_size", "32", 32), ("grad_norm", "0", False), ("grad_norm", "1", True)],
+)
+def test_a_text_is_parsed_as_what_is_declared(name, text, value):
+    parsed = parse(name, text, SETTINGS[name].type)
+    assert (parsed, type(parsed)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "allowed"),
+    [("lr", "x", "a number"), ("threads", "1.5", "a whole number"), ("grad_norm", "2", "0 or 1")],
+)
+def test_a_text_that_spells_no_value_is_named(name, text, allowed):
+    with pytest.raises(ValueError, match=f"^{name} must be {allowed}, got '{text}'$"):
+        parse(name, text, SETTINGS[name].type)
 
 
 def test_the_command_repeats_the_run():

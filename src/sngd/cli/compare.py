@@ -9,64 +9,33 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from sngd.cli.console import DIVERGED, out, print_json, progress_bars, stop_on_interrupt
-from sngd.cli.many import Jobs, Ray, RayCpus, RayGpus, RunsOverview, cluster, warn
-from sngd.cli.options import (
-    BatchSize,
-    Data,
-    Device,
-    Epochs,
-    EvalEvery,
-    GradNorm,
-    Json,
-    Lr,
-    Output,
-    OverwriteOrResume,
-    Plan,
-    Problem,
-    Sampling,
-    TensorBoard,
-    Threads,
-    Track,
-    WeightDecay,
-    file_name,
-)
+from sngd.cli.console import DIVERGED, out, print_json
+from sngd.cli.many import execution_here_or_on_ray, watched
+from sngd.cli.options import Json, file_name
+from sngd.cli.settings import made_from_options, run_config
 from sngd.cli.torchrun import refuse_several_processes
+from sngd.studies.execution.execution import Execution
 from sngd.training import RunConfig
 
 
+@made_from_options(
+    config=run_config(without=("method", "seed", "params"), method=""), execution=execution_here_or_on_ray
+)
 def compare(
-    problem: Problem,
+    *,
     methods: Annotated[
         str, typer.Option(help="Methods, each with its own settings if need be: sgd,sngd@lr=0.5,s-sngd@plan=multistep")
     ] = "sgd,sngd,s-sngd",
     seeds: Annotated[str, typer.Option(help="How many seeds (3 is 0,1,2), or a list of them: 4,5,6")] = "3",
-    lr: Lr = None,
-    batch_size: BatchSize = 128,
-    epochs: Epochs = 20.0,
-    weight_decay: WeightDecay = 0.0,
-    plan: Plan = None,
-    sampling: Sampling = "shuffled",
-    output: Output = "last",
-    eval_every: EvalEvery = 1.0,
-    grad_norm: GradNorm = True,
-    track: Track = None,
-    device: Device = "cpu",
-    threads: Threads = None,
-    data: Data = None,
+    config: RunConfig,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where runs, figures and report go. (default: runs/compare-PROBLEM)")
     ] = None,
-    jobs: Jobs = None,
-    ray: Ray = None,
-    ray_cpus: RayCpus = 1.0,
-    ray_gpus: RayGpus = None,
-    tensorboard: TensorBoard = False,
+    execution: Execution,
     tune: Annotated[
         bool, typer.Option("--tune", help="First give every method the same grid of learning rates; keep its best.")
     ] = False,
     grid: Annotated[str | None, typer.Option(help="That grid, as 0.01,0.1,1 (implies --tune).")] = None,
-    overwrite: OverwriteOrResume = False,
     as_json: Json = False,
 ) -> None:
     """Compare methods over several seeds at the same budget of gradient evaluations.
@@ -82,41 +51,12 @@ def compare(
 
     refuse_several_processes("compare")
     tuning = _numbers(grid, "grid") if grid else list(GRID) if tune else None
-    if tuning and (lr is not None or "@lr=" in methods):
+    if tuning and (config.lr is not None or "@lr=" in methods):
         raise ValueError("--tune chooses the learning rates: leave out --lr and @lr=")
-    base = RunConfig(
-        problem=problem,
-        method="",
-        lr=lr,
-        batch_size=batch_size,
-        epochs=epochs,
-        weight_decay=weight_decay,
-        plan=plan,
-        sampling=sampling,
-        output=output,
-        eval_every=eval_every,
-        grad_norm=grad_norm,
-        track=track,
-        device=device,
-        threads=threads,
-    )
-    folder = folder or Path("runs", f"compare-{file_name(problem)}")
-    with stop_on_interrupt() as should_stop, progress_bars() as bars:
-        study = run_comparison(
-            parse_arms(methods, base),
-            _seeds(seeds),
-            folder,
-            grid=tuning,
-            jobs=jobs,
-            ray=cluster(ray, ray_cpus, ray_gpus),
-            data=data,
-            overwrite=overwrite,
-            tensorboard=tensorboard,
-            command=shlex.join(["sngd", *sys.argv[1:]]),
-            begin=lambda title, tasks: RunsOverview(bars, title, tasks),
-            on_warning=warn,
-            should_stop=should_stop,
-        )
+    folder = folder or Path("runs", f"compare-{file_name(config.problem)}")
+    arms, command = parse_arms(methods, config), shlex.join(["sngd", *sys.argv[1:]])
+    with watched(execution) as (watched_execution, _):
+        study = run_comparison(arms, _seeds(seeds), folder, watched_execution, grid=tuning, command=command)
     _print_study(study, folder, as_json)
     if all(run.diverged for run in study.runs):
         raise typer.Exit(DIVERGED)

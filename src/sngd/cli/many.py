@@ -1,35 +1,53 @@
-"""What the commands that do many runs share: where the runs are done, and the live overview of them."""
+"""What the commands that do many runs share: how the runs are done, and the live overview of them."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
 
 from sngd import training
-from sngd.cli.console import err, loss
-
-if TYPE_CHECKING:
-    from sngd.studies.execution.ray_runs import RayCluster
-
-Jobs = Annotated[int | None, typer.Option(help="Runs at a time. (default: the number of cores)")]
-Ray = Annotated[
-    str | None,
-    typer.Option(metavar="ADDRESS", help="Do the runs on a Ray cluster: HOST:PORT, or 'auto' for this machine's own."),
-]
-RayCpus = Annotated[float, typer.Option(help="With --ray: CPUs of a run.")]
-RayGpus = Annotated[
-    float | None, typer.Option(help="With --ray: GPUs of a run, may be a fraction. (default: 1 on cuda, else 0)")
-]
+from sngd.cli.console import err, loss, progress_bars, stop_on_interrupt
+from sngd.cli.options import Data, TensorBoard
+from sngd.studies.execution.execution import Execution, RayCluster
+from sngd.studies.execution.overview import Overview
+from sngd.training import RunConfig
 
 
-def cluster(address: str | None, cpus: float, gpus: float | None) -> "RayCluster | None":
-    """The cluster that the three options name; None if the runs are done here."""
-    if address is None:
-        return None
-    from sngd.studies.execution.ray_runs import RayCluster
+def execution_here_or_on_ray(
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time. (default: the number of cores)")] = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", help="Do the runs on a Ray cluster: HOST:PORT, or 'auto' for this machine's own."
+        ),
+    ] = None,
+    ray_cpus: Annotated[float, typer.Option(help="With --ray: CPUs of a run.")] = RayCluster.cpus,
+    ray_gpus: Annotated[
+        float | None, typer.Option(help="With --ray: GPUs of a run, may be a fraction. (default: 1 on cuda, else 0)")
+    ] = None,
+    data: Data = None,
+    tensorboard: TensorBoard = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite/--resume", help="Throw away what the output folder holds, or go on from there.")
+    ] = False,
+) -> Execution:
+    """For ``made_from_options``."""
+    cluster = None if ray is None else RayCluster(ray, ray_cpus, ray_gpus)
+    return Execution(jobs=jobs, ray=cluster, data=data, overwrite=overwrite, tensorboard=tensorboard)
 
-    return RayCluster(address, cpus, gpus)
+
+@contextmanager
+def watched(execution: Execution) -> Iterator[tuple[Execution, Progress]]:
+    """The same with progress bars (which others may use, too) and warnings at the terminal, stopped by Ctrl-C."""
+    with stop_on_interrupt() as should_stop, progress_bars() as bars:
+
+        def begin(title: str, configs: Sequence[RunConfig]) -> RunsOverview:
+            return RunsOverview(bars, title, configs)
+
+        yield replace(execution, begin=begin, on_warning=warn, should_stop=should_stop), bars
 
 
 def warn(text: str) -> None:
@@ -40,12 +58,9 @@ def warn(text: str) -> None:
 class RunsOverview:
     """Progress of many runs: a bar for all of them together, and one for each that is running."""
 
-    def __init__(self, bars: Progress, title: str, tasks: Sequence[Any]) -> None:
-        from sngd.studies.execution.overview import Overview
-
-        self.bars, self.title = bars, title
-        self.configs = [task.config for task in tasks]
-        self.overview = Overview(self.configs)
+    def __init__(self, bars: Progress, title: str, configs: Sequence[RunConfig]) -> None:
+        self.bars, self.title, self.configs = bars, title, configs
+        self.overview = Overview(configs)
         self.all = bars.add_task("", total=1.0, loss="", seconds_left=None)
         self.running: dict[int, Any] = {}
         self._show_all()

@@ -9,13 +9,17 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from sngd.cli.console import out, print_json, progress_bars, stop_on_interrupt
-from sngd.cli.many import Jobs, Ray, RayCpus, RayGpus, RunsOverview, cluster, warn
-from sngd.cli.options import Data, Json, OverwriteOrResume, TensorBoard
+from sngd.cli.console import out, print_json
+from sngd.cli.many import execution_here_or_on_ray, watched
+from sngd.cli.options import Json
+from sngd.cli.settings import made_from_options
 from sngd.cli.torchrun import refuse_several_processes
+from sngd.studies.execution.execution import Execution
 
 
+@made_from_options(execution=execution_here_or_on_ray)
 def reproduce(
+    *,
     what: Annotated[
         str,
         typer.Argument(
@@ -30,16 +34,10 @@ def reproduce(
     stored: Annotated[
         bool, typer.Option("--stored", help="Judge the claims by what the folder holds, and measure nothing.")
     ] = False,
-    data: Data = None,
     folder: Annotated[
         Path | None, typer.Option("--out", help="Where it goes. (default: runs/reproduce-WHAT-PROFILE)")
     ] = None,
-    jobs: Jobs = None,
-    ray: Ray = None,
-    ray_cpus: RayCpus = 1.0,
-    ray_gpus: RayGpus = None,
-    tensorboard: TensorBoard = False,
-    overwrite: OverwriteOrResume = False,
+    execution: Execution,
     as_json: Json = False,
 ) -> None:
     """Measure and draw what the paper shows, and judge what it claims.
@@ -55,34 +53,26 @@ def reproduce(
         raise ValueError(f"--only chooses among claims, {what} is not that: leave it out")
     if stored and what != "claims":
         raise ValueError(f"--stored is for claims, {what} is not that: leave it out")
-    if stored and overwrite:
+    if stored and execution.overwrite:
         raise ValueError("--stored judges what the folder holds, --overwrite throws it away: give one of them")
     folder = folder or Path("runs", f"reproduce-{what}-{profile}")
     command = shlex.join(["sngd", *sys.argv[1:]])
-    with stop_on_interrupt() as should_stop, progress_bars() as bars:
-        options: dict[str, Any] = {
-            "jobs": jobs,
-            "ray": cluster(ray, ray_cpus, ray_gpus),
-            "data": data,
-            "tensorboard": tensorboard,
-            "overwrite": overwrite,
-            "begin": lambda title, tasks: RunsOverview(bars, title, tasks),
-            "on_warning": warn,
-            "should_stop": should_stop,
-        }
+    with watched(execution) as (watched_execution, bars):
         present = bars.add_task(what, total=None, loss="")
 
         def tell(figure: str) -> None:
             bars.update(present, description=f"{figure}, profile {profile}")
 
         if what == "all":
-            verdicts = claims.reproduce_all(profile, folder, command, tell, **options)
+            verdicts = claims.reproduce_all(profile, folder, command, watched_execution, on_progress=tell)
         elif what == "claims":
             names = [name.strip() for name in only.split(",")] if only else []
-            verdicts = claims.reproduce_claims(names, profile, folder, command, tell, stored_only=stored, **options)
+            verdicts = claims.reproduce_claims(
+                names, profile, folder, command, watched_execution, on_progress=tell, stored_only=stored
+            )
         else:
             tell(what)
-            pictures = measure_and_draw(what, profile, folder, command, **options)
+            pictures = measure_and_draw(what, profile, folder, command, watched_execution)
     if what in ("all", "claims"):
         _print_verdicts(verdicts, folder, as_json)
     else:

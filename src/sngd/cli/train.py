@@ -1,6 +1,6 @@
 """One run."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,27 +11,8 @@ from rich.table import Table
 from sngd import training
 from sngd.cli.console import DIVERGED, loss, out, print_json, progress_bars, stop_on_interrupt
 from sngd.cli.many import warn
-from sngd.cli.options import (
-    BatchSize,
-    Data,
-    Device,
-    Epochs,
-    EvalEvery,
-    GradNorm,
-    Json,
-    Lr,
-    Output,
-    Overwrite,
-    Param,
-    Plan,
-    Problem,
-    Sampling,
-    TensorBoard,
-    Threads,
-    Track,
-    WeightDecay,
-    file_name,
-)
+from sngd.cli.options import Data, Json, Overwrite, TensorBoard, file_name
+from sngd.cli.settings import made_from_options, run_config
 from sngd.problems import load_problem
 from sngd.problems.problem import initial_loss_not_finite
 from sngd.slug import slug
@@ -40,24 +21,10 @@ from sngd.training.planned import planned_settings, read_plan
 from sngd.training.ranks import joined
 
 
+@made_from_options(config=run_config(method="sngd"))
 def train(
     context: typer.Context,
-    problem: Problem,
-    method: Annotated[str, typer.Option(help="A name from 'sngd methods'.")] = "sngd",
-    lr: Lr = None,
-    batch_size: BatchSize = 128,
-    epochs: Epochs = 20.0,
-    seed: Annotated[int, typer.Option(help="Draws initial weights and sample order.")] = 0,
-    weight_decay: WeightDecay = 0.0,
-    plan: Plan = None,
-    param: Param = None,
-    sampling: Sampling = "shuffled",
-    output: Output = "last",
-    eval_every: EvalEvery = 1.0,
-    grad_norm: GradNorm = True,
-    track: Track = None,
-    device: Device = "cpu",
-    threads: Threads = None,
+    config: RunConfig,
     data: Data = None,
     planned: Annotated[
         Path | None, typer.Option(help="A file that 'sngd plan METHOD … --json' printed: train as it says.")
@@ -81,32 +48,14 @@ def train(
     if resume and overwrite:
         raise ValueError("--resume and --overwrite exclude each other")
     loaded = None
-    config = RunConfig(
-        problem=problem,
-        method=method,
-        lr=lr,
-        batch_size=batch_size,
-        epochs=epochs,
-        seed=seed,
-        weight_decay=weight_decay,
-        plan=plan,
-        params=_params(param or []),
-        sampling=sampling,
-        output=output,
-        eval_every=eval_every,
-        grad_norm=grad_norm,
-        track=track,
-        device=device,
-        threads=threads,
-    )
     if planned:
-        loaded = load_problem(problem, data)
+        loaded = load_problem(config.problem, data)
         settings = planned_settings(read_plan(planned), loaded.n)
         _exclude(context, "--planned", settings)
         config = replace(config, **settings)
-    folder = folder or Path("runs", file_name(problem), slug(config.method), f"seed-{seed}")
+    folder = folder or Path("runs", file_name(config.problem), slug(config.method), f"seed-{config.seed}")
     with joined() as ranks, stop_on_interrupt() as should_stop, progress_bars() as bars:
-        bar = bars.add_task(f"{config.method}, seed {seed}", total=None, loss="")
+        bar = bars.add_task(f"{config.method}, seed {config.seed}", total=None, loss="")
         row = training.train(
             config,
             folder,
@@ -126,30 +75,18 @@ def train(
         _print_row({key: row[key] for key in shown if row[key] is not None})
         out.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     if row["diverged"]:
-        untrained = row["step"] == 0 and initial_loss_not_finite(loaded or load_problem(problem, data))
+        untrained = row["step"] == 0 and initial_loss_not_finite(loaded or load_problem(config.problem, data))
         warn(
             untrained or "The run diverged: its training loss is no longer finite, and it stopped. Try a smaller --lr."
         )
         raise typer.Exit(DIVERGED)
 
 
-def _params(words: Sequence[str]) -> dict[str, float]:
-    params: dict[str, float] = {}
-    for word in words:
-        name, _, value = word.partition("=")
-        try:
-            params[name] = float(value)
-        except ValueError:
-            raise ValueError(f"--param must be NAME=VALUE with a number, got {word!r}") from None
-    return params
-
-
 def _exclude(context: typer.Context, option: str, settings: Collection[str]) -> None:
     """ValueError if the command line gives one of the settings that ``option`` decides."""
     sources = {p: context.get_parameter_source(p.name or "") for p in context.command.params}
     given = [p for p, source in sources.items() if source and source.name == "COMMANDLINE"]
-    names = {"param" if name == "params" else name for name in settings}
-    if both := [parameter.opts[0] for parameter in given if parameter.name in names]:
+    if both := [parameter.opts[0] for parameter in given if parameter.name in settings]:
         raise ValueError(f"{option} decides {', '.join(both)} too: leave out one of them")
 
 

@@ -9,6 +9,7 @@ from sngd.paper.closed_form import conformance, escape, relaxed, variance
 from sngd.paper.reproduce import FIGURES, PROFILES, provenance, reproduce, stored
 from sngd.paper.trained import judges
 from sngd.paper.verdicts import NOT_TESTED, Evidence, Reading, Verdict, as_json, as_markdown
+from sngd.studies.execution.execution import Execution
 from sngd.studies.markdown import markdown_table
 from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.run_folder import replace_file, write_json
@@ -108,10 +109,10 @@ def reproduce_claims(
     profile: str,
     out: Path,
     command: str = "",
-    on_progress: Callable[[str], None] = lambda _: None,
+    execution: Execution = Execution(),
     *,
+    on_progress: Callable[[str], None] = lambda _: None,
     stored_only: bool = False,
-    **options: Any,
 ) -> list[Verdict]:
     """Measure what is missing, draw it, and judge: ``out`` gets a folder a figure, verdicts.json and verdicts.md.
 
@@ -123,9 +124,9 @@ def reproduce_claims(
         profile: ``quick``, ``small`` or ``paper``.
         out: folder, made if need be.
         command: the command line, kept with what it measured and with the verdicts.
+        execution: how runs are done, see ``reproduce``.
         on_progress: told the name of each figure before it is measured or drawn.
         stored_only: measure and draw nothing; claims whose figures are not there are not tested.
-        options: for the figures made of runs, see ``reproduce``.
 
     Returns:
         The verdicts, in the order of ``CLAIMS``.
@@ -134,7 +135,7 @@ def reproduce_claims(
         ValueError: unknown claim or profile, another process is working in ``out``, or a measurements.json that is
             none; for runs see ``compare``.
         FileNotFoundError: ``stored_only``, and there is nothing.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``execution.should_stop`` said so.
     """
     chosen = _chosen(only)
     if profile not in PROFILES:
@@ -148,7 +149,7 @@ def reproduce_claims(
         for figure in [] if stored_only else _figures(chosen):
             on_progress(figure)
             lock.check()
-            reproduce(figure, profile, out / figure, command, reuse=True, **options)
+            reproduce(figure, profile, out / figure, command, execution, reuse=True)
         return _judged(out, profile, command, only, lock)
 
 
@@ -189,7 +190,12 @@ def _minutes(seconds: float | None) -> str:
 
 
 def reproduce_all(
-    profile: str, out: Path, command: str = "", on_progress: Callable[[str], None] = lambda _: None, **options: Any
+    profile: str,
+    out: Path,
+    command: str = "",
+    execution: Execution = Execution(),
+    *,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[Verdict]:
     """Every figure, those that no claim needs too, and then ``reproduce_claims``; arguments as there."""
     if profile not in PROFILES:
@@ -199,7 +205,7 @@ def reproduce_all(
         for figure in FIGURES:
             on_progress(figure)
             lock.check()
-            reproduce(figure, profile, out / figure, command, reuse=True, **options)
+            reproduce(figure, profile, out / figure, command, execution, reuse=True)
         return _judged(out, profile, command, (), lock)
 
 

@@ -1,6 +1,6 @@
 """What is measured and drawn to reproduce the paper: its figures and its claims, one command each."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 
 from sngd.paper.closed_form import conformance, escape, relaxed, scaling, variance
 from sngd.paper.trained import alternatives, pictures, runs, sensitivity
+from sngd.studies.execution.execution import Execution
 from sngd.studies.runs import Environment, seconds_spent
 from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.run_folder import environment, write_json
@@ -44,13 +45,13 @@ class Figure(NamedTuple):
 class RunFigure(NamedTuple):
     """A figure made of training runs.
 
-    ``run`` (profile, folder, options of ``compare``) does those that are missing in the folder, ``measure`` (profile,
-    folder) reads them all, ``draw`` draws what was measured into a folder.
+    ``run`` (profile, folder, command line, how they are done) does those that are missing in the folder, ``measure``
+    (profile, folder) reads them all, ``draw`` draws what was measured into a folder.
     """
 
     claim: str
     schema: type
-    run: Callable[..., None]
+    run: Callable[[str, Path, str, Execution], None]
     measure: Callable[[str, Path], dict[str, Any]]
     draw: Callable[[dict[str, Any], Path], list[Path]]
 
@@ -101,10 +102,9 @@ def reproduce(
     profile: str,
     out: Path,
     command: str = "",
+    execution: Execution = Execution(),
     *,
     reuse: bool = False,
-    overwrite: bool = False,
-    **options: Any,
 ) -> list[Path]:
     """Measure and draw one figure; ``out`` gets measurements.json and the pictures, and the runs if it is made of runs.
 
@@ -115,10 +115,10 @@ def reproduce(
         profile: how much is measured: ``quick``, ``small`` or ``paper``.
         out: folder, made if need be.
         command: the command line, kept with the measurements.
+        execution: how runs are done. Its ``overwrite`` throws away what ``out`` holds of the figure, be it made of runs
+            or not.
         reuse: draw the measurements that ``out`` holds, if they are of this profile, and measure only if not. Where
             their runs are there too, they are measured anew from these alone.
-        overwrite: throw away what ``out`` holds of the figure, runs and measurements.
-        options: for runs: jobs, ray, data, tensorboard, begin, on_warning, should_stop, see ``compare``.
 
     Returns:
         The pictures' paths.
@@ -127,7 +127,7 @@ def reproduce(
         ValueError: unknown figure or profile, another process is working in ``out``, or ``reuse`` met a file that holds
             no measurements; for runs see ``compare``.
         FileNotFoundError: ``out`` was deleted, moved or replaced meanwhile.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``execution.should_stop`` said so.
     """
     if figure not in FIGURES:
         raise ValueError(f"unknown figure {figure!r}; must be one of {', '.join(FIGURES)}")
@@ -135,7 +135,7 @@ def reproduce(
         raise ValueError(f"unknown profile {profile!r}; {figure} has {', '.join(PROFILES)}")
     make_folder(out)
     with locked(out, ("measurements.json", f"{figure}.png", f"{figure}.svg")) as lock:
-        measured = _measured(figure, profile, out, command, reuse, overwrite, lock, options)
+        measured = _measured(figure, profile, out, command, execution, reuse, lock)
         lock.check()
         return FIGURES[figure].draw(measured, out)
 
@@ -145,17 +145,17 @@ def _measured(
     profile: str,
     out: Path,
     command: str,
+    execution: Execution,
     reuse: bool,
-    overwrite: bool,
     lock: FolderLock,
-    options: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The measurements, in measurements.json too; see ``reproduce``."""
-    entry, kept = FIGURES[figure], stored(figure, out, profile) if reuse and not overwrite else None
+    entry = FIGURES[figure]
+    kept = stored(figure, out, profile) if reuse and not execution.overwrite else None
     start = monotonic()
     if isinstance(entry, RunFigure):
         if kept is None:
-            entry.run(profile, out, command=command, overwrite=overwrite, **options)
+            entry.run(profile, out, command, execution)
         has_runs = any(out.rglob("compare.json"))
         measurements = entry.measure(profile, out) if kept is None or has_runs else kept
     elif kept is None:

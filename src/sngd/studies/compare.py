@@ -1,30 +1,29 @@
 """Methods × seeds on one problem, at the same budget of oracle calls and, if asked, with equal tuning."""
 
-import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import fields, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import cycle
 from math import inf
 from pathlib import Path, PurePosixPath
+from typing import cast
 
 from sngd.problems import load_problem
 from sngd.slug import slug
+from sngd.studies.execution.execution import Execution
 from sngd.studies.execution.parallel import run_all
-from sngd.studies.execution.ray_runs import RayCluster
-from sngd.studies.execution.task import OnProgress, OnWarning, Task
+from sngd.studies.execution.task import Task
 from sngd.studies.publish import publish
 from sngd.studies.runs import Comparison, Study, Trial, Tuning
 from sngd.training import RunConfig
+from sngd.training.config import SETTINGS
 from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.methods import find_method
 from sngd.training.ranks import ALONE
 from sngd.training.run_folder import RunFolder, write_json
-from sngd.training.schema import read
+from sngd.training.schema import parse, read
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates of --tune
 TUNING_SEED = 1_000_000  # none that a comparison uses, so that no seed is judged on its own tuning
-
-Begin = Callable[[str, Sequence[Task]], OnProgress]
 
 
 def parse_arms(methods: str, base: RunConfig) -> list[RunConfig]:
@@ -47,7 +46,7 @@ def parse_arms(methods: str, base: RunConfig) -> list[RunConfig]:
 def _parse_arm(spec: str, base: RunConfig) -> RunConfig:
     method, *words = spec.split("@")
     own = [parameter.name for parameter in find_method(method).parameters]
-    common = {f.name: f.type for f in fields(RunConfig) if f.name not in ("problem", "method", "seed", "params")}
+    common = [name for name in SETTINGS if name not in ("problem", "method", "seed", "params")]
     settings: dict[str, object] = {}
     params: dict[str, float] = {}
     for word in words:
@@ -57,37 +56,24 @@ def _parse_arm(spec: str, base: RunConfig) -> RunConfig:
             raise ValueError(f"method {spec!r}: {word!r} is no setting=value, settings are {known}")
         try:
             if key in own:
-                params[key] = float(value)
+                params[key] = cast(float, parse(key, value, float))
             else:
-                settings[key] = _convert(value, str(common[key]))
-        except ValueError:
-            raise ValueError(f"method {spec!r}: {key} must be a number, got {value!r}") from None
+                settings[key] = parse(key, value, SETTINGS[key].type)
+        except ValueError as error:
+            raise ValueError(f"method {spec!r}: {error}") from None
     label = " ".join([method, *words])
     arm = replace(base, method=method, **{"label": label, **settings, "params": params})  # type: ignore[arg-type]
     return replace(arm.resolved(), threads=arm.threads)  # each process has its own share of the cores
-
-
-def _convert(value: str, type_name: str) -> object:
-    if "bool" in type_name:
-        return bool(int(value))  # 0 or 1
-    return int(value) if "int" in type_name else float(value) if "float" in type_name else value
 
 
 def compare(
     arms: Sequence[RunConfig],
     seeds: Sequence[int],
     out: Path,
+    execution: Execution = Execution(),
     *,
     grid: Sequence[float] | None = None,
-    jobs: int | None = None,
-    ray: RayCluster | None = None,
-    data: Path | None = None,
-    overwrite: bool = False,
-    tensorboard: bool = False,
     command: str = "",
-    begin: Begin = lambda _title, _tasks: lambda _index, _progress: None,
-    on_warning: OnWarning = lambda text: warnings.warn(text, stacklevel=2),
-    should_stop: Callable[[], bool] = lambda: False,
 ) -> Study:
     """Run every arm with every seed, in ``out/runs/LABEL/seed-K``, and write compare.json, table, figures and report.
 
@@ -96,36 +82,25 @@ def compare(
     Args:
         arms: resolved configurations of one problem that differ in their labels.
         seeds: seeds of the runs; the same seed gives all arms the same initial weights and sample order.
+        execution: how the runs are done.
         grid: learning rates that each arm is tried with first, on a seed of its own and the same budget; the one of
             lowest final training loss is kept. None: no tuning.
         command: the command line, for the report.
-        begin: called with a title and the tasks before each batch of runs; what it returns follows their progress.
-        jobs, ray, data, overwrite, tensorboard, on_warning, should_stop: see ``run_all``.
 
     Raises:
         ValueError: bad settings; all of an arm's trial runs diverged; another process is working in ``out``.
         FileNotFoundError: ``out``, or a run's folder in it, was deleted, moved or replaced meanwhile.
-        Interrupted: ``should_stop`` said so.
+        Interrupted: ``execution.should_stop`` said so.
     """
     if not seeds:
         raise ValueError("seeds must hold at least one seed, got none")
 
     def do(title: str, tasks: Sequence[Task], lock: FolderLock) -> list[float | None]:
         lock.check()
-        if overwrite or not all(RunFolder(task.folder).final_rows() for task in tasks):
-            _meet_mistakes(arms, data, here=ray is None)
+        if execution.overwrite or not all(RunFolder(task.folder).final_rows() for task in tasks):
+            _meet_mistakes(arms, execution)
         try:
-            rows = run_all(
-                tasks,
-                jobs=jobs,
-                ray=ray,
-                data=data,
-                overwrite=overwrite,
-                tensorboard=tensorboard,
-                on_progress=begin(title, tasks),
-                on_warning=on_warning,
-                should_stop=lambda: should_stop() or lock.lost(),
-            )
+            rows = run_all(tasks, execution.also_stopping(lock.lost), title)
         finally:
             lock.check()  # runs that stopped because the folder is lost are not told so
         return [None if row["diverged"] else row["train_loss"] for row in rows]
@@ -161,11 +136,12 @@ def compare(
         return publish(out)
 
 
-def _meet_mistakes(arms: Sequence[RunConfig], data: Path | None, here: bool) -> None:
-    """Once and before any process starts; data are downloaded now, too. ``here``: this machine does the runs."""
-    load_problem(arms[0].problem, data)
-    for device in {arm.device for arm in arms} if here else ():
-        ALONE.device(device)
+def _meet_mistakes(arms: Sequence[RunConfig], execution: Execution) -> None:
+    """Once and before any process starts; data are downloaded now, too."""
+    load_problem(arms[0].problem, execution.data)
+    if execution.ray is None:  # this machine does the runs
+        for device in {arm.device for arm in arms}:
+            ALONE.device(device)
 
 
 def _choose(trials: Sequence[RunConfig], losses: Sequence[float | None]) -> dict[str, float]:

@@ -2,63 +2,78 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, cast, get_type_hints
+from typing import Annotated, Any, NamedTuple, cast, get_type_hints
 
 import torch
 
 from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
-from sngd.training.plan_words import build_plan, inline
+from sngd.training.plan_words import SPELLING, build_plan, inline
 from sngd.training.sampler import SAMPLERS
-from sngd.training.schema import Declared, check_value, read
-from sngd.training.tracking import tracked_names
+from sngd.training.schema import Declared, check_value, declared, read
+from sngd.training.tracking import tracked_names, tracking_cost
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """Settings of one run; None stands for a default that ``resolved`` fills in.
 
-    Args:
-        problem: name of a problem, or ``path/to/file.py:factory``.
-        method: name of a row of ``METHODS``.
-        label: what tables call the arm; runs that differ in their seed only share it. Default: the method's name.
-        lr: α > 0, of the first stage. Default: the method's.
-        batch_size: b ≥ 1, at most n.
-        epochs: budget, in oracle calls over n, > 0. No run spends more.
-        seed: ≥ 0; draws the initial weights, the order of the samples and the random output. Methods that share a
-            seed share the first two.
-        weight_decay: λ ≥ 0.
-        params: the method's own parameters by name, see ``sngd methods``. Default: the method's.
-        plan: stage plan, see ``sngd.training.plan_words``. Default: the method's.
-        sampling: "shuffled" passes through the data, as in practice, or "independent" draws, as the theorems assume.
-        output: "last" iterate, or "random": drawn with the plan's weights (Algorithms 1 and 2).
-        eval_every: epochs between evaluations, > 0.
-        grad_norm: whether an evaluation measures ‖∇F(w)‖, which takes a backward pass through all training samples.
-        track: constants to measure at each evaluation, some of "smoothness,noise,curvature"; their oracle calls are
-            counted apart, as ``tracking_calls``. Default: none.
-        device: "cpu", "cuda", "cuda:1", …; with several processes "cuda" is another one for each.
-        threads: CPU threads, ≥ 1, of all processes on a machine together; part of the configuration because sums depend
-            on it in their last bits. Default: torch's.
+    Each is declared here and nowhere else: type, range, default, and what it is, in its ``help``. From that come the
+    check of values and of config.json, the options of ``sngd train`` and ``sngd compare``, ``command``, and the list
+    of arguments below.
     """
 
-    problem: str
-    method: str
-    label: str | None = None
-    lr: Annotated[float | None, Declared(gt=0)] = None
-    batch_size: Annotated[int, Declared(ge=1)] = 128
-    epochs: Annotated[float, Declared(gt=0)] = 20.0
-    seed: Annotated[int, Declared(ge=0)] = 0
-    weight_decay: Annotated[float, Declared(ge=0)] = 0.0
-    plan: str | None = None
-    params: Mapping[str, float] = field(default_factory=dict)
-    sampling: Annotated[str, Declared(one_of=tuple(SAMPLERS))] = "shuffled"
-    output: Annotated[str, Declared(one_of=("last", "random"))] = "last"
-    eval_every: Annotated[float, Declared(gt=0)] = 1.0
-    grad_norm: bool = True
-    track: str | None = None
-    device: str = "cpu"
-    threads: Annotated[int | None, Declared(ge=1)] = None
+    problem: Annotated[
+        str, Declared(help="A name from 'sngd problems', or path/to/file.py:factory for your own.", options=())
+    ]
+    method: Annotated[str, Declared(help="A name from 'sngd methods'.")]
+    label: Annotated[
+        str | None,
+        Declared(
+            help="What tables call the arm; its runs differ in their seed only. (default: the method's name)",
+            options=(),
+        ),
+    ] = None
+    lr: Annotated[float | None, Declared(gt=0, help="Learning rate α of the first stage. (default: the method's)")] = (
+        None
+    )
+    batch_size: Annotated[int, Declared(ge=1, help="Samples a step, b.")] = 128
+    epochs: Annotated[float, Declared(gt=0, help="Budget: gradient evaluations over n. No method spends more.")] = 20.0
+    # Methods that share a seed share these two; the random output is drawn by it, too.
+    seed: Annotated[int, Declared(ge=0, help="Draws initial weights and sample order.")] = 0
+    weight_decay: Annotated[float, Declared(ge=0, help="λ: adds λw to every gradient.")] = 0.0
+    plan: Annotated[str | None, Declared(help=f"Stage plan: {SPELLING}. (default: the method's)")] = None
+    params: Annotated[
+        Mapping[str, float],
+        Declared(help="A parameter of the method's own, as NAME=VALUE; repeatable.", options=("--param", "-p")),
+    ] = field(default_factory=dict)
+    sampling: Annotated[
+        str,
+        Declared(one_of=tuple(SAMPLERS), help="'shuffled' passes, or 'independent' draws as the theorems assume."),
+    ] = "shuffled"
+    output: Annotated[
+        str,
+        Declared(one_of=("last", "random"), help="What the method returns: the 'last' iterate or a 'random' one."),
+    ] = "last"
+    eval_every: Annotated[
+        float, Declared(gt=0, help="Evaluate every so many epochs (gradient evaluations over n).")
+    ] = 1.0
+    grad_norm: Annotated[bool, Declared(help="Measure ‖∇F(w)‖ at evaluations; takes about as long as an epoch.")] = True
+    # The oracle calls of what is tracked are counted apart, as ``tracking_calls``.
+    track: Annotated[
+        str | None,
+        Declared(
+            help="Measure at each evaluation, beside the budget, some of smoothness,noise,curvature "
+            f"({tracking_cost()} gradient evaluations)."
+        ),
+    ] = None
+    # With several processes "cuda" is another device for each of them.
+    device: Annotated[str, Declared(help="cpu, cuda, cuda:1, …")] = "cpu"
+    # Of all processes on a machine together. A setting of the run because sums depend on it in their last bits.
+    threads: Annotated[int | None, Declared(ge=1, help="CPU threads of a run. (default: its share of the cores)")] = (
+        None
+    )
 
     def resolved(self, n: int | None = None) -> "RunConfig":
         """The same with every default written out, checked; the method's own parameters if ``n`` samples are known.
@@ -79,8 +94,8 @@ class RunConfig:
         return config
 
     def _check(self) -> None:
-        for name, hint in get_type_hints(type(self), include_extras=True).items():
-            check_value(name, getattr(self, name), hint)
+        for setting in SETTINGS.values():
+            check_value(setting.name, getattr(self, setting.name), setting.type)
         if self.track is not None:
             tracked_names("track", self.track)
         check_parameters(find_method(self.method), self.params)
@@ -92,16 +107,69 @@ class RunConfig:
 
     def command(self) -> str:
         """The command line that repeats this run."""
-        words = ["sngd", "train", self.problem, "--method", self.method]
-        for setting in fields(self)[3:]:
-            value = getattr(self, setting.name)
-            if setting.name == "params":
-                words += [word for name, number in value.items() for word in ("--param", f"{name}={number!r}")]
-            elif isinstance(value, bool):
-                words += [] if value else ["--no-" + setting.name.replace("_", "-")]
-            elif value is not None:
-                words += ["--" + setting.name.replace("_", "-"), str(value)]
+        words = ["sngd", "train", self.problem]
+        for setting in SETTINGS.values():
+            words += _spelled(setting, getattr(self, setting.name))
         return shlex.join(words)
+
+
+def _spelled(setting: "Setting", value: Any) -> list[str]:
+    """The words that give a setting this value."""
+    if value is None or not setting.options:
+        return []
+    option = setting.options[0]
+    if isinstance(value, bool):
+        return [] if value == setting.default else [option if value else option.replace("--", "--no-", 1)]
+    if isinstance(value, Mapping):
+        return [word for name, number in value.items() for word in (option, f"{name}={number!r}")]
+    return [option, str(value)]
+
+
+class Setting(NamedTuple):
+    """A setting of a run as ``RunConfig`` declares it; its ``default`` is ``MISSING`` if it must be given."""
+
+    name: str
+    type: Any  # with its ``Declared``
+    default: Any
+
+    @property
+    def declared(self) -> Declared:
+        return declared(self.type)[1]
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """Its spellings as an option of the command line."""
+        spelled = self.declared.options
+        return ("--" + self.name.replace("_", "-"),) if spelled is None else spelled
+
+    @property
+    def help(self) -> str:
+        """What it is, and its range."""
+        allowed = self.declared.range()
+        return f"{self.declared.help} [{allowed}]" if allowed else self.declared.help
+
+
+def _settings() -> dict[str, Setting]:
+    hints = get_type_hints(RunConfig, include_extras=True)
+    return {
+        f.name: Setting(f.name, hints[f.name], f.default if f.default_factory is MISSING else f.default_factory())
+        for f in fields(RunConfig)
+    }
+
+
+SETTINGS = _settings()
+
+
+def _arguments() -> str:
+    """The list of arguments, for ``RunConfig``'s docstring."""
+    return "\n".join(f"        {s.name}: {s.help}{_default(s)}" for s in SETTINGS.values())
+
+
+def _default(setting: Setting) -> str:
+    return "" if setting.default is MISSING or setting.default is None else f" Default: {setting.default!r}."
+
+
+RunConfig.__doc__ = f"{RunConfig.__doc__}\n    Args:\n{_arguments()}\n    "
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class Declared:
     """What is declared of a value beside its type.
 
     A number is greater than ``gt``, at least ``ge``, at most ``le``; a string is ``one_of`` some; ``length`` is the
-    least and the largest number of entries of a list.
+    least and the largest number of entries of a list. ``help`` says in a line what it is. ``options`` are its spellings
+    on the command line, "--" before the name if None; with none it has no option there.
     """
 
     gt: float | None = None
@@ -48,6 +49,13 @@ class Declared:
     le: float | None = None
     one_of: tuple[str, ...] = ()
     length: tuple[int, int] | None = None
+    help: str = ""
+    options: tuple[str, ...] | None = None
+
+    def range(self) -> str:
+        """Of a number, as ``> 0``; "" if it may be any."""
+        ends = [f"{sign} {end:g}" for sign, end in ((">", self.gt), ("≥", self.ge), ("≤", self.le)) if end is not None]
+        return " and ".join(ends)
 
 
 Count = Annotated[int, Declared(ge=0)]
@@ -247,12 +255,34 @@ def check_value(name: str, value: object, hint: Any) -> None:
         raise ValueError(f"{name} must be finite{least}, got {value!r}")
 
 
+def parse(name: str, text: str, hint: Any) -> object:
+    """The value of the type that ``hint`` declares that ``text`` spells, its range unchecked; a bool is 0 or 1.
+
+    Raises:
+        ValueError: it spells none.
+    """
+    kinds, _ = _kinds(hint)
+    for kind, spelled in ((bool, {"0": False, "1": True}.__getitem__), (int, int), (float, float)):
+        if kind in kinds:
+            try:
+                return cast(Any, spelled)(text)
+            except (KeyError, ValueError):
+                allowed = "0 or 1" if kind is bool else "a whole number" if kind is int else "a number"
+                raise ValueError(f"{name} must be {allowed}, got {text!r}") from None
+    return text
+
+
+def declared(hint: Any) -> tuple[Any, Declared]:
+    """The type, and what is declared beside it."""
+    if get_origin(hint) is not Annotated:
+        return hint, Declared()
+    marks = (mark for mark in hint.__metadata__ if isinstance(mark, Declared))
+    return get_args(hint)[0], next(marks, Declared())
+
+
 def _kinds(hint: Any) -> tuple[tuple[Any, ...], Declared]:
-    limits = Declared()
-    if get_origin(hint) is Annotated:
-        limits = next((mark for mark in hint.__metadata__ if isinstance(mark, Declared)), limits)
-        hint = get_args(hint)[0]
-    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,), limits
+    plain, limits = declared(hint)
+    return get_args(plain) if get_origin(plain) in (Union, UnionType) else (plain,), limits
 
 
 def _within(value: object, limits: Declared) -> bool:

@@ -27,6 +27,7 @@ from sngd.paper.trained.experiments import (
 )
 from sngd.paper.trained.experiments import alternatives as alternative_experiments
 from sngd.paper.trained.sensitivity import FACTOR, Plateau, plateau
+from sngd.studies.execution.execution import Execution
 from sngd.training.plan_words import build_plan
 from studies.fake_runs import write_comparison, write_run
 
@@ -327,11 +328,11 @@ def test_a_figure_from_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(FIGURES, "fig4", {**FIGURES["fig4"], "quick": [tiny]})
     titles = []
 
-    def begin(title, tasks):
-        titles.append((title, len(tasks)))
+    def begin(title, configs):
+        titles.append((title, len(configs)))
         return lambda _index, _progress: None
 
-    files = reproduce("fig4", "quick", tmp_path, "sngd reproduce fig4", jobs=1, begin=begin)
+    files = reproduce("fig4", "quick", tmp_path, "sngd reproduce fig4", Execution(jobs=1, begin=begin))
     assert all(file.stat().st_size for file in files)
     assert titles == [("fig4, tiny, runs", 2)]
     assert (tmp_path / "tiny" / "report.html").exists()
@@ -345,7 +346,7 @@ def test_a_figure_from_nothing(tmp_path, monkeypatch):
 
     config = next((tmp_path / "tiny").rglob("config.json"))
     before = config.stat().st_mtime_ns
-    reproduce("fig4", "quick", tmp_path, jobs=1)
+    reproduce("fig4", "quick", tmp_path, execution=Execution(jobs=1))
     assert config.stat().st_mtime_ns == before
-    reproduce("fig4", "quick", tmp_path, jobs=1, overwrite=True)
+    reproduce("fig4", "quick", tmp_path, execution=Execution(jobs=1, overwrite=True))
     assert config.stat().st_mtime_ns > before

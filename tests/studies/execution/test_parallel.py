@@ -4,7 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from sngd.studies.execution.parallel import Task, run_all
+from sngd.studies.execution.execution import Execution
+from sngd.studies.execution.parallel import run_all
+from sngd.studies.execution.task import Task
 from sngd.training import Interrupted, RunConfig
 
 
@@ -14,11 +16,17 @@ def tasks(folder, problem="digits-mlp", count=3):
 
 
 def test_rows_come_in_the_order_of_the_tasks_and_each_run_is_followed(tmp_path):
-    seen = {}
-    rows = run_all(tasks(tmp_path), jobs=2, on_progress=lambda index, progress: seen.setdefault(index, progress))
-    alone = [run_all([task], jobs=1)[0] for task in tasks(tmp_path)]  # finished: read, not repeated
+    begun, seen = [], {}
+
+    def begin(title, configs):
+        begun.append((title, [config.seed for config in configs]))
+        return seen.setdefault
+
+    rows = run_all(tasks(tmp_path), Execution(jobs=2, begin=begin), "three")
+    alone = [run_all([task], Execution(jobs=1))[0] for task in tasks(tmp_path)]  # finished: read, not repeated
     assert rows == alone
     assert len({row["train_loss"] for row in rows}) == 3
+    assert begun == [("three", [0, 1, 2])]
     assert seen.keys() == {0, 1, 2}
 
 
@@ -27,16 +35,11 @@ def test_a_killed_worker_is_reported_in_one_line(tmp_path):
         "import os, signal\n\n\ndef factory():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     with pytest.raises(Interrupted, match="a worker process was killed; the same command goes on"):
-        run_all(tasks(tmp_path, f"{tmp_path}/deadly.py:factory", count=2), jobs=2)
+        run_all(tasks(tmp_path, f"{tmp_path}/deadly.py:factory", count=2), Execution(jobs=2))
 
 
 def test_asked_to_stop_nothing_is_left_half_done(tmp_path):
     with pytest.raises(Interrupted, match="of 3 runs finished; the same command goes on"):
-        run_all(tasks(tmp_path), jobs=1, should_stop=lambda: True)
-    rows = run_all(tasks(tmp_path), jobs=1)
+        run_all(tasks(tmp_path), Execution(jobs=1, should_stop=lambda: True))
+    rows = run_all(tasks(tmp_path), Execution(jobs=1))
     assert all(row["final"] for row in rows)
-
-
-def test_jobs_out_of_range_are_named(tmp_path):
-    with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
-        run_all(tasks(tmp_path), jobs=0)

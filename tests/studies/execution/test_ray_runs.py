@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from sngd.studies.execution.parallel import RayCluster, run_all
+from sngd.studies.execution.execution import Execution, RayCluster
+from sngd.studies.execution.parallel import run_all
 from sngd.studies.execution.task import Task
 from sngd.training import Interrupted, RunConfig
 
@@ -74,8 +75,10 @@ def test_a_node_dies_and_every_run_finishes_none_twice(tmp_path, cluster):
             killed.append(True)
             cluster.remove_node(doomed, allow_graceful=False)
 
-    ray = RayCluster(cluster.address)
-    rows = run_all(tasks, ray=ray, on_progress=kill_in_the_middle, on_warning=warnings.append)
+    execution = Execution(
+        ray=RayCluster(cluster.address), begin=lambda *_: kill_in_the_middle, on_warning=warnings.append
+    )
+    rows = run_all(tasks, execution)
 
     assert killed
     assert [(row["final"], row["step"]) for row in rows] == [(True, 40)] * 4
@@ -94,7 +97,7 @@ def test_a_node_dies_and_every_run_finishes_none_twice(tmp_path, cluster):
     assert all(len(processes) == 40 for processes in by_run.values() if processes not in moved)
 
     before = read_log(tmp_path)
-    assert run_all(tasks, ray=ray) == rows
+    assert run_all(tasks, execution) == rows
     assert read_log(tmp_path) == before
 
 
@@ -106,32 +109,21 @@ def test_asked_to_stop_the_running_save_and_go_on_later_with_their_shares(tmp_pa
     with pytest.raises(Interrupted, match="stopped with 0 of 2 runs finished; the same command goes on"):
         run_all(
             tasks,
-            ray=ray,
-            on_progress=lambda _, progress: seen.append(progress.oracle_calls),
-            should_stop=lambda: max(seen, default=0) > 0,
+            Execution(
+                ray=ray,
+                begin=lambda *_: lambda _, progress: seen.append(progress.oracle_calls),
+                should_stop=lambda: max(seen, default=0) > 0,
+            ),
         )
     assert any((task.folder / "checkpoint.pt").exists() for task in tasks)
-    assert [row["step"] for row in run_all(tasks, ray=ray)] == [15] * 2
+    assert [row["step"] for row in run_all(tasks, Execution(ray=ray))] == [15] * 2
     steps = read_log(tmp_path)
     assert len(steps) == 2 * 15  # none was lost
     assert all(resources == {"CPU": 0.5, "GPU": 0.25} for *_, resources in steps)
 
     broken = [task._replace(config=replace(task.config, lr=0.2)) for task in tasks]
     with pytest.raises(ValueError, match=r"seed-\d: cannot resume with other settings: lr is 0.1, not 0.2$"):
-        run_all(broken, ray=RayCluster(cluster.address))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"ray": RayCluster(cpus=0)}, "cpus must be greater than 0, got 0"),
-        ({"ray": RayCluster(gpus=-1)}, "gpus must be at least 0, got -1"),
-        ({"ray": RayCluster(), "jobs": 2}, "jobs and ray exclude each other: .*"),
-    ],
-)
-def test_options_out_of_range_are_named(options, message):
-    with pytest.raises(ValueError, match=f"^{message}$"):
-        run_all([], **options)
+        run_all(broken, Execution(ray=RayCluster(cluster.address)))
 
 
 @pytest.mark.parametrize(
@@ -141,7 +133,7 @@ def test_options_out_of_range_are_named(options, message):
 def test_a_cluster_that_is_not_there_is_said_at_once(address, reason):
     pytest.importorskip("ray")
     with pytest.raises(ValueError, match=f"^ray: cannot join a cluster at '{address}': {reason}$"):
-        run_all([], ray=RayCluster(address))
+        run_all([], Execution(ray=RayCluster(address)))
 
 
 def test_without_the_package_one_line_says_so(monkeypatch):
@@ -154,4 +146,4 @@ def test_without_the_package_one_line_says_so(monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(ValueError, match=r"^ray: a cluster needs the package ray: pip install 'sngd\[ray\]'$"):
-        run_all([], ray=RayCluster())
+        run_all([], Execution(ray=RayCluster()))

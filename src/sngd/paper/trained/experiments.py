@@ -41,8 +41,8 @@ class Experiment:
     epochs: float
     arms: tuple[Arm, ...]
     seeds: int
-    weight_decay: float = 0.0
-    eval_every: float = 1.0
+    weight_decay: float = RunConfig.weight_decay
+    eval_every: float = RunConfig.eval_every
     grid: tuple[float, ...] = ()
     departures: tuple[str, ...] = field(default=(), compare=False)
 

@@ -9,9 +9,8 @@ from typing import Any, NotRequired, TypedDict
 import numpy as np
 
 from sngd.paper.trained.experiments import FIGURES, Arm, Experiment, device_of
-from sngd.studies.compare import Begin, compare
-from sngd.studies.execution.ray_runs import RayCluster
-from sngd.studies.execution.task import OnProgress, Task
+from sngd.studies.compare import compare
+from sngd.studies.execution.execution import Execution
 from sngd.studies.runs import Environment, Run, Study, Tuning, interpolate, read_study, value
 from sngd.training import RunConfig
 from sngd.training.schema import Count, NonNegative, Positive
@@ -19,42 +18,30 @@ from sngd.training.schema import Count, NonNegative, Positive
 MEASURES = ("train_loss", "test_accuracy")
 
 
-def run(
-    figure: str,
-    profile: str,
-    out: Path,
-    *,
-    begin: Begin = lambda _title, _tasks: lambda _index, _progress: None,
-    ray: RayCluster | None = None,
-    **options: Any,
-) -> None:
+def run(figure: str, profile: str, out: Path, command: str, execution: Execution) -> None:
     """Do the runs of a figure that ``out`` lacks, each experiment as ``compare`` does it, in a folder of its own.
 
     Args:
         figure: a key of ``FIGURES``.
         profile: one of ``PROFILES``.
         out: the figure's folder, made if need be.
-        begin: as ``compare``'s; the titles that it is told name figure and experiment.
-        ray: as ``compare``'s; a cluster's GPUs serve the paper's profile if a run's share of them is named.
-        options: the others of ``compare``: command, jobs, data, overwrite, tensorboard, on_warning, should_stop.
+        command: the command line, for the reports.
+        execution: how the runs are done; ``begin`` is told titles that name figure and experiment. A cluster's GPUs
+            serve the paper's profile if a run's share of them is named.
 
     Raises:
         ValueError: see ``compare``.
-        Interrupted: ``should_stop`` said so; the same call goes on.
+        Interrupted: ``execution.should_stop`` said so; the same call goes on.
     """
+    device = device_of(profile, execution.ray.gpus if execution.ray else None)
     for experiment in FIGURES[figure][profile]:
-
-        def begin_part(title: str, tasks: Sequence[Task], name: str = experiment.name) -> OnProgress:
-            return begin(f"{figure}, {name}, {title}", tasks)
-
         compare(
-            experiment.configs(device_of(profile, ray and ray.gpus)),
+            experiment.configs(device),
             range(experiment.seeds),
             out / experiment.name,
+            execution.titled(f"{figure}, {experiment.name}"),
             grid=experiment.grid or None,
-            begin=begin_part,
-            ray=ray,
-            **options,
+            command=command,
         )
 
 

@@ -32,7 +32,7 @@ class _Begun:
 
 
 class Overview:
-    """Follows a batch of runs through their progress, as ``run_all`` tells it; call it as its ``on_progress``.
+    """Follows a batch of runs through their progress, as ``Execution.begin``'s answer is told of it.
 
     A run's size is its ``epochs``. Runs of one problem, method and batch size have one pace, seconds per epoch over
     what they did so far, and those of which none has begun the pace of all. The time left is that of a schedule: who

@@ -4,87 +4,56 @@ import multiprocessing
 import os
 import signal
 import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
-from sngd.studies.execution.ray_runs import RayCluster, run_on_ray
-from sngd.studies.execution.task import How, OnProgress, OnWarning, Task, check_there, do_task, finished
-from sngd.training import Interrupted
+from sngd.studies.execution.execution import Execution, OnProgress
+from sngd.studies.execution.ray_runs import run_on_ray
+from sngd.studies.execution.task import Task, check_there, do_task, finished
+from sngd.training import Interrupted, Progress
 from sngd.training.folder_lock import make_folder
-
-__all__ = ["OnProgress", "RayCluster", "Task", "run_all"]
 
 POLL_SECONDS = 0.1
 
 
-def run_all(
-    tasks: Sequence[Task],
-    *,
-    jobs: int | None = None,
-    ray: RayCluster | None = None,
-    data: Path | None = None,
-    overwrite: bool = False,
-    tensorboard: bool = False,
-    on_progress: OnProgress = lambda _index, _progress: None,
-    on_warning: OnWarning = lambda text: warnings.warn(text, stacklevel=2),
-    should_stop: Callable[[], bool] = lambda: False,
-) -> list[dict[str, Any]]:
-    """Do every task, ``jobs`` at a time, each in a process with its share of the cores; finished runs are not repeated.
+def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: str = "runs") -> list[dict[str, Any]]:
+    """Do every task; runs that their folders hold finished are not repeated, unless they are to be overwritten.
 
     A run whose folder is damaged (a file that cannot be read, rows that are lost) is set aside as NAME.broken-1, -2, …
     and done anew; one of other settings is an error.
 
     Args:
         tasks: the runs; folders must differ.
-        jobs: processes, ≥ 1. Default: as many as there are cores, at most one a task.
-        ray: do them on a Ray cluster instead, as many at a time as its shares allow, see ``ray_runs``.
-        data: folder of data sets.
-        overwrite: throw away what the folders hold; otherwise it is gone on with.
-        tensorboard: write event files too, see ``sngd.training.tensorboard``.
-        on_progress: called in this process, about ten times a second for each running task; lastly, for every task that
-            is finished, with the whole budget spent.
-        on_warning: told in one line of each folder that is set aside. Default: a Python warning.
-        should_stop: once true, running tasks save a checkpoint and Interrupted is raised.
+        execution: how they are done.
+        title: what ``execution.begin`` is told of them.
 
     Returns:
         The last row of each task, in order.
 
     Raises:
-        ValueError: jobs is out of range, or what the first task that failed raised; the others stop too.
-        Interrupted: ``should_stop`` said so, or a worker process was killed.
+        ValueError: what the first task that failed raised; the others stop too.
+        Interrupted: ``execution.should_stop`` said so, or a worker process was killed.
     """
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}")
     for task in tasks:  # now: a worker would make anew what somebody has deleted meanwhile
         make_folder(task.folder.parent)
-    how = How(data, overwrite, tensorboard)
-    if ray is None:
-        return _run_here(tasks, how, jobs, on_progress, on_warning, should_stop)
-    if jobs is not None:
-        raise ValueError("jobs and ray exclude each other: a cluster does as many runs at a time as their shares allow")
-    return run_on_ray(tasks, how, ray, on_progress, on_warning, should_stop)
+    on_progress = execution.begin(title, [task.config for task in tasks])
+    if execution.ray is None:
+        return _run_here(tasks, execution, on_progress)
+    return run_on_ray(tasks, execution, execution.ray, on_progress)
 
 
-def _run_here(
-    tasks: Sequence[Task],
-    how: How,
-    jobs: int | None,
-    on_progress: OnProgress,
-    on_warning: OnWarning,
-    should_stop: Callable[[], bool],
-) -> list[dict[str, Any]]:
+def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgress) -> list[dict[str, Any]]:
     cores = os.cpu_count() or 1
-    jobs = min(jobs or cores, max(1, len(tasks)))
+    jobs = min(execution.jobs or cores, max(1, len(tasks)))
     context = multiprocessing.get_context("spawn")
     stop, messages = context.Event(), context.Queue()
     with _deaf_to_interrupts():  # Ctrl-C reaches the workers through `stop`, so that they can save
         pool = ProcessPoolExecutor(jobs, context, _start_worker, (stop, messages, max(1, cores // jobs)))
-        futures = {pool.submit(_work, index, task, how): index for index, task in enumerate(tasks)}
+        futures = {pool.submit(_work, index, task, execution.portable()): index for index, task in enumerate(tasks)}
 
     ended: set[int] = set()
 
@@ -92,7 +61,7 @@ def _run_here(
         while not messages.empty():
             index, news = messages.get()
             if isinstance(news, str):
-                on_warning(news)
+                execution.on_warning(news)
             elif index not in ended:
                 on_progress(index, news)
         for future in done:
@@ -105,7 +74,7 @@ def _run_here(
         while pending:
             done, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
             tell(done)
-            if should_stop() or any(future.exception() for future in done):
+            if execution.should_stop() or any(future.exception() for future in done):
                 break
     finally:
         stop.set()
@@ -154,15 +123,13 @@ def _die_with_parent() -> None:
     os._exit(1)  # a checkpoint is enough to go on from
 
 
-def _work(index: int, task: Task, how: How) -> dict[str, Any]:
+def _work(index: int, task: Task, execution: Execution) -> dict[str, Any]:
     if _worker["stop"].is_set():
         raise Interrupted("not started")
     check_there(task)
-    return do_task(
-        task,
-        how,
-        _worker["threads"],
-        on_progress=lambda progress: _worker["messages"].put((index, progress)),
-        on_warning=lambda warning: _worker["messages"].put((index, warning)),
-        should_stop=_worker["stop"].is_set,
-    )
+
+    def tell(news: Progress | str) -> None:
+        _worker["messages"].put((index, news))
+
+    execution = replace(execution, on_warning=tell, should_stop=_worker["stop"].is_set)
+    return do_task(task, execution, _worker["threads"], on_progress=tell)

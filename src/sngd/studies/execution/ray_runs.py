@@ -12,12 +12,14 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from sngd.studies.execution.task import How, OnProgress, OnWarning, Task, check_there, do_task, finished
+from sngd.studies.execution.execution import Execution, OnProgress, RayCluster
+from sngd.studies.execution.task import Task, check_there, do_task, finished
 from sngd.training import Interrupted, Progress
 from sngd.training.run_folder import RunFolder
 
@@ -25,42 +27,19 @@ POLL_SECONDS = 0.2
 RETRIES = 4  # of a run whose worker died: after 1, 4, 9 and 16 seconds, as Ray takes its time to notice a dead machine
 
 
-class RayCluster(NamedTuple):
-    """Which cluster, and a run's share of one of its machines.
-
-    Args:
-        address: "auto" (the cluster that this machine belongs to) or HOST:PORT.
-        cpus: CPUs that a run takes, > 0; its threads are the whole ones, at least one.
-        gpus: GPUs that a run takes, ≥ 0: 0.25 puts four runs on one. Default: 1 for a run on "cuda", otherwise none.
-    """
-
-    address: str = "auto"
-    cpus: float = 1.0
-    gpus: float | None = None
-
-
 def run_on_ray(
-    tasks: Sequence[Task],
-    how: How,
-    cluster: RayCluster,
-    on_progress: OnProgress,
-    on_warning: OnWarning,
-    should_stop: Callable[[], bool],
+    tasks: Sequence[Task], execution: Execution, cluster: RayCluster, on_progress: OnProgress
 ) -> list[dict[str, Any]]:
     """``sngd.studies.execution.parallel.run_all`` on a Ray cluster.
 
     Raises:
-        ValueError: a share is out of range, ray is not installed, there is no such cluster, or what the first task that
-            failed raised; the others stop too.
-        Interrupted: ``should_stop`` said so, or one run's workers died again and again.
+        ValueError: ray is not installed, there is no such cluster, or what the first task that failed raised; the
+            others stop too.
+        Interrupted: ``execution.should_stop`` said so, or one run's workers died again and again.
     """
-    if not cluster.cpus > 0:
-        raise ValueError(f"cpus must be greater than 0, got {cluster.cpus}")
-    if cluster.gpus is not None and not cluster.gpus >= 0:
-        raise ValueError(f"gpus must be at least 0, got {cluster.gpus}")
-    how = how._replace(data=how.data or _data_named_by_environment())
+    execution = replace(execution, data=execution.data or _data_named_by_environment())
     with _connected(cluster.address) as ray:
-        return _Batch(ray, tasks, how, cluster, on_progress, on_warning).run(should_stop)
+        return _Batch(ray, tasks, execution, cluster, on_progress).run()
 
 
 def _data_named_by_environment() -> Path | None:
@@ -112,13 +91,12 @@ class _Batch:
         self,
         ray: Any,
         tasks: Sequence[Task],
-        how: How,
+        execution: Execution,
         cluster: RayCluster,
         on_progress: OnProgress,
-        on_warning: OnWarning,
     ) -> None:
-        self.ray, self.tasks, self.how, self.cluster = ray, tasks, how, cluster
-        self.on_progress, self.on_warning = on_progress, on_warning
+        self.ray, self.tasks, self.execution, self.cluster = ray, tasks, execution, cluster
+        self.on_progress = on_progress
         self.rows: dict[int, dict[str, Any]] = {}
         self.begun: set[int] = set()
         self.deaths = [0] * len(tasks)
@@ -139,7 +117,9 @@ class _Batch:
         machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         cpus, gpus = self.cluster.cpus, max(map(self._gpus, self.tasks), default=0.0)
         if not any(cpus <= machine.get("CPU", 0) and gpus <= machine.get("GPU", 0) for machine in machines):
-            self.on_warning(f"ray: no machine of the cluster has {cpus:g} CPUs and {gpus:g} GPUs; waiting for one")
+            self.execution.on_warning(
+                f"ray: no machine of the cluster has {cpus:g} CPUs and {gpus:g} GPUs; waiting for one"
+            )
 
     def _gpus(self, task: Task) -> float:
         if self.cluster.gpus is not None:
@@ -149,16 +129,18 @@ class _Batch:
     def _submit(self, index: int) -> Any:
         task = self.tasks[index]
         again = self.deaths[index] > 0
-        how = self.how._replace(overwrite=False) if index in self.begun else self.how
+        execution = self.execution.portable()
+        if index in self.begun:
+            execution = replace(execution, overwrite=False)
         work = self.ray.remote(_work).options(
             num_cpus=self.cluster.cpus,
             num_gpus=self._gpus(task),
             max_retries=0,  # see _end
             name=f"{task.config.label or task.config.method}, seed {task.config.seed}",
         )
-        return work.remote(index, task, how, max(1, int(self.cluster.cpus)), self.mailbox, os.getcwd(), again)
+        return work.remote(index, task, execution, max(1, int(self.cluster.cpus)), self.mailbox, os.getcwd(), again)
 
-    def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
+    def run(self) -> list[dict[str, Any]]:
         stopping = False
         while self.pending or self.resting:
             if self.pending:
@@ -169,7 +151,7 @@ class _Batch:
             self._read(stopping)
             for ref in done:
                 self._end(ref)
-            if not stopping and (self.error is not None or should_stop()):
+            if not stopping and (self.error is not None or self.execution.should_stop()):
                 stopping = True
                 self._stop()
             if stopping:
@@ -188,7 +170,7 @@ class _Batch:
     def _read(self, stopping: bool) -> None:
         for index, news in self.ray.get(self.mailbox.collect.remote(stopping)):
             if isinstance(news, str):
-                self.on_warning(news)
+                self.execution.on_warning(news)
             elif news is not None and index not in self.rows:
                 self.begun.add(index)
                 self.on_progress(index, news)
@@ -223,7 +205,7 @@ class _Batch:
             self.error = self.error or Interrupted(f"{what}, {self.deaths[index]} times; the same command goes on")
         else:
             self.resting[index] = time.monotonic() + self.deaths[index] ** 2
-            self.on_warning(f"{what}; the run goes on in another one")
+            self.execution.on_warning(f"{what}; the run goes on in another one")
 
 
 def _first_sentence(text: str) -> str:
@@ -247,7 +229,9 @@ class _Mailbox:
         return news
 
 
-def _work(index: int, task: Task, how: How, threads: int, mailbox: Any, cwd: str, again: bool) -> dict[str, Any]:
+def _work(
+    index: int, task: Task, execution: Execution, threads: int, mailbox: Any, cwd: str, again: bool
+) -> dict[str, Any]:
     """What a worker does; ``again`` after the death of another one that had the same task."""
     import ray
 
@@ -258,14 +242,12 @@ def _work(index: int, task: Task, how: How, threads: int, mailbox: Any, cwd: str
     line = _Line(ray, mailbox, index)
     if again:
         _await_lock(task.folder, line)
-    return do_task(
-        task,
-        how,
-        threads,
-        on_progress=line.tell,
+    execution = replace(
+        execution,
         on_warning=lambda text: ray.get(mailbox.tell.remote(index, text)),
         should_stop=lambda: line.stop,
     )
+    return do_task(task, execution, threads, on_progress=line.tell)
 
 
 class _Line:

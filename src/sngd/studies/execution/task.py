@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sngd.problems import Problem, load_problem
+from sngd.studies.execution.execution import Execution
 from sngd.training import Progress, RunConfig, train
 from sngd.training.run_folder import BrokenRun, RunFolder
 
@@ -20,53 +21,38 @@ class Task(NamedTuple):
     folder: Path
 
 
-class How(NamedTuple):
-    """What the tasks of a batch have in common, see ``run_all``."""
-
-    data: Path | None
-    overwrite: bool
-    tensorboard: bool
-
-
-OnProgress = Callable[[int, Progress], None]  # (index of the task, how far it is)
-OnWarning = Callable[[str], None]
-
-
-def do_task(
-    task: Task,
-    how: How,
-    threads: int,
-    on_progress: Callable[[Progress], None],
-    on_warning: OnWarning,
-    should_stop: Callable[[], bool],
-) -> dict[str, Any]:
+def do_task(task: Task, execution: Execution, threads: int, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
     """Train, or go on with what the folder holds; if that is damaged, set it aside, with a warning, and begin anew.
+
+    Args:
+        task: the run.
+        execution: with the ``on_warning`` and ``should_stop`` of this process.
+        threads: CPU threads.
+        on_progress: follows this one run.
 
     Returns, and raises, what ``sngd.training.train`` does.
     """
     torch.set_num_threads(threads)
-    if not how.overwrite and (warning := RunFolder(task.folder).set_aside_if_broken()):
-        on_warning(warning)
+    if not execution.overwrite and (warning := RunFolder(task.folder).set_aside_if_broken()):
+        execution.on_warning(warning)
     try:
-        return _train(task, how, on_progress, should_stop)
+        return _train(task, execution, on_progress)
     except BrokenRun as error:  # the files are whole, and not those of this run
-        on_warning(RunFolder(task.folder).set_aside(error))
-        return _train(task, how, on_progress, should_stop)
+        execution.on_warning(RunFolder(task.folder).set_aside(error))
+        return _train(task, execution, on_progress)
 
 
-def _train(
-    task: Task, how: How, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
-) -> dict[str, Any]:
+def _train(task: Task, execution: Execution, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
     return train(
         task.config,
         task.folder,
-        data=how.data,
-        problem=lambda: _problem(task.config.problem, how.data),
-        resume=not how.overwrite,
-        overwrite=how.overwrite,
-        tensorboard=how.tensorboard,
+        data=execution.data,
+        problem=lambda: _problem(task.config.problem, execution.data),
+        resume=not execution.overwrite,
+        overwrite=execution.overwrite,
+        tensorboard=execution.tensorboard,
         on_progress=on_progress,
-        should_stop=should_stop,
+        should_stop=execution.should_stop,
     )
 
 

@@ -1,0 +1,103 @@
+"""How the runs of a study are done: one object, built where a command is read and handed on to where runs are done."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sngd.training import Progress, RunConfig
+
+OnProgress = Callable[[int, Progress], None]  # (index of the run, how far it is)
+OnWarning = Callable[[str], None]
+Begin = Callable[[str, Sequence[RunConfig]], OnProgress]
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Which cluster, and a run's share of one of its machines.
+
+    Args:
+        address: "auto" (the cluster that this machine belongs to) or HOST:PORT.
+        cpus: CPUs that a run takes, > 0; its threads are the whole ones, at least one.
+        gpus: GPUs that a run takes, ≥ 0: 0.25 puts four runs on one. Default: 1 for a run on "cuda", otherwise none.
+    """
+
+    address: str = "auto"
+    cpus: float = 1.0
+    gpus: float | None = None
+
+
+def _unwatched(_title: str, _configs: Sequence[RunConfig]) -> OnProgress:
+    return _untold
+
+
+def _untold(_index: int, _progress: Progress) -> None:
+    pass
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, stacklevel=2)
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How runs are done: where, with which data, what becomes of earlier ones, and who is told.
+
+    What a run computes is in its ``RunConfig``, and does not depend on this.
+
+    Args:
+        jobs: runs at a time on this machine, ≥ 1, each in a process with its share of the cores. Default: as many as
+            there are cores, at most one a run.
+        ray: do the runs on a Ray cluster instead, as many at a time as their shares allow, see ``ray_runs``.
+        data: folder of data sets. Default: see ``sngd.problems.load_problem``.
+        overwrite: throw away what the folders hold; otherwise finished runs are kept, and the others gone on with.
+        tensorboard: write event files too, see ``sngd.training.tensorboard``.
+        begin: called with a title and the settings of the runs before each batch of them. What it returns follows their
+            progress: it is called with a run's index in the batch, in this process, about ten times a second for each
+            that is running; lastly, for every one that is finished, with the whole budget spent.
+        on_warning: told, in a line, what a user should know and what stops nothing, such as a damaged folder that was
+            set aside. Default: a Python warning.
+        should_stop: asked again and again. Once true, those that run save a checkpoint, and ``Interrupted`` is raised.
+
+    Raises:
+        ValueError: ``jobs`` or a share of ``ray``'s is out of range, or both are given.
+    """
+
+    jobs: int | None = None
+    ray: RayCluster | None = None
+    data: Path | None = None
+    overwrite: bool = False
+    tensorboard: bool = False
+    begin: Begin = _unwatched
+    on_warning: OnWarning = _warn
+    should_stop: Callable[[], bool] = _never
+
+    def __post_init__(self) -> None:
+        if self.jobs is not None and self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, got {self.jobs}")
+        if self.ray is None:
+            return
+        if not self.ray.cpus > 0:
+            raise ValueError(f"cpus must be greater than 0, got {self.ray.cpus}")
+        if self.ray.gpus is not None and not self.ray.gpus >= 0:
+            raise ValueError(f"gpus must be at least 0, got {self.ray.gpus}")
+        if self.jobs is not None:
+            raise ValueError(
+                "jobs and ray exclude each other: a cluster does as many runs at a time as their shares allow"
+            )
+
+    def titled(self, prefix: str) -> "Execution":
+        """The same, but titles of batches begin with ``prefix``."""
+        return replace(self, begin=lambda title, configs: self.begin(f"{prefix}, {title}", configs))
+
+    def also_stopping(self, when: Callable[[], bool]) -> "Execution":
+        """The same, but it stops ``when`` that is true, too."""
+        return replace(self, should_stop=lambda: self.should_stop() or when())
+
+    def portable(self) -> "Execution":
+        """The same for another process, which has listeners of its own: functions of this one cannot be sent there."""
+        return replace(self, begin=_unwatched, on_warning=_warn, should_stop=_never)
