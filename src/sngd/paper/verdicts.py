@@ -15,13 +15,11 @@ Where the paper can be read in several ways, the verdict also has the outcomes u
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
 from typing import Any, NamedTuple
 
-from sngd.diagnose.interval import Interval, student_t
+from sngd.diagnose.interval import Interval
 from sngd.studies.markdown import markdown_table
 
 REPRODUCED = "reproduced"
@@ -117,13 +115,6 @@ class Verdict:
 
 
 # ---- intervals -----------------------------------------------------------------------------------------------
-
-
-def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's interval of the mean of at least two independent values, usually one a seed."""
-    mean, n = statistics.fmean(values), len(values)
-    margin = student_t(n - 1, level) * statistics.stdev(values) / sqrt(n)
-    return Interval(mean, mean - margin, mean + margin)
 
 
 def share_interval(hits: int, n: int) -> Interval:

@@ -7,7 +7,7 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sngd.diagnose.interval import student_t
+from sngd.diagnose.interval import mean_margin
 from sngd.studies.runs import Run, Study, value
 
 
@@ -114,8 +114,7 @@ def _ranked(study: Study, key: str, answers: dict[str, dict[int, float]]) -> Ver
 
 
 def _difference(other: str, differences: list[float]) -> Difference:
-    n = len(differences)
-    half_width = student_t(n - 1) * statistics.stdev(differences) / math.sqrt(n) if n > 1 else None
+    half_width = mean_margin(differences) if len(differences) > 1 else None
     return Difference(other, statistics.fmean(differences), half_width)
 
 

@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from sngd.checks import check_one_of
-from sngd.diagnose.interval import Interval
+from sngd.diagnose.interval import Interval, mean_interval
 from sngd.optim.perturbed import Perturbed
 from sngd.optim.sngd import SNGD
-from sngd.paper.verdicts import Evidence, Quantity, above, at_most, error_rate, every, mean_interval, never, reported
+from sngd.paper.verdicts import LEVEL, Evidence, Quantity, above, at_most, error_rate, every, never, reported
 from sngd.problems.analytic import Analytic, sharp_and_flat, strict_saddle, tensor_decomposition
 from sngd.problems.problem import Problem
 from sngd.studies.figures import DASH_LENGTHS, plain_style, save, styles
@@ -465,10 +465,10 @@ def _distances(measured: Mapping[str, Any], place: str) -> Iterator[Quantity]:
         for t in map(_count, seeds)
     ]
     yield every(f"runs of NGD {place} within Murray et al.'s 5√κ r/α steps", sum(within), len(within))
-    growth = mean_interval([-_slope(distances, column) for column in _columns(steps[slow])])
+    growth = mean_interval([-_slope(distances, column) for column in _columns(steps[slow])], LEVEL)
     yield above(f"steps that GD needs more {place} for every decade nearer", growth, 0)
     middle = (len(distances) - 1) // 2
-    late = mean_interval([log(column[-1] / column[middle]) for column in _columns(steps[quick])])
+    late = mean_interval([log(column[-1] / column[middle]) for column in _columns(steps[quick])], LEVEL)
     name = f"NGD's steps {place} at δ = {distances[-1]:g} over those at {distances[middle]:g} (levels off)"
     yield at_most(name, Interval(*map(exp, late)), 1.1)
 
@@ -516,4 +516,4 @@ def _final_ratio(measured: Mapping[str, Any]) -> Interval:
     """Geometric mean over seeds of the last losses' ratio."""
     losses = measured["tensor"]["losses"]
     ratios = [log(a[-1] / b[-1]) for a, b in zip(losses["Saddle-NGD"], losses["Noisy-GD"], strict=True)]
-    return Interval(*map(exp, mean_interval(ratios)))
+    return Interval(*map(exp, mean_interval(ratios, LEVEL)))

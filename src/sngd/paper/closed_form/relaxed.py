@@ -25,16 +25,16 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from sngd.checks import check_one_of
-from sngd.diagnose.interval import Interval
+from sngd.diagnose.interval import Interval, mean_interval
 from sngd.optim.sngd import SNGD
 from sngd.paper.verdicts import (
+    LEVEL,
     Evidence,
     Quantity,
     above,
     at_most,
     error_rate,
     every,
-    mean_interval,
     never,
     reported,
 )
@@ -285,7 +285,7 @@ def judge(measurements: Mapping[str, Any]) -> Evidence:
             len(thrown),
             essential=True,
         ),
-        at_most("exponent of ‖∇F(w_0)‖ in SGD's largest stable lr (theory: −1)", mean_interval(exponents), -0.5),
+        at_most("exponent of ‖∇F(w_0)‖ in SGD's largest stable lr (theory: −1)", mean_interval(exponents, LEVEL), -0.5),
         above(f"calls of SGD without budget, at its largest stable lr, over SNGD's {far}", _patience(measurements), 1),
         *_context(measurements, tuned),
     ]
@@ -348,7 +348,7 @@ def _ratio_to_bound(run: Mapping[str, Any]) -> float:
     """Lower end of the interval of measured mean over bound; infinite if a run diverged."""
     if None in run["mean"]:
         return math.inf
-    return mean_interval([mean / bound for mean, bound in zip(run["mean"], run["bound"], strict=True)]).low
+    return mean_interval([mean / bound for mean, bound in zip(run["mean"], run["bound"], strict=True)], LEVEL).low
 
 
 def _stability_exponent(measurements: Mapping[str, Any], seed: int) -> float:
@@ -372,7 +372,7 @@ def _patience(measurements: Mapping[str, Any]) -> Interval:
     lr, farthest = _one_for_all(measurements, _SNGD), measurements["gradients"][-1]
     slow = [calls or PATIENCE for calls in measurements["patient"][-1]["calls"]]
     quick = [calls or measurements["steps"] for calls in _at(measurements, _SNGD, lr, farthest)["calls"]]
-    mean = mean_interval([log(a / b) for a, b in zip(slow, quick, strict=True)])
+    mean = mean_interval([log(a / b) for a, b in zip(slow, quick, strict=True)], LEVEL)
     return Interval(*map(exp, mean))
 
 

@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sngd.checks import check_one_of
-from sngd.diagnose.interval import Interval
+from sngd.diagnose.interval import Interval, mean_interval
 from sngd.stages import StagePlan
 from sngd.studies.figures import plain_style, save, styles
 from sngd.theory import PLANNED, Plan, Smooth, plan
@@ -260,11 +260,8 @@ def _slopes(targets: Sequence[float], calls: Sequence[Sequence[int]]) -> Array:
 def _interval(targets: Sequence[float], calls: Sequence[Sequence[int | None]]) -> dict[str, float | None]:
     if any(count is None for counts in calls for count in counts):
         return {"slope": None, "low": None, "high": None}
-    from scipy.stats import t
-
-    slopes = _slopes(targets, calls)  # type: ignore[arg-type]
-    half = t.isf((1 - LEVEL) / 2, len(slopes) - 1) * slopes.std(ddof=1) / sqrt(len(slopes))
-    return {"slope": float(slopes.mean()), "low": float(slopes.mean() - half), "high": float(slopes.mean() + half)}
+    slope, low, high = mean_interval(_slopes(targets, calls).tolist(), LEVEL)  # type: ignore[arg-type]
+    return {"slope": slope, "low": low, "high": high}
 
 
 def summary(measurements: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:

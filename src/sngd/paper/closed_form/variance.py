@@ -23,9 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from sngd.checks import check_one_of
+from sngd.diagnose.interval import mean_interval
 from sngd.estimators import Full, MiniBatch, Spider
 from sngd.optim.sngd import SNGD
-from sngd.paper.verdicts import Evidence, Quantity, above, between, error_rate, mean_interval, never, reported
+from sngd.paper.verdicts import LEVEL, Evidence, Quantity, above, between, error_rate, never, reported
 from sngd.problems.problem import Problem
 from sngd.problems.registry import load_problem
 from sngd.studies.figures import plain_style, save
@@ -257,7 +258,7 @@ def judge(measurements: Mapping[str, Any]) -> Evidence:
     lrs, problems = measurements["lrs"], measurements["problems"]
     quantities = [quantity for name in problems for quantity in _judged(name, lrs, problems[name])]
     bounded = [ratio for measured in problems.values() for ratio in _ratios_to_bound(lrs, measured)]
-    exceeded = sum(mean_interval(ratio).low > 1 for ratio in bounded)
+    exceeded = sum(mean_interval(ratio, LEVEL).low > 1 for ratio in bounded)
     quantities.append(never("drifts above eq. 15's bound, where L is known", exceeded, len(bounded), essential=True))
     ends = sum(1 if quantity.required.startswith(">") else 2 for quantity in quantities[:-1] if quantity.required)
     return Evidence(
@@ -277,16 +278,17 @@ def judge(measurements: Mapping[str, Any]) -> Evidence:
 def _judged(name: str, lrs: Sequence[float], measured: Mapping[str, Any]) -> list[Quantity]:
     sngd, drift = (_slopes(lrs, measured[key]) for key in ("sngd", "drift"))
     growth = [log10(last / first) for first, last in zip(measured["spider"][0], measured["spider"][-1], strict=True)]
-    decades = f"from α = {lrs[0]:g} to {lrs[-1]:g}"
+    span = f"from α = {lrs[0]:g} to {lrs[-1]:g}"
     known = measured["L"] is not None
-    slope = mean_interval(drift)
+    decades = mean_interval(growth, LEVEL)
+    slope = mean_interval(drift, LEVEL)
     drift_name = f"{name}: exponent of α in the growth of SPIDER's variance over a period (theory: 2)"
     drift_quantity = between(drift_name, slope, 1.75, 2.25) if known else reported(drift_name, slope)
     sngd_name = f"{name}: exponent of α in the variance of SNGD's gradient"
     steady = name != "least squares"  # there σ² grows with the distance from the minimum, by definition
-    sngd_slope = mean_interval(sngd)
+    sngd_slope = mean_interval(sngd, LEVEL)
     return [
-        above(f"{name}: decades that SPIDER's variance grows {decades}", mean_interval(growth), 0, essential=True),
+        above(f"{name}: decades that SPIDER's variance grows {span}", decades, 0, essential=True),
         drift_quantity,
         between(sngd_name, sngd_slope, -0.1, 0.1, essential=True) if steady else reported(sngd_name, sngd_slope),
         *_crossing(name, lrs, measured),

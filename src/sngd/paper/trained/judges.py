@@ -24,8 +24,8 @@ from math import exp, log, sqrt
 from statistics import fmean, variance
 from typing import Any, NamedTuple
 
-from sngd.diagnose.interval import Interval
-from sngd.paper.verdicts import Evidence, Quantity, above, every, half, mean_interval, never, reported
+from sngd.diagnose.interval import Interval, mean_interval
+from sngd.paper.verdicts import Evidence, Quantity, above, every, half, never, reported
 from sngd.training.plan_words import build_plan
 
 LEVEL = 0.95
