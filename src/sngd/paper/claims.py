@@ -3,11 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sngd.paper.closed_form import conformance, escape, relaxed, variance
-from sngd.paper.reproduce import FIGURES, PROFILES, provenance, reproduce, stored
+from sngd.paper.reproduce import FIGURES, PROFILES, Measurements, Provenance, provenance, reproduce, stored
 from sngd.paper.trained import judges
+from sngd.paper.trained.alternatives import Alternatives
+from sngd.paper.trained.alternatives import Reading as ReadingMeasured
 from sngd.paper.verdicts import NOT_TESTED, Evidence, Reading, Verdict, as_json, as_markdown
 from sngd.studies.markdown import markdown_table
 from sngd.training.folder_lock import FolderLock, locked, make_folder
@@ -168,7 +170,7 @@ def _write(out: Path, profile: str, command: str, verdicts: Sequence[Verdict]) -
     replace_file(out / "verdicts.md", f"{title}\n\n{as_markdown(verdicts)}\n{_what_was_run(made)}".encode())
 
 
-def _what_was_run(made: Mapping[str, Mapping[str, Any]]) -> str:
+def _what_was_run(made: Mapping[str, Provenance]) -> str:
     """The studies with their commands and times; of those measured before times were kept a dash."""
     times = {figure: about.get("process_seconds") for figure, about in made.items()}
     rows = [
@@ -231,13 +233,13 @@ def _figures(claims: Sequence[Claim]) -> list[str]:
     return [*figures, *([ALTERNATIVES] if any(claim.ambiguous for claim in claims) else [])]
 
 
-def _verdict(claim: Claim, measurements: Mapping[str, dict[str, Any]]) -> Verdict:
+def _verdict(claim: Claim, measurements: Mapping[str, Measurements]) -> Verdict:
     verdict = Verdict(claim.name, claim.text, claim.where)
     if not set(claim.figures) <= set(measurements):
         return verdict
     evidence = claim.judge(*(measurements[figure] for figure in claim.figures))
     found = measurements.get(ALTERNATIVES) if claim.ambiguous else None
-    readings = _readings(claim, found["alternatives"]) if found else ()
+    readings = _readings(claim, cast(Alternatives, found)["alternatives"]) if found else ()
     sources = [*claim.figures, *([ALTERNATIVES] if readings else [])]
     return replace(
         verdict,
@@ -247,7 +249,7 @@ def _verdict(claim: Claim, measurements: Mapping[str, dict[str, Any]]) -> Verdic
     )
 
 
-def _readings(claim: Claim, alternatives: Mapping[str, Any]) -> tuple[Reading, ...]:
+def _readings(claim: Claim, alternatives: Mapping[str, ReadingMeasured]) -> tuple[Reading, ...]:
     """The claim judged under each reading that touches one of its figures; the others are the first reading's."""
     base = next(iter(alternatives.values()))["figures"]
     readings: list[Reading] = []

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 from sngd.diagnose.interval import Interval
 from sngd.studies.markdown import markdown_table
@@ -190,14 +190,49 @@ def _ends(measured: Interval | float) -> tuple[float, float | None, float | None
 # ---- shown ---------------------------------------------------------------------------------------------------
 
 
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as plain dicts, lists, strings and numbers: ``claim``, ``text``, ``where``, ``outcome``,
-    ``sources``, ``readings`` and, if there is evidence, ``profile``, ``quantities``, ``test``, ``error_rate``,
-    ``departures``."""
+class ReadingEntry(TypedDict):
+    """A ``Reading`` in JSON."""
+
+    name: str
+    outcome: str
+    changed: tuple[str, ...]
+
+
+class QuantityEntry(TypedDict):
+    """A ``Quantity`` in JSON."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    required: str
+    met: bool | None
+    essential: bool
+    of: int | None
+
+
+class VerdictEntry(TypedDict):
+    """A ``Verdict`` in JSON; what is not required is there if there is evidence."""
+
+    claim: str
+    text: str
+    where: str
+    outcome: str
+    sources: list[str]
+    readings: list[ReadingEntry]
+    profile: NotRequired[str]
+    quantities: NotRequired[tuple[QuantityEntry, ...]]
+    test: NotRequired[str]
+    error_rate: NotRequired[float]
+    departures: NotRequired[tuple[str, ...]]
+
+
+def as_json(verdict: Verdict) -> VerdictEntry:
+    """The verdict as plain dicts, sequences, strings and numbers."""
     head = {"claim": verdict.claim, "text": verdict.text, "where": verdict.where, "outcome": verdict.outcome}
     evidence = asdict(verdict.evidence) if verdict.evidence else {}
     readings = [reading._asdict() for reading in verdict.readings]
-    return {**head, "sources": list(verdict.sources), "readings": readings, **evidence}
+    return cast(VerdictEntry, {**head, "sources": list(verdict.sources), "readings": readings, **evidence})
 
 
 def cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:

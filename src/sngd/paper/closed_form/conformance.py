@@ -199,9 +199,7 @@ def _student(level: float) -> float:
     return float(t.isf(level, SEEDS - 1))
 
 
-def _family(
-    number: int, draw_instance: Callable[[Generator], Instance], instances: int, quantile: float
-) -> Family:
+def _family(number: int, draw_instance: Callable[[Generator], Instance], instances: int, quantile: float) -> Family:
     runs: list[Compared] = []
     slacks = []
     lemma_violations = outside = caught = caught_by_theorem = 0
@@ -345,9 +343,7 @@ def _check_lemma(smoothness: Smoothness, plan: StagePlan, path: Walk) -> tuple[n
     return np.array(slacks), failures
 
 
-def _compare(
-    instance: Instance, plan: StagePlan, batch_size: int | None, path: Walk, quantile: float
-) -> AgainstBound:
+def _compare(instance: Instance, plan: StagePlan, batch_size: int | None, path: Walk, quantile: float) -> AgainstBound:
     """E‖∇F(w̄)‖ over the drawn output exactly and over the seeds in the mean, against the theorem's bound."""
     weights = torch.tensor([plan.iterate_weight(t) for t in range(plan.steps)], dtype=torch.float64)
     gaps = (weights / weights.sum()) @ path.norms

@@ -14,7 +14,7 @@ from itertools import islice
 from math import exp, log, log10
 from pathlib import Path
 from statistics import linear_regression
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -109,7 +109,7 @@ class Escape(TypedDict):
     tensor: TensorMeasured
 
 
-def measure(profile: str = "quick") -> dict[str, Any]:
+def measure(profile: str = "quick") -> Escape:
     """Measure claim C8; everything in the returned dict can be written as JSON.
 
     Args:
@@ -201,12 +201,12 @@ _LANDSCAPES = {
 }
 
 
-def _trajectories(name: str) -> dict[str, list[list[float]]]:
+def _trajectories(name: str) -> dict[str, list[tuple[float, float]]]:
     landscape = _LANDSCAPES[name]
-    paths = {}
+    paths: dict[str, list[tuple[float, float]]] = {}
     for arm, start in landscape.starts.items():
         walk = _walk(landscape.analytic.problem, arm, torch.tensor(start), 0, int(arm.method in ("SGD", "SNGD")))
-        paths[arm.method] = [w.tolist() for w in islice(walk, landscape.steps + 1)]
+        paths[arm.method] = [(w[0].item(), w[1].item()) for w in islice(walk, landscape.steps + 1)]
     return paths
 
 
@@ -214,9 +214,9 @@ _DISTANCE_ARMS = (Arm("GD", 0.1), Arm("GD", 1.0), Arm("NGD", 0.1), Arm("NGD", 0.
 _DIMENSION_ARMS = (Arm("Noisy-GD", 0.1), Arm("Noisy-GD", 1.0), Arm("Saddle-NGD", 0.1), Arm("Saddle-NGD", 0.01))
 
 
-def _against_distance(settings: Profile, *, on_manifold: bool, dim: int = 10) -> dict[str, Any]:
+def _against_distance(settings: Profile, *, on_manifold: bool, dim: int = 10) -> Against:
     problem = _exact(dim, condition=CONDITION).problem
-    steps: dict[str, list[list[int | None]]] = {}
+    steps: Steps = {}
     theory: dict[str, list[float]] = {}
     for arm in _DISTANCE_ARMS:
         steps[arm.label] = [
@@ -255,8 +255,8 @@ def _predicted(arm: Arm, unstable: float) -> float:
     return math.log(RADIUS / unstable) / math.log1p(arm.lr / CONDITION)
 
 
-def _against_dimension(settings: Profile) -> dict[str, Any]:
-    steps: dict[str, list[list[int | None]]] = {}
+def _against_dimension(settings: Profile) -> AgainstDimension:
+    steps: Steps = {}
     for arm in _DIMENSION_ARMS:
         steps[arm.label] = []
         for dim in settings.dims:
@@ -266,14 +266,14 @@ def _against_dimension(settings: Profile) -> dict[str, Any]:
     return {"dims": list(settings.dims), "steps": steps}
 
 
-def _tensor(settings: Profile) -> dict[str, Any]:
+def _tensor(settings: Profile) -> TensorMeasured:
     every = settings.steps // 100
-    tuning: dict[str, list[list[float]]] = {}
+    tuning: dict[str, list[tuple[float, float]]] = {}
     losses: dict[str, list[list[float]]] = {}
     best: dict[str, float] = {}
     for method in ("Noisy-GD", "Saddle-NGD"):
         curves = partial(_tensor_losses, dim=settings.components, steps=settings.steps, every=every)
-        tuning[method] = [[lr, _final([curves(Arm(method, lr), seed) for seed in TUNING_SEEDS])] for lr in LRS]
+        tuning[method] = [(lr, _final([curves(Arm(method, lr), seed) for seed in TUNING_SEEDS])) for lr in LRS]
         best[method] = min(tuning[method], key=lambda pair: pair[1])[0]
         losses[method] = [curves(Arm(method, best[method]), seed) for seed in range(settings.seeds)]
     return {
@@ -316,7 +316,7 @@ def _final(curves: Sequence[Sequence[float]]) -> float:
     return sum(tails) / len(tails)
 
 
-def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def draw(measurements: Escape, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``fig1.png`` and ``fig1.svg`` of what ``measure`` returned into ``folder`` (made if absent).
 
     Returns:
@@ -361,7 +361,7 @@ def _draw_landscape(ax: Axes, landscape: _Landscape, paths: Mapping[str, Sequenc
     ax.legend(fontsize=8, loc="lower left", framealpha=0.9)
 
 
-def _draw_distance(ax: Axes, measured: Mapping[str, Any], title: str) -> None:
+def _draw_distance(ax: Axes, measured: Against, title: str) -> None:
     _draw_steps(ax, measured["distances"], measured["steps"])
     for arm in _DISTANCE_ARMS:
         color, _ = _look(arm)
@@ -375,7 +375,7 @@ def _draw_distance(ax: Axes, measured: Mapping[str, Any], title: str) -> None:
     ax.legend(fontsize=8, loc="upper left", ncols=2)
 
 
-def _draw_dimension(ax: Axes, measured: Mapping[str, Any]) -> None:
+def _draw_dimension(ax: Axes, measured: AgainstDimension) -> None:
     _draw_steps(ax, measured["dims"], measured["steps"])
     ax.set_xscale("log", base=2)
     ax.set_xlabel("dimension d")
@@ -383,7 +383,7 @@ def _draw_dimension(ax: Axes, measured: Mapping[str, Any]) -> None:
     ax.legend(fontsize=8, loc="upper left", ncols=2)
 
 
-def _draw_steps(ax: Axes, positions: Sequence[float], steps: Mapping[str, Sequence[Sequence[int | None]]]) -> None:
+def _draw_steps(ax: Axes, positions: Sequence[float], steps: Steps) -> None:
     """Mean and range over seeds of each arm; a stuck run counts as the limit, which the axis then shows."""
     for label, runs in steps.items():
         method, lr = label.split(", lr ")
@@ -401,7 +401,7 @@ def _look(arm: Arm) -> tuple[str, tuple[float, ...]]:
     return styles(METHODS)[arm.method].color, DASH_LENGTHS["solid" if arm.lr == 0.1 else "dash"]
 
 
-def _draw_tensor(ax: Axes, measured: Mapping[str, Any]) -> None:
+def _draw_tensor(ax: Axes, measured: TensorMeasured) -> None:
     for method, curves in measured["losses"].items():
         color = styles(METHODS)[method].color
         columns = list(zip(*curves, strict=True))
@@ -419,12 +419,12 @@ def _draw_tensor(ax: Axes, measured: Mapping[str, Any]) -> None:
     ax.legend(fontsize=8)
 
 
-def judge(measured: Mapping[str, Any]) -> Evidence:
+def judge(measured: Escape) -> Evidence:
     """C8 from the measurements of ``escape``."""
-    places = {"from_saddle": "from random points near a saddle", "from_manifold": "from near its stable manifold"}
     seeds = len(measured["dimension"]["steps"]["Saddle-NGD, lr 0.1"][0])
-    quantities = [quantity for key, place in places.items() for quantity in _distances(measured[key], place)]
-    quantities += [
+    quantities = [
+        *_distances(measured["from_saddle"], "from random points near a saddle"),
+        *_distances(measured["from_manifold"], "from near its stable manifold"),
         every(
             "runs of NGD and SNGD from a sharp minimum that end in the flat one",
             *_ended_flat(measured, "NGD", "SNGD"),
@@ -452,7 +452,7 @@ def judge(measured: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _distances(measured: Mapping[str, Any], place: str) -> Iterator[Quantity]:
+def _distances(measured: Against, place: str) -> Iterator[Quantity]:
     steps, distances = measured["steps"], measured["distances"]
     slow, quick = "GD, lr 0.1", "NGD, lr 0.1"
     yield every(
@@ -473,7 +473,7 @@ def _distances(measured: Mapping[str, Any], place: str) -> Iterator[Quantity]:
     yield at_most(name, Interval(*map(exp, late)), 1.1)
 
 
-def _earlier(steps: Mapping[str, Any], first: str, second: str) -> tuple[int, int]:
+def _earlier(steps: Steps, first: str, second: str) -> tuple[int, int]:
     """In how many of the pairs (same place, same seed) ``first`` takes fewer steps; and how many pairs there are."""
     pairs = [
         (_count(a), _count(b))
@@ -496,13 +496,13 @@ def _slope(distances: Sequence[float], steps: Sequence[int]) -> float:
     return linear_regression([log10(distance) for distance in distances], steps).slope
 
 
-def _ended_flat(measured: Mapping[str, Any], *methods: str) -> tuple[int, int]:
+def _ended_flat(measured: Escape, *methods: str) -> tuple[int, int]:
     """How many of the methods' paths, which begin in the sharp minimum's hole, end nearer to the flat one at 0."""
     ends = [measured["trajectories"]["sharp_and_flat"][method][-1] for method in methods]
     return sum(math.hypot(*end) < math.dist(end, SHARP) for end in ends), len(ends)
 
 
-def _halved_first(measured: Mapping[str, Any]) -> tuple[int, int]:
+def _halved_first(measured: Escape) -> tuple[int, int]:
     losses = measured["tensor"]["losses"]
     ours, theirs = ([_halved(curve) for curve in losses[name]] for name in ("Saddle-NGD", "Noisy-GD"))
     return sum(a < b for a, b in zip(ours, theirs, strict=True)), len(ours)
@@ -512,7 +512,7 @@ def _halved(curve: Sequence[float]) -> float:
     return next((t for t, loss in enumerate(curve) if loss < curve[0] / 2), math.inf)
 
 
-def _final_ratio(measured: Mapping[str, Any]) -> Interval:
+def _final_ratio(measured: Escape) -> Interval:
     """Geometric mean over seeds of the last losses' ratio."""
     losses = measured["tensor"]["losses"]
     ratios = [log(a[-1] / b[-1]) for a, b in zip(losses["Saddle-NGD"], losses["Noisy-GD"], strict=True)]

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import log10
 from pathlib import Path
 from statistics import fmean, linear_regression
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -147,7 +147,7 @@ class Variance(TypedDict):
     problems: dict[str, CaseMeasured]
 
 
-def measure(profile: str = "quick") -> dict[str, Any]:
+def measure(profile: str = "quick") -> Variance:
     """Measure claim C10; everything in the returned dict can be written as JSON.
 
     Args:
@@ -175,16 +175,30 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     }
 
 
-def _measured(case: Case, settings: Profile) -> dict[str, Any]:
+def _measured(case: Case, settings: Profile) -> CaseMeasured:
     seeds = range(settings.seeds)
-    grid = [[_errors(case, lr, settings.periods, seed) for seed in seeds] for lr in settings.lrs]
-    errors = {key: [[run[key] for run in at_lr] for at_lr in grid] for key in grid[0][0]}
-    constants = {key: value for key, value in case._asdict().items() if key != "problem"}
-    return {**constants, **errors}
+    spider = [[_spider_errors(case, lr, settings.periods, seed) for seed in seeds] for lr in settings.lrs]
+    return {
+        "L": case.L,
+        "sigma": case.sigma,
+        "anchor_batch_size": case.anchor_batch_size,
+        "batch_size": case.batch_size,
+        "period": case.period,
+        "spider": [[errors.spider for errors in at_lr] for at_lr in spider],
+        "anchor": [[errors.anchor for errors in at_lr] for at_lr in spider],
+        "drift": [[errors.drift for errors in at_lr] for at_lr in spider],
+        "beside": [[errors.beside for errors in at_lr] for at_lr in spider],
+        "sngd": [[_sngd_error(case, lr, settings.periods, seed) for seed in seeds] for lr in settings.lrs],
+    }
 
 
-def _errors(case: Case, lr: float, periods: int, seed: int) -> dict[str, float]:
-    return {**_spider_errors(case, lr, periods, seed), "sngd": _sngd_error(case, lr, periods, seed)}
+class _SpiderErrors(NamedTuple):
+    """Mean squared errors of one run, see ``measure``."""
+
+    spider: float
+    anchor: float
+    drift: float
+    beside: float
 
 
 class _Run:
@@ -206,14 +220,14 @@ class _Run:
         indices = torch.randint(self.problem.n, (size,), generator=self.generator)
         return self.problem.train[0][indices], self.problem.train[1][indices]
 
-    def estimate(self, estimator: Any) -> Tensor:
+    def estimate(self, estimator: Full | MiniBatch | Spider) -> Tensor:
         """The estimator's gradient at the present weights, in one vector; it is left in ``.grad``."""
         size = estimator.next_batch_size
         estimator.estimate(self.loss, self.problem.train if size is None else self.draw(size))
-        return torch.cat([p.grad.reshape(-1) for p in estimator.params]).double()
+        return torch.cat([p.grad.reshape(-1) for p in estimator.params if p.grad is not None]).double()
 
 
-def _spider_errors(case: Case, lr: float, periods: int, seed: int) -> dict[str, float]:
+def _spider_errors(case: Case, lr: float, periods: int, seed: int) -> _SpiderErrors:
     run = _Run(case, lr, seed)
     _, _, _, anchor_batch_size, batch_size, period = case
     sizes = {"anchor_batch_size": anchor_batch_size, "batch_size": batch_size, "period": period}
@@ -232,7 +246,7 @@ def _spider_errors(case: Case, lr: float, periods: int, seed: int) -> dict[str, 
             errors["spider"].append(_squared(error))
             errors["drift"].append(_squared(error - at_anchor))
         run.optimizer.step()
-    return {key: fmean(values) for key, values in errors.items()}
+    return _SpiderErrors(*(fmean(errors[key]) for key in _SpiderErrors._fields))
 
 
 def _sngd_error(case: Case, lr: float, periods: int, seed: int) -> float:
@@ -253,7 +267,7 @@ def _squared(vector: Tensor) -> float:
 # ---- judged --------------------------------------------------------------------------------------------------
 
 
-def judge(measurements: Mapping[str, Any]) -> Evidence:
+def judge(measurements: Variance) -> Evidence:
     """The evidence on C10 in what ``measure`` returned."""
     lrs, problems = measurements["lrs"], measurements["problems"]
     quantities = [quantity for name in problems for quantity in _judged(name, lrs, problems[name])]
@@ -275,8 +289,8 @@ def judge(measurements: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _judged(name: str, lrs: Sequence[float], measured: Mapping[str, Any]) -> list[Quantity]:
-    sngd, drift = (_slopes(lrs, measured[key]) for key in ("sngd", "drift"))
+def _judged(name: str, lrs: Sequence[float], measured: CaseMeasured) -> list[Quantity]:
+    sngd, drift = _slopes(lrs, measured["sngd"]), _slopes(lrs, measured["drift"])
     growth = [log10(last / first) for first, last in zip(measured["spider"][0], measured["spider"][-1], strict=True)]
     span = f"from α = {lrs[0]:g} to {lrs[-1]:g}"
     known = measured["L"] is not None
@@ -295,7 +309,7 @@ def _judged(name: str, lrs: Sequence[float], measured: Mapping[str, Any]) -> lis
     ]
 
 
-def _crossing(name: str, lrs: Sequence[float], measured: Mapping[str, Any]) -> list[Quantity]:
+def _crossing(name: str, lrs: Sequence[float], measured: CaseMeasured) -> list[Quantity]:
     means = zip(lrs, map(fmean, measured["spider"]), map(fmean, measured["sngd"]), strict=True)
     higher = [lr for lr, spider, sngd in means if spider > sngd]
     return [reported(f"{name}: smallest α at which SPIDER's variance is above SNGD's", higher[0])] if higher else []
@@ -309,19 +323,20 @@ def _slopes(lrs: Sequence[float], errors: Sequence[Sequence[float]]) -> list[flo
     ]
 
 
-def _ratios_to_bound(lrs: Sequence[float], measured: Mapping[str, Any]) -> list[list[float]]:
+def _ratios_to_bound(lrs: Sequence[float], measured: CaseMeasured) -> list[list[float]]:
     """For each α, drift over its bound (M − 1) α² L²/b of each seed; nothing where L is not known."""
-    if measured["L"] is None:
+    L = measured["L"]
+    if L is None:
         return []
     return [
-        [drift / _bound(measured, lr, sigma=0) for drift in drifts]
+        [drift / _bound(measured, L, lr, sigma=0) for drift in drifts]
         for lr, drifts in zip(lrs, measured["drift"], strict=True)
     ]
 
 
-def _bound(measured: Mapping[str, Any], lr: float, sigma: float) -> float:
+def _bound(measured: CaseMeasured, L: float, lr: float, sigma: float) -> float:
     return spider_variance(
-        Smooth(measured["L"]),
+        Smooth(L),
         sigma=sigma,
         lr=lr,
         batch_size=measured["batch_size"],
@@ -333,7 +348,7 @@ def _bound(measured: Mapping[str, Any], lr: float, sigma: float) -> float:
 # ---- drawn ---------------------------------------------------------------------------------------------------
 
 
-def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def draw(measurements: Variance, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``variance.png`` and ``variance.svg`` of what ``measure`` returned into ``folder`` (made if absent).
 
     Returns:
@@ -354,7 +369,8 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
         return save(figure, Path(folder) / "variance", dpi=130)
 
 
-_CURVES = (
+_Errors = Literal["spider", "anchor", "drift", "sngd", "beside"]
+_CURVES: tuple[tuple[_Errors, str, str, str], ...] = (
     ("spider", "SPIDER, end of a period", "#D55E00", "o"),
     ("anchor", "SPIDER, anchor", "#E69F00", "."),
     ("drift", "SPIDER, growth in the period", "#CC79A7", "."),
@@ -363,18 +379,19 @@ _CURVES = (
 )
 
 
-def _draw_problem(ax: Axes, name: str, lrs: Sequence[float], measured: Mapping[str, Any]) -> None:
+def _draw_problem(ax: Axes, name: str, lrs: Sequence[float], measured: CaseMeasured) -> None:
     for key, label, color, marker in _CURVES:
         errors = measured[key]
         ax.plot(lrs, [fmean(seeds) for seeds in errors], color=color, marker=marker, markersize=5, label=label)
         ax.fill_between(lrs, [min(e) for e in errors], [max(e) for e in errors], color=color, alpha=0.18, lw=0)
-    if measured["L"] is not None:
-        drift = [_bound(measured, lr, sigma=0) for lr in lrs]
+    L, sigma = measured["L"], measured["sigma"]
+    if L is not None:
+        drift = [_bound(measured, L, lr, sigma=0) for lr in lrs]
         ax.plot(lrs, drift, color="black", linewidth=0.9, dashes=(1, 2), label="(M − 1) α² L²/b")
-    if measured["sigma"] is not None:
-        whole = [_bound(measured, lr, measured["sigma"]) for lr in lrs]
+    if L is not None and sigma is not None:
+        whole = [_bound(measured, L, lr, sigma) for lr in lrs]
         ax.plot(lrs, whole, color="black", linewidth=0.9, dashes=(5, 2), label="eq. 15")
-        plain = measured["sigma"] ** 2 / measured["batch_size"]
+        plain = sigma**2 / measured["batch_size"]
         ax.axhline(plain, color="black", linewidth=0.9, dashes=(6, 2, 1.5, 2), label="σ²/b")
     ax.set(xscale="log", yscale="log", xlabel="learning rate α", ylabel="E‖g − ∇F(w)‖²")
     sizes = f"b = {measured['batch_size']}, B = {measured['anchor_batch_size']}, M = {measured['period']}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -12,11 +12,12 @@ from sngd.paper.trained.experiments import FIGURES, Arm, Experiment, device_of
 from sngd.studies.compare import Begin, compare
 from sngd.studies.execution.ray_runs import RayCluster
 from sngd.studies.execution.task import OnProgress, Task
-from sngd.studies.runs import Environment, Run, Study, Tuning, interpolate, read_study, value
+from sngd.studies.runs import Environment, Floats, Run, Study, Tuning, interpolate, read_study, value
 from sngd.training import RunConfig
 from sngd.training.schema import Count, NonNegative, Positive
 
-MEASURES = ("train_loss", "test_accuracy")
+Measure = Literal["train_loss", "test_accuracy"]
+MEASURES: tuple[Measure, ...] = ("train_loss", "test_accuracy")
 
 
 def run(
@@ -110,6 +111,14 @@ class ExperimentMeasured(TypedDict):
     tuning: TuningWithEdges | None
 
 
+class ExperimentsMeasured(TypedDict):
+    """Experiments by name, and where the first run was done."""
+
+    device: str
+    environment: Environment
+    experiments: dict[str, ExperimentMeasured]
+
+
 class FigureMeasured(TypedDict):
     """A figure made of runs: its experiments by name."""
 
@@ -120,7 +129,7 @@ class FigureMeasured(TypedDict):
     environment: NotRequired[Environment]
 
 
-def measure(figure: str, profile: str, out: Path) -> dict[str, Any]:
+def measure(figure: str, profile: str, out: Path) -> FigureMeasured:
     """The figure's measurements from the runs that ``out`` holds, and from nothing else.
 
     Raises:
@@ -130,7 +139,7 @@ def measure(figure: str, profile: str, out: Path) -> dict[str, Any]:
     return {"figure": figure, "profile": profile, **measure_experiments(FIGURES[figure][profile], out)}
 
 
-def measure_experiments(experiments: Sequence[Experiment], out: Path) -> dict[str, Any]:
+def measure_experiments(experiments: Sequence[Experiment], out: Path) -> ExperimentsMeasured:
     """``measure`` for any experiments."""
     studies = [read_study(out / experiment.name) for experiment in experiments]
     first = studies[0].runs[0]
@@ -138,7 +147,7 @@ def measure_experiments(experiments: Sequence[Experiment], out: Path) -> dict[st
     return {"device": RunConfig(**first.config).device, "environment": first.environment, "experiments": measured}
 
 
-def _measured(experiment: Experiment, study: Study) -> dict[str, Any]:
+def _measured(experiment: Experiment, study: Study) -> ExperimentMeasured:
     arms = {arm.label: _arm(arm, _finished(arm, experiment, study)) for arm in experiment.arms}
     last = next(run.answer for run in study.runs if run.answer.get("grads_over_n"))
     tuning = study.tuning
@@ -151,7 +160,7 @@ def _measured(experiment: Experiment, study: Study) -> dict[str, Any]:
         "weight_decay": experiment.weight_decay,
         "departures": list(experiment.departures),
         "arms": arms,
-        "tuning": tuning and {**tuning, "at_edge": _at_edge(tuning)},
+        "tuning": None if tuning is None else {**tuning, "at_edge": _at_edge(tuning)},
     }
 
 
@@ -164,21 +173,31 @@ def _finished(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
     return runs
 
 
-def _arm(arm: Arm, runs: list[Run]) -> dict[str, Any]:
+def _arm(arm: Arm, runs: list[Run]) -> ArmMeasured:
     config = RunConfig(**runs[0].config)
     costs = np.array(sorted({row["grads_over_n"] for run in runs for row in run.curve}), dtype=np.float64)
-    curves = {key: [_curve(run, key, costs) for run in runs] for key in MEASURES}
     return {
-        **{key: getattr(config, key) for key in ("method", "lr", "plan", "params")},
+        "method": config.method,
+        "lr": cast(float, config.lr),  # config.json has it resolved
+        "plan": config.plan,
+        "params": dict(config.params),
         "beyond": arm.beyond,
         "seeds": [run.seed for run in runs],
         "diverged": [run.seed for run in runs if run.diverged],
-        "final": {key: [None if run.diverged else value(run.answer, key) for run in runs] for key in MEASURES},
-        "curves": {"grads_over_n": costs.tolist(), **curves},
+        "final": {"train_loss": _final(runs, "train_loss"), "test_accuracy": _final(runs, "test_accuracy")},
+        "curves": {
+            "grads_over_n": costs.tolist(),
+            "train_loss": [_curve(run, "train_loss", costs) for run in runs],
+            "test_accuracy": [_curve(run, "test_accuracy", costs) for run in runs],
+        },
     }
 
 
-def _curve(run: Run, key: str, costs: Any) -> list[float | None]:
+def _final(runs: Sequence[Run], key: str) -> list[float | None]:
+    return [None if run.diverged else value(run.answer, key) for run in runs]
+
+
+def _curve(run: Run, key: str, costs: Floats) -> list[float | None]:
     return [None if np.isnan(number) else float(number) for number in interpolate(run.curve, key, costs)]
 
 
