@@ -40,11 +40,11 @@ class Reading(TypedDict):
     """The figures under one reading of the paper, and what it is."""
 
     what: str
-    figures: dict[str, FigureMeasured]
+    figures: dict[str, FigureMeasured]  # those that the reading touches
 
 
 class Alternatives(TypedDict):
-    """The readings by name, the figures' own first."""
+    """The readings by name. The first is the figures' own at this study's size: what the others are compared with."""
 
     figure: str
     profile: str

@@ -63,28 +63,28 @@ def run(
 
 
 class TuningWithEdges(Tuning):
-    """``at_edge``: the arms whose choice is an end of the grid."""
+    """The search for learning rates, and for which arms it ended at the edge of the grid."""
 
-    at_edge: list[str]
+    at_edge: list[str]  # arms whose α is the grid's least or greatest
 
 
 class Finals(TypedDict):
-    """What the answers measured; None if diverged."""
+    """What the runs ended with, a value a seed; None if it diverged."""
 
     train_loss: list[float | None]
-    test_accuracy: list[float | None]
+    test_accuracy: list[float | None]  # in [0, 1]
 
 
 class Curves(TypedDict):
-    """Against the cost; None after divergence."""
+    """A list a seed, with a value for each cost; None after divergence."""
 
-    grads_over_n: list[NonNegative]
+    grads_over_n: list[NonNegative]  # the costs
     train_loss: list[list[float | None]]
     test_accuracy: list[list[float | None]]
 
 
 class ArmMeasured(TypedDict):
-    """An arm; lists have an entry a seed, a curve in it an entry for each of ``grads_over_n``."""
+    """An arm of an experiment, its runs in the order of ``seeds``."""
 
     method: str
     lr: Positive
@@ -92,7 +92,7 @@ class ArmMeasured(TypedDict):
     params: dict[str, float]
     beyond: bool  # the paper has no such arm
     seeds: list[Count]
-    diverged: list[Count]
+    diverged: list[Count]  # those of the seeds whose run diverged
     final: Finals
     curves: Curves
 
@@ -106,9 +106,9 @@ class ExperimentMeasured(TypedDict):
     batch_size: Count
     epochs: Positive
     weight_decay: NonNegative
-    departures: list[str]
-    arms: dict[str, ArmMeasured]
-    tuning: TuningWithEdges | None
+    departures: list[str]  # a phrase each
+    arms: dict[str, ArmMeasured]  # by label, in the figure's order
+    tuning: TuningWithEdges | None  # None: nothing was tuned
 
 
 class ExperimentsMeasured(TypedDict):
@@ -125,7 +125,7 @@ class FigureMeasured(TypedDict):
     figure: str
     profile: str
     experiments: dict[str, ExperimentMeasured]
-    device: NotRequired[str]
+    device: NotRequired[str]  # of the first run, and so is the environment; a figure under another reading has none
     environment: NotRequired[Environment]
 
 

@@ -80,12 +80,12 @@ class PlateauMeasured(TypedDict):
     """A method's losses over its learning rates and seeds, and how wide the plateau is, with each seed."""
 
     lrs: list[Positive]
-    train_loss: list[list[float | None]]
-    decades: list[NonNegative]
-    clipped: bool
-    low: float | None
+    train_loss: list[list[float | None]]  # a list an α, in it a value a seed; None if it diverged
+    decades: list[NonNegative]  # with each seed: the width of the range within factor × the method's best
+    clipped: bool  # the grid ends first, with some seed
+    low: float | None  # the ends, in α, of the mean loss's range; None if some seed diverged everywhere
     high: float | None
-    sgd_decades: list[NonNegative]
+    sgd_decades: list[NonNegative]  # as ``decades``, within factor × SGD's best
     sgd_clipped: bool
 
 
