@@ -257,9 +257,8 @@ def judge_until_milestone(fig3: FigureMeasured) -> Evidence:
 
 def _equal(key: str, experiment: ExperimentMeasured, staged: str, constant: str) -> Iterator[Quantity]:
     ours, theirs = (experiment["arms"][label] for label in (staged, constant))
-    first = build_plan(str(ours["plan"]), ours["lr"], experiment["epochs"], experiment["n"] / experiment["batch_size"])[
-        0
-    ]
+    steps_per_epoch = experiment["n"] / experiment["batch_size"]
+    first = build_plan(str(ours["plan"]), ours["lr"], experiment["epochs"], steps_per_epoch)[0]
     milestone = first.steps * experiment["batch_size"] / experiment["n"]
     mine, other = _rows(ours), _rows(theirs)
     before = [row for row in mine if 0 < row[1] <= milestone * (1 + 1e-9)]  # at 0 all runs of a seed are equal

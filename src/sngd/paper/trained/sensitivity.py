@@ -83,7 +83,7 @@ class PlateauMeasured(TypedDict):
     train_loss: list[list[float | None]]  # a list an α, in it a value a seed; None if it diverged
     decades: list[NonNegative]  # with each seed: the width of the range within factor × the method's best
     clipped: bool  # the grid ends first, with some seed
-    low: float | None  # the ends, in α, of the mean loss's range; None if some seed diverged everywhere
+    low: float | None  # the ends, in α, of the mean loss's range; None if at every α a seed diverged
     high: float | None
     sgd_decades: list[NonNegative]  # as ``decades``, within factor × SGD's best
     sgd_clipped: bool
@@ -133,8 +133,9 @@ def _plateaus_of(arms: Sequence[ArmMeasured], sgd_limit: float) -> PlateauMeasur
 
 def _mean(arm: ArmMeasured) -> float | None:
     """Of the final training losses; None if a seed diverged."""
-    losses = [loss for loss in arm["final"]["train_loss"] if loss is not None]
-    return fmean(losses) if len(losses) == len(arm["seeds"]) else None
+    final = arm["final"]["train_loss"]
+    losses = [loss for loss in final if loss is not None]
+    return fmean(losses) if len(losses) == len(final) else None
 
 
 # ---- drawn ---------------------------------------------------------------------------------------------------
