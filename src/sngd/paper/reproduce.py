@@ -11,9 +11,9 @@ import torch
 
 from sngd.paper.closed_form import conformance, escape, relaxed, scaling, variance
 from sngd.paper.trained import alternatives, pictures, runs, sensitivity
-from sngd.studies.runs import Environment, seconds_spent
+from sngd.studies.runs import seconds_spent
 from sngd.training.folder_lock import FolderLock, locked, make_folder
-from sngd.training.run_folder import environment, write_json
+from sngd.training.run_folder import Environment, environment, write_json
 from sngd.training.schema import NonNegative, check, read
 
 PROFILES = ("quick", "small", "paper")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict
 
 from sngd.studies.lead import MEASURES, Verdict, answers_of, exponent, format_difference, lead, statements
 from sngd.studies.markdown import markdown_table
-from sngd.studies.runs import Run, Study, value
+from sngd.studies.runs import Run, Study, Tuning, value
 
 SPREAD_NOTE = "Mean ± sample standard deviation over seeds, at the end of each run; best mean in bold"
 DIFFERENCE_NOTE = "Differences: mean over paired seeds ± half of its 95 % interval"
@@ -132,19 +132,97 @@ def _seeds(summary: Summary) -> str:
     return text + (f" ({summary.diverged} diverged)" if summary.diverged else "")
 
 
-def as_json(study: Study) -> dict[str, Any]:
+class SpreadEntry(TypedDict):
+    """A ``Spread`` in JSON."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+class SummaryEntry(TypedDict):
+    """A ``Summary`` in JSON."""
+
+    label: str
+    lr: float | None
+    runs: int
+    finished: int
+    diverged: int
+    budget: float | None
+    train_loss: SpreadEntry | None
+    test_loss: SpreadEntry | None
+    test_accuracy: SpreadEntry | None
+
+
+class DifferenceEntry(TypedDict):
+    """A ``Difference`` in JSON."""
+
+    other: str
+    mean: float
+    half_width: float | None
+
+
+class VerdictEntry(TypedDict):
+    """A ``Verdict`` in JSON."""
+
+    key: str
+    statement: str
+    best: str | None
+    leads: list[DifferenceEntry]
+    seeds: int
+    beyond_noise: bool | None
+    equal_calls: bool | None
+    equal_tuning: bool | None
+
+
+class TableEntry(TypedDict):
+    """A study's table in JSON: a summary of each arm, a verdict on each measure."""
+
+    problem: str
+    methods: list[SummaryEntry]
+    verdicts: list[VerdictEntry]
+    tuning: Tuning | None
+
+
+def as_json(study: Study) -> TableEntry:
     """The table and the verdicts as plain dicts, lists, strings and finite numbers."""
-    methods = []
-    for summary in summarize(study):
-        entry = asdict(summary)
-        for key in MEASURES:
-            spread = getattr(summary, key)
-            entry[key] = spread._asdict() if spread else None
-        methods.append(entry)
-    verdicts = [asdict(verdict) for key in MEASURES if (verdict := lead(study, key))]
-    for entry in verdicts:
-        entry["leads"] = [difference._asdict() for difference in entry["leads"]]
-    return {"problem": study.problem, "methods": methods, "verdicts": verdicts, "tuning": study.tuning}
+    return {
+        "problem": study.problem,
+        "methods": [_summary_entry(summary) for summary in summarize(study)],
+        "verdicts": [_verdict_entry(verdict) for key in MEASURES if (verdict := lead(study, key))],
+        "tuning": study.tuning,
+    }
+
+
+def _summary_entry(summary: Summary) -> SummaryEntry:
+    return {
+        "label": summary.label,
+        "lr": summary.lr,
+        "runs": summary.runs,
+        "finished": summary.finished,
+        "diverged": summary.diverged,
+        "budget": summary.budget,
+        "train_loss": _spread_entry(summary.train_loss),
+        "test_loss": _spread_entry(summary.test_loss),
+        "test_accuracy": _spread_entry(summary.test_accuracy),
+    }
+
+
+def _spread_entry(spread: Spread | None) -> SpreadEntry | None:
+    return None if spread is None else {"mean": spread.mean, "std": spread.std, "n": spread.n}
+
+
+def _verdict_entry(verdict: Verdict) -> VerdictEntry:
+    return {
+        "key": verdict.key,
+        "statement": verdict.statement,
+        "best": verdict.best,
+        "leads": [{"other": d.other, "mean": d.mean, "half_width": d.half_width} for d in verdict.leads],
+        "seeds": verdict.seeds,
+        "beyond_noise": verdict.beyond_noise,
+        "equal_calls": verdict.equal_calls,
+        "equal_tuning": verdict.equal_tuning,
+    }
 
 
 def as_markdown(study: Study) -> str:

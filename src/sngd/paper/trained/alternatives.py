@@ -25,7 +25,7 @@ from sngd.paper.trained.runs import (
     measure_experiments,
 )
 from sngd.studies.figures import plain_style, save, styles
-from sngd.studies.runs import Environment
+from sngd.training.run_folder import Environment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

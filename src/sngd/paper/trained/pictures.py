@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
@@ -125,8 +125,7 @@ def page_of(width: float, height: float, title: str, measurements: FigureMeasure
     text = fill(_notes(experiments), int(15.5 * width))
     foot = 0.1 + 0.15 * len(text.splitlines())  # inches
     figure = Figure(figsize=(width, height + foot), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(height, foot))
-    page, bottom = parts
+    page, bottom = cast("tuple[SubFigure, SubFigure]", figure.subfigures(2, 1, height_ratios=(height, foot)))
     bottom.text(0.01, 0.5, text, fontsize=8, va="center")
     page.suptitle(f"{title}\n{_circumstances(measurements, experiments)}", fontsize=10.5)
     return figure, page

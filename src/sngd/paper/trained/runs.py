@@ -12,8 +12,8 @@ from sngd.paper.trained.experiments import FIGURES, Arm, Experiment, device_of
 from sngd.studies.compare import Begin, compare
 from sngd.studies.execution.ray_runs import RayCluster
 from sngd.studies.execution.task import OnProgress, Task
-from sngd.studies.runs import Environment, Floats, Run, Study, Tuning, interpolate, read_study, value
-from sngd.training import RunConfig
+from sngd.studies.runs import Floats, Run, Study, Tuning, interpolate, read_study, value
+from sngd.training.run_folder import Environment
 from sngd.training.schema import Count, NonNegative, Positive
 
 Measure = Literal["train_loss", "test_accuracy"]
@@ -144,7 +144,7 @@ def measure_experiments(experiments: Sequence[Experiment], out: Path) -> Experim
     studies = [read_study(out / experiment.name) for experiment in experiments]
     first = studies[0].runs[0]
     measured = {e.name: _measured(e, study) for e, study in zip(experiments, studies, strict=True)}
-    return {"device": RunConfig(**first.config).device, "environment": first.environment, "experiments": measured}
+    return {"device": first.settings.device, "environment": first.environment, "experiments": measured}
 
 
 def _measured(experiment: Experiment, study: Study) -> ExperimentMeasured:
@@ -174,7 +174,7 @@ def _finished(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
 
 
 def _arm(arm: Arm, runs: list[Run]) -> ArmMeasured:
-    config = RunConfig(**runs[0].config)
+    config = runs[0].settings
     costs = np.array(sorted({row["grads_over_n"] for run in runs for row in run.curve}), dtype=np.float64)
     return {
         "method": config.method,

@@ -9,13 +9,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
 from sngd.studies.execution.ray_runs import RayCluster, run_on_ray
 from sngd.studies.execution.task import How, OnProgress, OnWarning, Task, check_there, do_task, finished
-from sngd.training import Interrupted
+from sngd.training import Interrupted, Progress
 from sngd.training.folder_lock import make_folder
+from sngd.training.metrics import Row
 
 __all__ = ["OnProgress", "RayCluster", "Task", "run_all"]
 
@@ -33,7 +36,7 @@ def run_all(
     on_progress: OnProgress = lambda _index, _progress: None,
     on_warning: OnWarning = lambda text: warnings.warn(text, stacklevel=2),
     should_stop: Callable[[], bool] = lambda: False,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Do every task, ``jobs`` at a time, each in a process with its share of the cores; finished runs are not repeated.
 
     A run whose folder is damaged (a file that cannot be read, rows that are lost) is set aside as NAME.broken-1, -2, …
@@ -77,7 +80,7 @@ def _run_here(
     on_progress: OnProgress,
     on_warning: OnWarning,
     should_stop: Callable[[], bool],
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     cores = os.cpu_count() or 1
     jobs = min(jobs or cores, max(1, len(tasks)))
     context = multiprocessing.get_context("spawn")
@@ -88,7 +91,7 @@ def _run_here(
 
     ended: set[int] = set()
 
-    def tell(done: set[Future[dict[str, Any]]]) -> None:
+    def tell(done: set[Future[Row]]) -> None:
         while not messages.empty():
             index, news = messages.get()
             if isinstance(news, str):
@@ -114,7 +117,7 @@ def _run_here(
     return _results(list(futures), tasks)
 
 
-def _results(futures: Sequence[Future[dict[str, Any]]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+def _results(futures: Sequence[Future[Row]], tasks: Sequence[Task]) -> list[Row]:
     errors = [error for f in futures if not f.cancelled() and (error := f.exception())]
     for error in errors:
         if isinstance(error, BrokenProcessPool):
@@ -139,10 +142,10 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-_worker: dict[str, Any] = {}
+_worker: dict[str, Any] = {}  # Any: the arguments of _start_worker, which a spawned process has no other place for
 
 
-def _start_worker(stop: Any, messages: Any, threads: int) -> None:
+def _start_worker(stop: Event, messages: Queue[tuple[int, Progress | str]], threads: int) -> None:
     _worker.update(stop=stop, messages=messages, threads=threads)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
@@ -154,7 +157,7 @@ def _die_with_parent() -> None:
     os._exit(1)  # a checkpoint is enough to go on from
 
 
-def _work(index: int, task: Task, how: How) -> dict[str, Any]:
+def _work(index: int, task: Task, how: How) -> Row:
     if _worker["stop"].is_set():
         raise Interrupted("not started")
     check_there(task)

@@ -19,7 +19,12 @@ from typing import Any, NamedTuple
 
 from sngd.studies.execution.task import How, OnProgress, OnWarning, Task, check_there, do_task, finished
 from sngd.training import Interrupted, Progress
+from sngd.training.metrics import Row
 from sngd.training.run_folder import RunFolder
+
+_Ray = Any  # Any: the module, which carries no types and need not be installed
+_Actor = Any  # Any: ray's handle on an actor
+_Ref = Any  # Any: ray's reference to a result to come
 
 POLL_SECONDS = 0.2
 RETRIES = 4  # of a run whose worker died: after 1, 4, 9 and 16 seconds, as Ray takes its time to notice a dead machine
@@ -46,7 +51,7 @@ def run_on_ray(
     on_progress: OnProgress,
     on_warning: OnWarning,
     should_stop: Callable[[], bool],
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """``sngd.studies.execution.parallel.run_all`` on a Ray cluster.
 
     Raises:
@@ -70,7 +75,7 @@ def _data_named_by_environment() -> Path | None:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
+def _connected(address: str) -> Iterator[_Ray]:
     try:
         import ray
     except ImportError:
@@ -110,7 +115,7 @@ class _Batch:
 
     def __init__(
         self,
-        ray: Any,
+        ray: _Ray,
         tasks: Sequence[Task],
         how: How,
         cluster: RayCluster,
@@ -119,7 +124,7 @@ class _Batch:
     ) -> None:
         self.ray, self.tasks, self.how, self.cluster = ray, tasks, how, cluster
         self.on_progress, self.on_warning = on_progress, on_warning
-        self.rows: dict[int, dict[str, Any]] = {}
+        self.rows: dict[int, Row] = {}
         self.begun: set[int] = set()
         self.deaths = [0] * len(tasks)
         self.resting: dict[int, float] = {}  # runs to be given out again, and when
@@ -146,7 +151,7 @@ class _Batch:
             return self.cluster.gpus
         return float(task.config.device.startswith("cuda"))
 
-    def _submit(self, index: int) -> Any:
+    def _submit(self, index: int) -> _Ref:
         task = self.tasks[index]
         again = self.deaths[index] > 0
         how = self.how._replace(overwrite=False) if index in self.begun else self.how
@@ -158,7 +163,7 @@ class _Batch:
         )
         return work.remote(index, task, how, max(1, int(self.cluster.cpus)), self.mailbox, os.getcwd(), again)
 
-    def run(self, should_stop: Callable[[], bool]) -> list[dict[str, Any]]:
+    def run(self, should_stop: Callable[[], bool]) -> list[Row]:
         stopping = False
         while self.pending or self.resting:
             if self.pending:
@@ -200,7 +205,7 @@ class _Batch:
             if index not in self.begun:
                 self.ray.cancel(ref)
 
-    def _end(self, ref: Any) -> None:
+    def _end(self, ref: _Ref) -> None:
         errors = self.ray.exceptions
         index = self.pending.pop(ref)
         try:
@@ -247,7 +252,7 @@ class _Mailbox:
         return news
 
 
-def _work(index: int, task: Task, how: How, threads: int, mailbox: Any, cwd: str, again: bool) -> dict[str, Any]:
+def _work(index: int, task: Task, how: How, threads: int, mailbox: _Actor, cwd: str, again: bool) -> Row:
     """What a worker does; ``again`` after the death of another one that had the same task."""
     import ray
 
@@ -271,9 +276,9 @@ def _work(index: int, task: Task, how: How, threads: int, mailbox: Any, cwd: str
 class _Line:
     """A worker's line to the mailbox: one message is under way at a time, so that training never waits for it."""
 
-    def __init__(self, ray: Any, mailbox: Any, index: int) -> None:
+    def __init__(self, ray: _Ray, mailbox: _Actor, index: int) -> None:
         self.ray, self.mailbox, self.index = ray, mailbox, index
-        self.answer: Any = None
+        self.answer: _Ref = None
         self.stop = False
 
     def tell(self, progress: Progress | None) -> None:

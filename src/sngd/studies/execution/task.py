@@ -4,12 +4,13 @@ import errno
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from sngd.problems import Problem, load_problem
 from sngd.training import Progress, RunConfig, train
+from sngd.training.metrics import Row
 from sngd.training.run_folder import BrokenRun, RunFolder
 
 
@@ -39,7 +40,7 @@ def do_task(
     on_progress: Callable[[Progress], None],
     on_warning: OnWarning,
     should_stop: Callable[[], bool],
-) -> dict[str, Any]:
+) -> Row:
     """Train, or go on with what the folder holds; if that is damaged, set it aside, with a warning, and begin anew.
 
     Returns, and raises, what ``sngd.training.train`` does.
@@ -54,9 +55,7 @@ def do_task(
         return _train(task, how, on_progress, should_stop)
 
 
-def _train(
-    task: Task, how: How, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]
-) -> dict[str, Any]:
+def _train(task: Task, how: How, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> Row:
     return train(
         task.config,
         task.folder,
@@ -81,7 +80,7 @@ def _problem(spec: str, data: Path | None) -> Problem:
     return load_problem(spec, data)
 
 
-def finished(row: dict[str, Any]) -> Progress:
+def finished(row: Row) -> Progress:
     """What is told of a run that has ended with ``row``: the whole budget is spent."""
     calls = max(1, row["oracle_calls"])
     return Progress(calls, calls, row["train_loss"])
