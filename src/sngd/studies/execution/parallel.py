@@ -145,7 +145,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
 _worker: dict[str, Any] = {}  # Any: the arguments of _start_worker, which a spawned process has no other place for
 
 
-def _start_worker(stop: Event, messages: Queue[tuple[int, Progress | str]], threads: int) -> None:
+def _start_worker(stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int) -> None:
     _worker.update(stop=stop, messages=messages, threads=threads)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
