@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from sngd.paper.closed_form import conformance, escape, relaxed, variance
-from sngd.paper.reproduce import FIGURES, PROFILES, Measurements, Provenance, provenance, reproduce, stored
+from sngd.paper.reproduce import FIGURES, Measurements, Provenance, provenance, reproduce, stored
 from sngd.paper.trained import judges
-from sngd.paper.trained.alternatives import Alternatives
-from sngd.paper.trained.alternatives import Reading as ReadingMeasured
-from sngd.paper.verdicts import NOT_TESTED, Evidence, Reading, Verdict, as_json, as_markdown
+from sngd.paper.trained.alternatives import Alternatives, ReadingMeasured
+from sngd.paper.trained.experiments import PROFILES
+from sngd.paper.verdicts import NOT_TESTED, Evidence, ReadingOutcome, Verdict, as_json, as_markdown
 from sngd.studies.markdown import markdown_table
 from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.run_folder import replace_file, write_json
@@ -249,10 +249,10 @@ def _verdict(claim: Claim, measurements: Mapping[str, Measurements]) -> Verdict:
     )
 
 
-def _readings(claim: Claim, alternatives: Mapping[str, ReadingMeasured]) -> tuple[Reading, ...]:
+def _readings(claim: Claim, alternatives: Mapping[str, ReadingMeasured]) -> tuple[ReadingOutcome, ...]:
     """The claim judged under each reading that touches one of its figures; the others are the first reading's."""
     base = next(iter(alternatives.values()))["figures"]
-    readings: list[Reading] = []
+    readings: list[ReadingOutcome] = []
     met: dict[str, bool | None] = {}
     for name, reading in alternatives.items():
         figures = {**base, **reading["figures"]}
@@ -264,5 +264,5 @@ def _readings(claim: Claim, alternatives: Mapping[str, ReadingMeasured]) -> tupl
             continue
         met = met or {quantity.name: quantity.met for quantity in evidence.quantities}
         changed = (q.name for q in evidence.quantities if q.met != met.get(q.name, q.met))
-        readings.append(Reading(name, outcome, tuple(changed)))
+        readings.append(ReadingOutcome(name, outcome, tuple(changed)))
     return tuple(readings)

@@ -11,13 +11,11 @@ import torch
 
 from sngd.paper.closed_form import conformance, escape, relaxed, scaling, variance
 from sngd.paper.trained import alternatives, pictures, runs, sensitivity
+from sngd.paper.trained.experiments import PROFILES
 from sngd.studies.runs import seconds_spent
 from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.run_folder import Environment, environment, write_json
 from sngd.training.schema import NonNegative, check, read
-
-PROFILES = ("quick", "small", "paper")
-
 
 Measurements = Mapping[str, object]  # of any figure; the figure's schema says what there is
 M = TypeVar("M", bound=Measurements)

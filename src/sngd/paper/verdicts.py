@@ -10,7 +10,7 @@ requires of it. The claim's ``Verdict`` is then
 
 A requirement that the interval leaves open is not met: what could not be shown has not been reproduced.
 
-Where the paper can be read in several ways, the verdict also has the outcomes under the other ``Reading``s.
+Where the paper can be read in several ways, the verdict also has the outcome under each of the other readings.
 """
 
 from __future__ import annotations
@@ -73,9 +73,12 @@ class Evidence:
     departures: tuple[str, ...] = ()
 
 
-class Reading(NamedTuple):
-    """The outcome under a reading of the paper, and the quantities whose requirement is met or not as it is not, or is,
-    under the first reading."""
+class ReadingOutcome(NamedTuple):
+    """The claim's outcome under a reading of the paper.
+
+    ``changed`` names the quantities whose requirement is met under this reading and not under the first, or the other
+    way round.
+    """
 
     name: str
     outcome: str
@@ -95,7 +98,7 @@ class Verdict:
     where: str
     evidence: Evidence | None = None
     sources: tuple[str, ...] = ()
-    readings: tuple[Reading, ...] = ()
+    readings: tuple[ReadingOutcome, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -191,7 +194,7 @@ def _ends(measured: Interval | float) -> tuple[float, float | None, float | None
 
 
 class ReadingEntry(TypedDict):
-    """A ``Reading`` in JSON."""
+    """A ``ReadingOutcome`` in JSON."""
 
     name: str
     outcome: str
@@ -275,7 +278,7 @@ def reading_cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str
     return ["claim", *names, "the verdict"], rows
 
 
-def _told(reading: Reading) -> str:
+def _told(reading: ReadingOutcome) -> str:
     return reading.outcome + (f" ({len(reading.changed)} changed)" if reading.changed else "")
 
 

@@ -26,7 +26,7 @@ from sngd.problems import load_problem
 from sngd.studies.figures import plain_style, save
 from sngd.studies.runs import read_run, value
 from sngd.training import RunConfig
-from sngd.training.engine import Run, part
+from sngd.training.engine import RunState, part
 from sngd.training.folder_lock import make_folder, turn_to_publish
 from sngd.training.metrics import Row
 from sngd.training.run_folder import RunFolder, environment, write_json
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 ENVELOPE = 0.95  # quantile of the fit that is meant for plans
 
 JSON = str | int | float | None | list["JSON"] | dict[str, "JSON"]
-Progress = Callable[[str, int, int], object]  # what is measured, steps done, steps at most
+OnMeasured = Callable[[str, int, int], object]  # what is measured, steps done, steps at most
 
 
 class Diagnosis(NamedTuple):
@@ -116,7 +116,7 @@ def diagnose(
     seed: int = 0,
     device: str = "cpu",
     data: Path | None = None,
-    on_progress: Progress = lambda *_: None,
+    on_progress: OnMeasured = lambda *_: None,
 ) -> Diagnosis:
     """Measure ``target``.
 
@@ -170,13 +170,13 @@ def diagnose(
     )
 
 
-def _point(target: str, seed: int, device: str, data: Path | None) -> tuple[Run, str, list[Row]]:
+def _point(target: str, seed: int, device: str, data: Path | None) -> tuple[RunState, str, list[Row]]:
     """The model in its run, what to call the point, and the tracked rows up to it."""
     if not Path(target).is_dir():
         problem = load_problem(target, data)
         batch_size = min(RunConfig.batch_size, problem.n)
         config = RunConfig(target, "sngd", seed=seed, batch_size=batch_size, device=device)
-        return Run(config.resolved(problem.n), problem), f"initial weights, seed {seed}", []
+        return RunState(config.resolved(problem.n), problem), f"initial weights, seed {seed}", []
     found = read_run(target)
     files = RunFolder(target)
     checkpoint = files.load_checkpoint()
@@ -184,7 +184,7 @@ def _point(target: str, seed: int, device: str, data: Path | None) -> tuple[Run,
         raise FileNotFoundError(f"{target}: has no checkpoint.pt, the weights to measure are not there")
     config = replace(found.settings, device=device, track=None)
     problem = load_problem(config.problem, data)
-    run = Run(config.resolved(problem.n), problem)
+    run = RunState(config.resolved(problem.n), problem)
     with files.naming_checkpoint(), part("model"):
         run.model.load_state_dict(checkpoint["model"])
     with files.naming_checkpoint(), part("loop"):

@@ -107,7 +107,7 @@ def train(
                     loaded = problem() if problem else load_problem(config.problem, data)
         with ranks.agreed():
             config = config.resolved(loaded.n)
-            run = Run(config, loaded, ranks)
+            run = RunState(config, loaded, ranks)
             if checkpoint is not None:
                 with files.naming_checkpoint():
                     run.load_state_dict(checkpoint)
@@ -164,7 +164,7 @@ def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
 
 
 def _loop(
-    run: "Run",
+    run: "RunState",
     files: RunFolder,
     events: EventFiles | None,
     on_progress: Callable[[Progress], None],
@@ -201,7 +201,7 @@ def _loop(
             raise on_all_ranks(Interrupted(f"{files.path}: stopped after {run.steps} steps; --resume goes on"))
 
 
-class Run:
+class RunState:
     """The moving parts of one run and their state; ``config`` must be resolved.
 
     Each source of chance has its own generator, drawn from the seed, so that methods with one seed share initial

@@ -138,7 +138,7 @@ def test_the_quick_profile_is_measured_judged_and_drawn(tmp_path):
 
 def test_a_start_from_which_every_rate_diverges_is_stored_and_read_back():
     """It has no largest stable rate: SGD is not run from there, and the file must say so."""
-    settings = relaxed.Profile(2, (1e5,), 5, {"SGD": (3.0,)})
+    settings = relaxed.Size(2, (1e5,), 5, {"SGD": (3.0,)})
     runs = [relaxed._runs(settings, "SGD", 3.0, 1e5)]
     patient = relaxed._patient(settings, runs, 1e5)
     assert patient == {"lrs": [None, None], "calls": [None, None]}

@@ -132,7 +132,7 @@ def measure(profile: str = "quick") -> Conformance:
         ValueError: no such profile.
     """
     check_one_of("profile", profile, INSTANCES)
-    comparisons = len(FAMILIES) * INSTANCES[profile] * len(_RUNS)
+    comparisons = len(FAMILIES) * INSTANCES[profile] * len(_PLANS)
     quantile = _student(ERROR_RATE / comparisons)
     return {
         "profile": profile,
@@ -208,7 +208,7 @@ def _family(number: int, draw_instance: Callable[[Generator], Instance], instanc
         instance = draw_instance(generator)
         suspect = instance._replace(smoothness=wrong(instance.smoothness))
         lemma_catches = theorem_catches = False
-        for run, draw_plan in _RUNS.items():
+        for run, draw_plan in _PLANS.items():
             plan = draw_plan(instance, generator)
             batch_size = None if run == "ngd" else round(log_uniform(1, 128, generator))
             path = walk(instance, plan, batch_size, 1 if batch_size is None else SEEDS, generator)
@@ -273,7 +273,7 @@ def _geometric_plan(instance: Instance, generator: Generator) -> StagePlan:
             return plan
 
 
-_RUNS: dict[str, Callable[[Instance, Generator], StagePlan]] = {
+_PLANS: dict[str, Callable[[Instance, Generator], StagePlan]] = {
     "ngd": _constant_plan,
     "sngd": _constant_plan,
     "s-sngd:harmonic": _harmonic_plan,

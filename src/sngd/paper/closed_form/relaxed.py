@@ -55,7 +55,7 @@ PATIENCE = 200_000  # steps after which a run without budget is given up
 _SGD, _SNGD, _CLIPPED = METHODS = ("SGD", "SNGD", "clipped SGD")
 
 
-class Profile(NamedTuple):
+class Size(NamedTuple):
     seeds: int
     gradients: tuple[float, ...]  # ‖∇F(w_0)‖
     steps: int
@@ -63,14 +63,14 @@ class Profile(NamedTuple):
 
 
 _NORMALIZED_LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
-PROFILES = {
-    "quick": Profile(
+SIZES = {
+    "quick": Size(
         3,
         (1.0, 1e4),
         300,
         {_SGD: (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0), _SNGD: (0.1, 0.3), _CLIPPED: (0.1, 0.3)},
     ),
-    "small": Profile(
+    "small": Size(
         5,
         (1.0, 1e1, 1e2, 1e3, 1e4, 1e5),
         1000,
@@ -136,8 +136,8 @@ def measure(profile: str = "quick") -> Relaxed:
     Raises:
         ValueError: no such profile.
     """
-    check_one_of("profile", profile, PROFILES)
-    settings = PROFILES[profile]
+    check_one_of("profile", profile, SIZES)
+    settings = SIZES[profile]
     runs = [
         _runs(settings, method, lr, gradient)
         for gradient in settings.gradients
@@ -156,7 +156,7 @@ def measure(profile: str = "quick") -> Relaxed:
     }
 
 
-def _runs(settings: Profile, method: str, lr: float, gradient: float) -> RunsMeasured:
+def _runs(settings: Size, method: str, lr: float, gradient: float) -> RunsMeasured:
     outcomes = [_run(settings.steps, method, lr, gradient, seed) for seed in range(settings.seeds)]
     return {
         "method": method,
@@ -241,7 +241,7 @@ def _bound(gap: float, lr: float, steps: int) -> float | None:
     return sngd_bound(smoothness, sigma=SIGMA, gap=gap, lr=lr, batch_size=BATCH_SIZE, steps=steps).total
 
 
-def _patient(settings: Profile, runs: Sequence[RunsMeasured], gradient: float) -> Patient:
+def _patient(settings: Size, runs: Sequence[RunsMeasured], gradient: float) -> Patient:
     lrs = [_largest_stable(runs, _SGD, gradient, seed) for seed in range(settings.seeds)]
     calls = [_calls_without_budget(gradient, seed, lr) for seed, lr in enumerate(lrs)]
     return {"lrs": lrs, "calls": calls}

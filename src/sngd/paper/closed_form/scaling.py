@@ -62,14 +62,14 @@ THEORY = {
 }
 
 
-class Profile(NamedTuple):
+class Size(NamedTuple):
     seeds: int
     targets: tuple[float, ...]
 
 
-PROFILES = {
-    "quick": Profile(6, (0.28, 0.2, 0.14, 0.1, 0.07)),
-    "small": Profile(20, (0.2, 0.14, 0.1, 0.07, 0.05, 0.035)),
+SIZES = {
+    "quick": Size(6, (0.28, 0.2, 0.14, 0.1, 0.07)),
+    "small": Size(20, (0.2, 0.14, 0.1, 0.07, 0.05, 0.035)),
 }
 
 
@@ -149,8 +149,8 @@ def measure(profile: str = "quick") -> Scaling:
     Raises:
         ValueError: no such profile.
     """
-    check_one_of("profile", profile, PROFILES)
-    seeds, targets = PROFILES[profile]
+    check_one_of("profile", profile, SIZES)
+    seeds, targets = SIZES[profile]
     return {
         "profile": profile,
         "seeds": seeds,

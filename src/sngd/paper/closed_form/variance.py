@@ -48,15 +48,15 @@ class Case(NamedTuple):
     period: int  # M
 
 
-class Profile(NamedTuple):
+class Size(NamedTuple):
     seeds: int
     periods: int
     lrs: tuple[float, ...]
 
 
-PROFILES = {
-    "quick": Profile(6, 2, (0.001, 0.03, 1.0)),
-    "small": Profile(10, 5, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
+SIZES = {
+    "quick": Size(6, 2, (0.001, 0.03, 1.0)),
+    "small": Size(10, 5, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
 }
 
 
@@ -164,8 +164,8 @@ def measure(profile: str = "quick") -> Variance:
     Raises:
         ValueError: no such profile.
     """
-    check_one_of("profile", profile, PROFILES)
-    settings = PROFILES[profile]
+    check_one_of("profile", profile, SIZES)
+    settings = SIZES[profile]
     return {
         "profile": profile,
         "seeds": settings.seeds,
@@ -175,7 +175,7 @@ def measure(profile: str = "quick") -> Variance:
     }
 
 
-def _measured(case: Case, settings: Profile) -> CaseMeasured:
+def _measured(case: Case, settings: Size) -> CaseMeasured:
     seeds = range(settings.seeds)
     spider = [[_spider_errors(case, lr, settings.periods, seed) for seed in seeds] for lr in settings.lrs]
     return {
@@ -201,7 +201,7 @@ class _SpiderErrors(NamedTuple):
     beside: float
 
 
-class _Run:
+class _Descent:
     """A model at its start, its samples, and SNGD steps: what both estimators share."""
 
     def __init__(self, case: Case, lr: float, seed: int) -> None:
@@ -228,7 +228,7 @@ class _Run:
 
 
 def _spider_errors(case: Case, lr: float, periods: int, seed: int) -> _SpiderErrors:
-    run = _Run(case, lr, seed)
+    run = _Descent(case, lr, seed)
     _, _, _, anchor_batch_size, batch_size, period = case
     sizes = {"anchor_batch_size": anchor_batch_size, "batch_size": batch_size, "period": period}
     spider = Spider(run.model, **sizes, chunk_size=512)  # the sums that the committed measurements were made with
@@ -250,7 +250,7 @@ def _spider_errors(case: Case, lr: float, periods: int, seed: int) -> _SpiderErr
 
 
 def _sngd_error(case: Case, lr: float, periods: int, seed: int) -> float:
-    run = _Run(case, lr, seed)
+    run = _Descent(case, lr, seed)
     estimator = MiniBatch(run.model, case.batch_size)
     errors = []
     for _ in range(periods * case.period):
@@ -369,8 +369,8 @@ def draw(measurements: Variance, folder: str | os.PathLike[str]) -> list[Path]:
         return save(figure, Path(folder) / "variance", dpi=130)
 
 
-_Errors = Literal["spider", "anchor", "drift", "sngd", "beside"]
-_CURVES: tuple[tuple[_Errors, str, str, str], ...] = (
+_ErrorName = Literal["spider", "anchor", "drift", "sngd", "beside"]
+_CURVES: tuple[tuple[_ErrorName, str, str, str], ...] = (
     ("spider", "SPIDER, end of a period", "#D55E00", "o"),
     ("anchor", "SPIDER, anchor", "#E69F00", "."),
     ("drift", "SPIDER, growth in the period", "#CC79A7", "."),

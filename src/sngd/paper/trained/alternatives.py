@@ -1,6 +1,6 @@
 """Where the paper is ambiguous: the same experiments under other readings, so that the verdicts can be compared.
 
-Most readings need runs of their own, see ``ALTERNATIVES`` in the table. One does not: how SPIDER's gradients are
+Most readings need runs of their own, see ``READINGS`` in the table. One does not: how SPIDER's gradients are
 counted changes the axis only, so it is ``recounted`` from the measurements of the runs that there are.
 """
 
@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from sngd.paper.trained.experiments import ALTERNATIVES, alternatives
+from sngd.paper.trained.experiments import READINGS, experiments_by_reading
 from sngd.paper.trained.pictures import page_of
 from sngd.paper.trained.runs import (
-    MEASURES,
+    CURVE_KEYS,
     ArmMeasured,
+    CurveKey,
     ExperimentMeasured,
     FigureMeasured,
-    Measure,
     measure_experiments,
 )
 from sngd.studies.figures import plain_style, save, styles
@@ -36,7 +36,7 @@ _WHAT = (
 )
 
 
-class Reading(TypedDict):
+class ReadingMeasured(TypedDict):
     """The figures under one reading of the paper, and what it is."""
 
     what: str
@@ -50,18 +50,18 @@ class Alternatives(TypedDict):
     profile: str
     device: str
     environment: Environment
-    alternatives: dict[str, Reading]
+    alternatives: dict[str, ReadingMeasured]
 
 
 def measure(profile: str, out: Path) -> Alternatives:
     """The measurements of every reading from the runs in ``out``; an arm that a reading leaves alone is the base's."""
-    table = alternatives(profile)
+    table = experiments_by_reading(profile)
     experiments = [e for figures in table.values() for part in figures.values() for e in part]
     measured = measure_experiments(experiments, out)
     base = next(iter(table))
-    readings: dict[str, Reading] = {}
+    readings: dict[str, ReadingMeasured] = {}
     for name, figures in table.items():
-        readings[name] = {"what": ALTERNATIVES[name].what, "figures": {}}
+        readings[name] = {"what": READINGS[name].what, "figures": {}}
         for figure, part in figures.items():
             own = {Path(e.name).name: measured["experiments"][e.name] for e in part}
             if name != base:
@@ -129,7 +129,7 @@ def counted_once(calls: float, anchor: float, period: float, batch_size: int) ->
 
 def _cut(arm: ArmMeasured, costs: Sequence[float], budget: float) -> ArmMeasured:
     kept = [*(cost for cost in costs if cost < budget), budget]
-    losses, accuracies = ([_at(kept, costs, seed) for seed in arm["curves"][key]] for key in MEASURES)
+    losses, accuracies = ([_at(kept, costs, seed) for seed in arm["curves"][key]] for key in CURVE_KEYS)
     return {
         **arm,
         "final": {"train_loss": [seed[-1] for seed in losses], "test_accuracy": [seed[-1] for seed in accuracies]},
@@ -145,7 +145,7 @@ def _at(wanted: Sequence[float], costs: Sequence[float], values: Sequence[float 
 
 # ---- drawn ---------------------------------------------------------------------------------------------------
 
-_SCALES: dict[Measure, tuple[str, float]] = {
+_SCALES: dict[CurveKey, tuple[str, float]] = {
     "train_loss": ("final training loss", 1),
     "test_accuracy": ("final test accuracy (%)", 100),
 }
@@ -173,7 +173,7 @@ def draw(measurements: Alternatives, folder: str | os.PathLike[str]) -> list[Pat
                 for reading, content in readings.items()
                 if of_figure in content["figures"] and name in content["figures"][of_figure]["experiments"]
             }
-            for ax, key in zip(column, MEASURES, strict=True):
+            for ax, key in zip(column, CURVE_KEYS, strict=True):
                 _draw_finals(ax, found, key)
             column[0].set_title(f"{of_figure}, {base[of_figure]['experiments'][name]['title']}", fontsize=9)
             column[0].set_xticklabels([])
@@ -187,7 +187,7 @@ def draw(measurements: Alternatives, folder: str | os.PathLike[str]) -> list[Pat
         return save(figure, Path(folder) / "alternatives", dpi=130)
 
 
-def _draw_finals(ax: Axes, found: Mapping[str, ExperimentMeasured], key: Measure) -> None:
+def _draw_finals(ax: Axes, found: Mapping[str, ExperimentMeasured], key: CurveKey) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     title, scale = _SCALES[key]

@@ -1,6 +1,6 @@
 """The evidence on claims C1 to C6, from the measurements of Figures 2 to 4 and from nothing else.
 
-A claim is cut into comparisons, one for each setting, competitor and measure. Each is of two methods in runs with the
+A claim is cut into comparisons, one for each setting, competitor and criterion. Each is of two methods in runs with the
 same seed, which share initial weights and samples, and asks that Student's interval of the mean paired difference lie
 on the claim's side. The claim is reproduced if every comparison holds, and not reproduced if fewer than half of them
 do.
@@ -39,9 +39,9 @@ Values = list[float | None]  # one a seed, the smaller the better; None for a ru
 def judge_large_rate(fig2: FigureMeasured) -> Evidence:
     """C1 from Figure 2: final training loss and test accuracy of SNGD, α = 0.1, against SPIDER-SFO's two curves."""
     comparisons = [
-        _compared(key, experiment, measure, "SNGD, α=0.1", competitor)
+        _compared(key, experiment, criterion, "SNGD, α=0.1", competitor)
         for key, experiment in fig2["experiments"].items()
-        for competitor, measure in product(("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.001"), FINAL)
+        for competitor, criterion in product(("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.001"), FINAL)
     ]
     return _evidence([fig2], comparisons)
 
@@ -49,9 +49,9 @@ def judge_large_rate(fig2: FigureMeasured) -> Evidence:
 def judge_small_rate(fig2: FigureMeasured) -> Evidence:
     """C2 from Figure 2: SPIDER-SFO against SNGD, both with α = 0.001, along the curve and where it ends."""
     comparisons = [
-        _compared(key, experiment, measure, "SPIDER-SFO, α=0.001", "SNGD, α=0.001")
+        _compared(key, experiment, criterion, "SPIDER-SFO, α=0.001", "SNGD, α=0.001")
         for key, experiment in fig2["experiments"].items()
-        for measure in (ALONG, LOSS)
+        for criterion in (ALONG, LOSS)
     ]
     note = "to converge faster is to have the lower mean training loss along the curve (its area), and at its end"
     return _evidence([fig2], comparisons, departures=[note])
@@ -66,9 +66,9 @@ def judge_stages(fig3: FigureMeasured) -> Evidence:
     """C4 from Figure 3: both S-SNGD against SNGD and SPIDER-SFO with either α."""
     competitors = [f"{method}, α={lr}" for method in ("SNGD", "SPIDER-SFO") for lr in (0.5, 0.1)]
     comparisons = [
-        _compared(key, experiment, measure, staged, competitor)
+        _compared(key, experiment, criterion, staged, competitor)
         for key, experiment in fig3["experiments"].items()
-        for staged, competitor, measure in product(STAGED, competitors, FINAL)
+        for staged, competitor, criterion in product(STAGED, competitors, FINAL)
     ]
     return _evidence([fig3], comparisons, _best_accuracy(fig3))
 
@@ -77,9 +77,9 @@ def judge_large_batch(fig4: FigureMeasured) -> Evidence:
     """C6 from Figure 4: S-SNGD against S-SGD, each with the learning rate that its tuning chose."""
     experiments = fig4["experiments"]
     comparisons = [
-        _compared(key, experiment, measure, "S-SNGD", "S-SGD")
+        _compared(key, experiment, criterion, "S-SNGD", "S-SGD")
         for key, experiment in experiments.items()
-        for measure in FINAL
+        for criterion in FINAL
     ]
     tunings = [experiment["tuning"] for experiment in experiments.values() if _has(experiment, "S-SNGD", "S-SGD")]
     fair = sum(tuning is not None and "S-SGD" not in tuning["at_edge"] for tuning in tunings)
@@ -98,8 +98,8 @@ def _against_others(fig4: FigureMeasured) -> Iterator[Quantity]:
     """Beyond the paper: what S-SNGD gains over methods with momentum; nothing is required of it."""
     for key, experiment in fig4["experiments"].items():
         others = [label for label, arm in experiment["arms"].items() if arm["beyond"]]
-        for other, measure in product(others, FINAL):
-            if found := _compared(key, experiment, measure, "S-SNGD", other):
+        for other, criterion in product(others, FINAL):
+            if found := _compared(key, experiment, criterion, "S-SNGD", other):
                 yield replace(found, required="", met=None)
 
 
@@ -283,7 +283,7 @@ def _rows(arm: ArmMeasured) -> dict[tuple[int, float], tuple[float | None, float
 # ---- two arms compared ---------------------------------------------------------------------------------------
 
 
-class Measure(NamedTuple):
+class Criterion(NamedTuple):
     """What is compared: its name, and an arm's values."""
 
     name: str
@@ -310,18 +310,20 @@ def _mean_losses(arm: ArmMeasured) -> Values:
     ]
 
 
-LOSS = Measure("final training loss", _final_losses)
-ERROR = Measure("final test error in percentage points", _final_errors)
-ALONG = Measure("mean training loss along the curve", _mean_losses)
+LOSS = Criterion("final training loss", _final_losses)
+ERROR = Criterion("final test error in percentage points", _final_errors)
+ALONG = Criterion("mean training loss along the curve", _mean_losses)
 FINAL = (LOSS, ERROR)
 
 
-def _compared(key: str, experiment: ExperimentMeasured, measure: Measure, winner: str, loser: str) -> Quantity | None:
+def _compared(
+    key: str, experiment: ExperimentMeasured, criterion: Criterion, winner: str, loser: str
+) -> Quantity | None:
     """How much more ``loser`` has than ``winner``, which must be positive; None if one of them was not run."""
     if not _has(experiment, winner, loser):
         return None
-    name = f"{key}: {measure.name}, {loser} − {winner}"
-    return _contest(name, *(measure.values(experiment["arms"][label]) for label in (winner, loser)))
+    name = f"{key}: {criterion.name}, {loser} − {winner}"
+    return _contest(name, *(criterion.values(experiment["arms"][label]) for label in (winner, loser)))
 
 
 def _contest(name: str, ours: Values, theirs: Values, *, ratio: bool = False) -> Quantity:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from sngd.paper.trained.runs import ArmMeasured, ExperimentMeasured, FigureMeasured, Measure
+from sngd.paper.trained.runs import ArmMeasured, CurveKey, ExperimentMeasured, FigureMeasured
 from sngd.studies.figures import (
     DASH_LENGTHS,
     TEST_ACCURACY,
@@ -76,7 +76,7 @@ def _bands(experiment: ExperimentMeasured, panel: Panel) -> dict[str, Band]:
     """Mean, lowest and highest seed at each cost that every seed reached with a finite value."""
     bands = {}
     for label, arm in experiment["arms"].items():
-        values = panel.scale * np.array(arm["curves"][cast(Measure, panel.key)], dtype=np.float64)  # null becomes NaN
+        values = panel.scale * np.array(arm["curves"][cast(CurveKey, panel.key)], dtype=np.float64)  # null becomes NaN
         reached = np.isfinite(values).all(axis=0)
         if reached.any():
             values, costs = values[:, reached], np.array(arm["curves"]["grads_over_n"])[reached]

@@ -8,7 +8,7 @@ from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from sngd.paper.trained.experiments import FIGURES, Arm, Experiment, device_of
+from sngd.paper.trained.experiments import EXPERIMENTS, Arm, Experiment, device_of
 from sngd.studies.compare import Begin, compare
 from sngd.studies.execution.ray_runs import RayCluster
 from sngd.studies.execution.task import OnProgress, Task
@@ -16,8 +16,8 @@ from sngd.studies.runs import Floats, Run, Study, Tuning, interpolate, read_stud
 from sngd.training.run_folder import Environment
 from sngd.training.schema import Count, NonNegative, Positive
 
-Measure = Literal["train_loss", "test_accuracy"]
-MEASURES: tuple[Measure, ...] = ("train_loss", "test_accuracy")
+CurveKey = Literal["train_loss", "test_accuracy"]
+CURVE_KEYS: tuple[CurveKey, ...] = ("train_loss", "test_accuracy")
 
 
 def run(
@@ -32,7 +32,7 @@ def run(
     """Do the runs of a figure that ``out`` lacks, each experiment as ``compare`` does it, in a folder of its own.
 
     Args:
-        figure: a key of ``FIGURES``.
+        figure: a key of ``EXPERIMENTS``.
         profile: one of ``PROFILES``.
         out: the figure's folder, made if need be.
         begin: as ``compare``'s; the titles that it is told name figure and experiment.
@@ -43,7 +43,7 @@ def run(
         ValueError: see ``compare``.
         Interrupted: ``should_stop`` said so; the same call goes on.
     """
-    for experiment in FIGURES[figure][profile]:
+    for experiment in EXPERIMENTS[figure][profile]:
 
         def begin_part(title: str, tasks: Sequence[Task], name: str = experiment.name) -> OnProgress:
             return begin(f"{figure}, {name}, {title}", tasks)
@@ -136,7 +136,7 @@ def measure(figure: str, profile: str, out: Path) -> FigureMeasured:
         FileNotFoundError: there are none of an experiment.
         ValueError: a run is absent or has not finished; see ``read_study`` for broken files.
     """
-    return {"figure": figure, "profile": profile, **measure_experiments(FIGURES[figure][profile], out)}
+    return {"figure": figure, "profile": profile, **measure_experiments(EXPERIMENTS[figure][profile], out)}
 
 
 def measure_experiments(experiments: Sequence[Experiment], out: Path) -> ExperimentsMeasured:
