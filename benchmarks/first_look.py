@@ -22,7 +22,7 @@ from sngd.problems import Problem, load_problem
 from sngd.problems.models import mlp
 from sngd.problems.resnet import cifar_resnet
 from sngd.training import RunConfig
-from sngd.training.engine import Run
+from sngd.training.engine import RunState
 from sngd.training.run_folder import environment, write_json
 
 
@@ -62,7 +62,7 @@ def step_sides() -> dict[str, Callable[[], None]]:
 def epoch_sides(problem: Problem) -> dict[str, Callable[[], None]]:
     """One epoch of SGD at batch 128 on the MNIST perceptron: the engine, and a loop over a DataLoader."""
     config = RunConfig("mnist-mlp", "sgd", batch_size=128, epochs=1e6, threads=torch.get_num_threads()).resolved()
-    run = Run(config, problem)
+    run = RunState(config, problem)
     steps = -(-problem.n // 128)
 
     def engine() -> None:

@@ -17,7 +17,7 @@ from sngd.paper.verdicts import (
     NOT_TESTED,
     REPRODUCED,
     Evidence,
-    Reading,
+    ReadingOutcome,
     Verdict,
     at_least,
 )
@@ -275,11 +275,11 @@ def test_options_reach_the_figures_made_of_runs(studies, monkeypatch, tmp_path):
 @pytest.mark.usefixtures("studies")
 def test_ambiguous_claims_are_judged_under_each_reading_that_touches_them(tmp_path):
     verdicts = {verdict.claim: verdict for verdict in reproduce_claims([], "quick", tmp_path)}
-    base = Reading("as in the figures", REPRODUCED)
-    assert verdicts["C1"].readings == (base, Reading("scaled", REPRODUCED))
+    base = ReadingOutcome("as in the figures", REPRODUCED)
+    assert verdicts["C1"].readings == (base, ReadingOutcome("scaled", REPRODUCED))
     assert verdicts["C1"].depends_on == ()
     assert verdicts["C1"].sources == ("fig2/measurements.json", "alternatives/measurements.json")
-    assert verdicts["C4"].readings == (base, Reading("by step", NOT_REPRODUCED, ("value",)))
+    assert verdicts["C4"].readings == (base, ReadingOutcome("by step", NOT_REPRODUCED, ("value",)))
     assert verdicts["C4"].depends_on == ("by step",)
     assert verdicts["C4"].outcome == REPRODUCED  # the verdict is the figure's own
     assert [reading.name for reading in verdicts["C3"].readings] == ["as in the figures", "by step", "scaled"]

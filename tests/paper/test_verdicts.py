@@ -1,7 +1,6 @@
 """Verdicts follow from quantities, and quantities from intervals."""
 
 import json
-import random
 
 import pytest
 from hypothesis import given
@@ -24,7 +23,6 @@ from sngd.paper.verdicts import (
     error_rate,
     every,
     half,
-    mean_interval,
     never,
     reported,
     share_interval,
@@ -97,19 +95,6 @@ def test_the_share_interval_is_clopper_and_pearsons():
     assert share_interval(20, 20) == Interval(1, pytest.approx(tail ** (1 / 20)), 1)
     value, low, high = share_interval(7, 20)
     assert low < value == 0.35 < high
-
-
-def test_the_mean_interval_covers_the_mean_as_often_as_it_says():
-    rng = random.Random(0)
-    missed = 0
-    for _ in range(30_000):
-        _, low, high = mean_interval([rng.gauss(3, 2) for _ in range(4)])
-        missed += not low <= 3 <= high
-    assert 15 <= missed <= 45  # 30 expected, standard deviation 5.5
-
-
-def test_another_level_gives_another_interval():
-    assert mean_interval([1.0, 2.0, 3.0], 0.95).high == pytest.approx(2 + 4.30265 / 3**0.5, rel=1e-5)
 
 
 def test_the_error_rate_is_a_union_bound():

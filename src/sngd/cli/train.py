@@ -72,7 +72,7 @@ def train(
         print_json({"folder": str(folder), **row})
     else:
         shown = ("grads_over_n", "train_loss", "test_loss", "test_accuracy", "grad_norm")
-        _print_row({key: row[key] for key in shown if row[key] is not None})
+        _print_row({key: number for key in shown if isinstance(number := row.get(key), int | float)})
         out.print(f"run folder: {folder}", soft_wrap=True, highlight=False)
     if row["diverged"]:
         untrained = row["step"] == 0 and initial_loss_not_finite(loaded or load_problem(config.problem, data))

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from math import exp, fsum, hypot, isfinite, sqrt
-from statistics import NormalDist, fmean, stdev
+from statistics import NormalDist, fmean
 from typing import Any, Literal, NamedTuple
 
-from sngd.diagnose.interval import Interval, student_t
+from sngd.diagnose.interval import Interval, mean_margin, student_t
 from sngd.stages import Stage, StagePlan
 from sngd.theory import (
     Bound,
@@ -195,8 +195,7 @@ def mean_norm(curves: Sequence[Curve], plan: StagePlan) -> Interval:
     if len(runs) == 1:
         return runs[0]
     means = [run.value for run in runs]
-    between = student_t(len(runs) - 1) * stdev(means) / sqrt(len(runs))
-    return _above_zero(fmean(means), hypot(between, fmean(run.high - run.value for run in runs)))
+    return _above_zero(fmean(means), hypot(mean_margin(means), fmean(run.high - run.value for run in runs)))
 
 
 def _of_one_run(curve: Curve, weights: Sequence[float]) -> Interval:

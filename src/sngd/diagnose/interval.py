@@ -1,6 +1,8 @@
-"""A measured number with its confidence interval."""
+"""A measured number with its confidence interval, and Student's interval of a mean."""
 
-from math import cos, pi, sin, sqrt, tan
+from collections.abc import Sequence
+from math import cos, isfinite, nan, pi, sin, sqrt, tan
+from statistics import fmean, stdev
 from typing import NamedTuple
 
 
@@ -18,6 +20,25 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+
+
+def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
+    """Student's interval of the mean of at least two independent values, usually one a seed.
+
+    Example:
+        >>> str(mean_interval([1.0, 2.0, 3.0]))
+        '2 [-0.4841, 4.484]'
+    """
+    mean, margin = fmean(values), mean_margin(values, level)
+    return Interval(mean, mean - margin, mean + margin)
+
+
+def mean_margin(values: Sequence[float], level: float = 0.95) -> float:
+    """Half the width of ``mean_interval``, t s/√n with the sample deviation s; NaN if a value is not finite."""
+    if not all(map(isfinite, values)):
+        return nan
+    n = len(values)
+    return student_t(n - 1, level) * stdev(values) / sqrt(n)
 
 
 def student_t(dof: int, level: float = 0.95) -> float:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from sngd.diagnose.interval import Interval, student_t
+from sngd.diagnose.interval import Interval, mean_margin, student_t
 from sngd.diagnose.objective import Objective
 from sngd.estimators.estimator import Batch, size_of
 
@@ -198,8 +198,7 @@ class _Sample(NamedTuple):
             return torch.stack([self._squared_norms(gram, weights) for gram in grams]).clamp(min=0).sqrt()
 
         value, half = self._jackknife(lambda weights: norms(weights).mean(0))
-        m = len(grams)
-        half = hypot(half, student_t(m - 1) * norms(self.weights).std().item() / sqrt(m))
+        half = hypot(half, mean_margin(norms(self.weights).tolist()))
         return Interval(value, max(value - half, 0.0), value + half)
 
     def _squared_norms(self, gram: Tensor, weights: Tensor) -> Tensor:

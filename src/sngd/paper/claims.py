@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 from sngd.paper.closed_form import conformance, escape, relaxed, variance
-from sngd.paper.reproduce import FIGURES, PROFILES, provenance, reproduce, stored
+from sngd.paper.reproduce import FIGURES, Measurements, Provenance, provenance, reproduce, stored
 from sngd.paper.trained import judges
-from sngd.paper.verdicts import NOT_TESTED, Evidence, Reading, Verdict, as_json, as_markdown
+from sngd.paper.trained.alternatives import Alternatives, ReadingMeasured
+from sngd.paper.trained.experiments import PROFILES
+from sngd.paper.verdicts import NOT_TESTED, Evidence, ReadingOutcome, Verdict, as_json, as_markdown
 from sngd.studies.execution.execution import Execution
 from sngd.studies.markdown import markdown_table
 from sngd.training.folder_lock import FolderLock, locked, make_folder
@@ -169,7 +171,7 @@ def _write(out: Path, profile: str, command: str, verdicts: Sequence[Verdict]) -
     replace_file(out / "verdicts.md", f"{title}\n\n{as_markdown(verdicts)}\n{_what_was_run(made)}".encode())
 
 
-def _what_was_run(made: Mapping[str, Mapping[str, Any]]) -> str:
+def _what_was_run(made: Mapping[str, Provenance]) -> str:
     """The studies with their commands and times; of those measured before times were kept a dash."""
     times = {figure: about.get("process_seconds") for figure, about in made.items()}
     rows = [
@@ -237,13 +239,13 @@ def _figures(claims: Sequence[Claim]) -> list[str]:
     return [*figures, *([ALTERNATIVES] if any(claim.ambiguous for claim in claims) else [])]
 
 
-def _verdict(claim: Claim, measurements: Mapping[str, dict[str, Any]]) -> Verdict:
+def _verdict(claim: Claim, measurements: Mapping[str, Measurements]) -> Verdict:
     verdict = Verdict(claim.name, claim.text, claim.where)
     if not set(claim.figures) <= set(measurements):
         return verdict
     evidence = claim.judge(*(measurements[figure] for figure in claim.figures))
     found = measurements.get(ALTERNATIVES) if claim.ambiguous else None
-    readings = _readings(claim, found["alternatives"]) if found else ()
+    readings = _readings(claim, cast(Alternatives, found)["alternatives"]) if found else ()
     sources = [*claim.figures, *([ALTERNATIVES] if readings else [])]
     return replace(
         verdict,
@@ -253,10 +255,10 @@ def _verdict(claim: Claim, measurements: Mapping[str, dict[str, Any]]) -> Verdic
     )
 
 
-def _readings(claim: Claim, alternatives: Mapping[str, Any]) -> tuple[Reading, ...]:
+def _readings(claim: Claim, alternatives: Mapping[str, ReadingMeasured]) -> tuple[ReadingOutcome, ...]:
     """The claim judged under each reading that touches one of its figures; the others are the first reading's."""
     base = next(iter(alternatives.values()))["figures"]
-    readings: list[Reading] = []
+    readings: list[ReadingOutcome] = []
     met: dict[str, bool | None] = {}
     for name, reading in alternatives.items():
         figures = {**base, **reading["figures"]}
@@ -268,5 +270,5 @@ def _readings(claim: Claim, alternatives: Mapping[str, Any]) -> tuple[Reading, .
             continue
         met = met or {quantity.name: quantity.met for quantity in evidence.quantities}
         changed = (q.name for q in evidence.quantities if q.met != met.get(q.name, q.met))
-        readings.append(Reading(name, outcome, tuple(changed)))
+        readings.append(ReadingOutcome(name, outcome, tuple(changed)))
     return tuple(readings)

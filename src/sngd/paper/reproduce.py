@@ -1,48 +1,55 @@
 """What is measured and drawn to reproduce the paper: its figures and its claims, one command each."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar, cast
 
 import torch
 
 from sngd.paper.closed_form import conformance, escape, relaxed, scaling, variance
 from sngd.paper.trained import alternatives, pictures, runs, sensitivity
+from sngd.paper.trained.experiments import PROFILES
 from sngd.studies.execution.execution import Execution
-from sngd.studies.runs import Environment, seconds_spent
+from sngd.studies.runs import seconds_spent
 from sngd.training.folder_lock import FolderLock, locked, make_folder
-from sngd.training.run_folder import environment, write_json
+from sngd.training.run_folder import Environment, environment, write_json
 from sngd.training.schema import NonNegative, check, read
 
-PROFILES = ("quick", "small", "paper")
+Measurements = Mapping[str, object]  # of any figure; the figure's schema says what there is
+M = TypeVar("M", bound=Measurements)
 
 
-class Stored(TypedDict):
-    """measurements.json: what was measured, by the figure's own schema, and how."""
+class Provenance(TypedDict):
+    """How measurements were made."""
 
     command: NotRequired[str]
     profile: str
     environment: NotRequired[Environment]
-    process_seconds: NotRequired[NonNegative | None]
-    measurements: dict[str, Any]
+    process_seconds: NotRequired[NonNegative | None]  # of all processes, added up: of runs the time spent in steps
 
 
-class Figure(NamedTuple):
+class Stored(Provenance):
+    """measurements.json."""
+
+    measurements: dict[str, Any]  # Any: read before it is known by which figure's schema to check it
+
+
+class Figure(NamedTuple, Generic[M]):
     """A study of a claim: how it is measured (by profile) and drawn (into a folder), and the schema of measurements.
 
     It has no setting of the paper's own: its ``paper`` profile is ``small``.
     """
 
     claim: str
-    schema: type
-    measure: Callable[[str], dict[str, Any]]
-    draw: Callable[[dict[str, Any], Path], list[Path]]
+    schema: type[M]
+    measure: Callable[[str], M]
+    draw: Callable[[M, Path], list[Path]]
 
 
-class RunFigure(NamedTuple):
+class RunFigure(NamedTuple, Generic[M]):
     """A figure made of training runs.
 
     ``run`` (profile, folder, command line, how they are done) does those that are missing in the folder, ``measure``
@@ -50,17 +57,18 @@ class RunFigure(NamedTuple):
     """
 
     claim: str
-    schema: type
+    schema: type[M]
     run: Callable[[str, Path, str, Execution], None]
-    measure: Callable[[str, Path], dict[str, Any]]
-    draw: Callable[[dict[str, Any], Path], list[Path]]
+    measure: Callable[[str, Path], M]
+    draw: Callable[[M, Path], list[Path]]
 
 
-def _curves(name: str, claim: str) -> RunFigure:
+def _curves(name: str, claim: str) -> RunFigure[runs.FigureMeasured]:
     return RunFigure(claim, runs.FigureMeasured, partial(runs.run, name), partial(runs.measure, name), pictures.draw)
 
 
-FIGURES: dict[str, Figure | RunFigure] = {
+# Any: every figure has measurements of its own type, and a dict cannot say which by the key.
+FIGURES: dict[str, Figure[Any] | RunFigure[Any]] = {
     "fig1": Figure(
         "C8: SNGD leaves saddles and sharp minima faster than SGD", escape.Escape, escape.measure, escape.draw
     ),
@@ -148,7 +156,7 @@ def _measured(
     execution: Execution,
     reuse: bool,
     lock: FolderLock,
-) -> dict[str, Any]:
+) -> Measurements:
     """The measurements, in measurements.json too; see ``reproduce``."""
     entry = FIGURES[figure]
     kept = stored(figure, out, profile) if reuse and not execution.overwrite else None
@@ -182,7 +190,7 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def stored(figure: str, folder: Path, profile: str | None = None) -> dict[str, Any] | None:
+def stored(figure: str, folder: Path, profile: str | None = None) -> Measurements | None:
     """The figure's measurements that ``folder`` holds, or None: there are none, or not of this profile (None: any).
 
     Raises:
@@ -195,17 +203,16 @@ def stored(figure: str, folder: Path, profile: str | None = None) -> dict[str, A
     return content["measurements"]
 
 
-def provenance(folder: Path) -> dict[str, Any] | None:
+def provenance(folder: Path) -> Provenance | None:
     """How the measurements that ``folder`` holds were made, or None: there are none.
-
-    Keys: ``command``, ``profile``, ``environment``, and ``process_seconds``, how long processes worked for them, added
-    up: of runs the time spent in steps, without evaluations.
 
     Raises:
         ValueError: as ``stored``.
     """
     content = _content(folder)
-    return content and {key: entry for key, entry in content.items() if key != "measurements"}
+    if content is None:
+        return None
+    return cast(Provenance, {key: entry for key, entry in content.items() if key != "measurements"})
 
 
 def _content(folder: Path) -> Stored | None:

@@ -10,18 +10,16 @@ requires of it. The claim's ``Verdict`` is then
 
 A requirement that the interval leaves open is not met: what could not be shown has not been reproduced.
 
-Where the paper can be read in several ways, the verdict also has the outcomes under the other ``Reading``s.
+Where the paper can be read in several ways, the verdict also has the outcome under each of the other readings.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from math import sqrt
-from typing import Any, NamedTuple
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
-from sngd.diagnose.interval import Interval, student_t
+from sngd.diagnose.interval import Interval
 from sngd.studies.markdown import markdown_table
 
 REPRODUCED = "reproduced"
@@ -75,9 +73,12 @@ class Evidence:
     departures: tuple[str, ...] = ()
 
 
-class Reading(NamedTuple):
-    """The outcome under a reading of the paper, and the quantities whose requirement is met or not as it is not, or is,
-    under the first reading."""
+class ReadingOutcome(NamedTuple):
+    """The claim's outcome under a reading of the paper.
+
+    ``changed`` names the quantities whose requirement is met under this reading and not under the first, or the other
+    way round.
+    """
 
     name: str
     outcome: str
@@ -97,7 +98,7 @@ class Verdict:
     where: str
     evidence: Evidence | None = None
     sources: tuple[str, ...] = ()
-    readings: tuple[Reading, ...] = ()
+    readings: tuple[ReadingOutcome, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -117,13 +118,6 @@ class Verdict:
 
 
 # ---- intervals -----------------------------------------------------------------------------------------------
-
-
-def mean_interval(values: Sequence[float], level: float = LEVEL) -> Interval:
-    """Student's interval of the mean of at least two independent values, usually one a seed."""
-    mean, n = statistics.fmean(values), len(values)
-    margin = student_t(n - 1, level) * statistics.stdev(values) / sqrt(n)
-    return Interval(mean, mean - margin, mean + margin)
 
 
 def share_interval(hits: int, n: int) -> Interval:
@@ -199,14 +193,49 @@ def _ends(measured: Interval | float) -> tuple[float, float | None, float | None
 # ---- shown ---------------------------------------------------------------------------------------------------
 
 
-def as_json(verdict: Verdict) -> dict[str, Any]:
-    """The verdict as plain dicts, lists, strings and numbers: ``claim``, ``text``, ``where``, ``outcome``,
-    ``sources``, ``readings`` and, if there is evidence, ``profile``, ``quantities``, ``test``, ``error_rate``,
-    ``departures``."""
+class ReadingEntry(TypedDict):
+    """A ``ReadingOutcome`` in JSON."""
+
+    name: str
+    outcome: str
+    changed: tuple[str, ...]
+
+
+class QuantityEntry(TypedDict):
+    """A ``Quantity`` in JSON."""
+
+    name: str
+    value: float
+    low: float | None
+    high: float | None
+    required: str
+    met: bool | None
+    essential: bool
+    of: int | None
+
+
+class VerdictEntry(TypedDict):
+    """A ``Verdict`` in JSON; what is not required is there if there is evidence."""
+
+    claim: str
+    text: str
+    where: str
+    outcome: str
+    sources: list[str]
+    readings: list[ReadingEntry]
+    profile: NotRequired[str]
+    quantities: NotRequired[tuple[QuantityEntry, ...]]
+    test: NotRequired[str]
+    error_rate: NotRequired[float]
+    departures: NotRequired[tuple[str, ...]]
+
+
+def as_json(verdict: Verdict) -> VerdictEntry:
+    """The verdict as plain dicts, sequences, strings and numbers."""
     head = {"claim": verdict.claim, "text": verdict.text, "where": verdict.where, "outcome": verdict.outcome}
     evidence = asdict(verdict.evidence) if verdict.evidence else {}
     readings = [reading._asdict() for reading in verdict.readings]
-    return {**head, "sources": list(verdict.sources), "readings": readings, **evidence}
+    return cast(VerdictEntry, {**head, "sources": list(verdict.sources), "readings": readings, **evidence})
 
 
 def cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
@@ -249,7 +278,7 @@ def reading_cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str
     return ["claim", *names, "the verdict"], rows
 
 
-def _told(reading: Reading) -> str:
+def _told(reading: ReadingOutcome) -> str:
     return reading.outcome + (f" ({len(reading.changed)} changed)" if reading.changed else "")
 
 

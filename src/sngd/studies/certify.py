@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, NamedTuple, NotRequired, TypedDict, cast
+from typing import Annotated, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from sngd.diagnose.certificate import (
     Curvature,
     Curve,
     Rule,
+    Status,
     bound_of,
     find_theorem,
     judge_gap,
@@ -33,7 +34,7 @@ from sngd.problems.registry import ANALYTIC
 from sngd.stages import StagePlan
 from sngd.studies.runs import Run, Study, read_study, value
 from sngd.theory import RelaxedSmooth, Smooth, Smoothness
-from sngd.training.config import RunConfig
+from sngd.training.config import StoredConfig
 from sngd.training.folder_lock import turn_to_publish
 from sngd.training.loop import Composed
 from sngd.training.methods import (
@@ -241,7 +242,7 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
     gap, bounded = judge_gap(constants.gap, losses, plan, infimum=constants.infimum, source=source[2])
     bound, condition = None, None
     if smoothness is not None and sigma is not None and gap is not None:
-        batch_size = 1 if exact else RunConfig(**config).batch_size
+        batch_size = 1 if exact else runs[0].settings.batch_size
         options = _options(method, runs[0])
         bound, condition = bound_of(
             rule, smoothness, sigma=sigma, gap=gap, plan=plan, batch_size=batch_size, options=options
@@ -271,8 +272,9 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
     )
 
 
-def _refused(label: str, seeds: tuple[int, ...], steps: int, *assumption: Any) -> Certificate:
-    return Certificate(label, seeds, steps, None, None, None, None, None, None, None, (Assumption(*assumption),))
+def _refused(label: str, seeds: tuple[int, ...], steps: int, name: str, status: Status, detail: str) -> Certificate:
+    assumption = Assumption(name, status, detail)
+    return Certificate(label, seeds, steps, None, None, None, None, None, None, None, (assumption,))
 
 
 # ---- what the runs did ---------------------------------------------------------------------------------------
@@ -291,7 +293,7 @@ def _rule(method: Method | None) -> Rule | None:
 
 def _plan(method: Method, run: Run) -> StagePlan:
     """The stage plan of a run, made as the engine makes it."""
-    config, n = RunConfig(**run.config), _samples(run)
+    config, n = run.settings, _samples(run)
     setting = Setting(
         model=nn.Linear(1, 1),
         n=n,
@@ -316,7 +318,7 @@ def _samples(run: Run) -> int:
 
 
 def _options(method: Method, run: Run) -> dict[str, float]:
-    config = RunConfig(**run.config)
+    config = run.settings
     return parameter_values(method, config.params, config.batch_size, _samples(run))
 
 
@@ -365,7 +367,7 @@ def _no_noise() -> tuple[float, Assumption]:
     return 0.0, Assumption("noise", "given", "σ = 0: the method takes full gradients")
 
 
-def _batches(config: dict[str, Any], exact: bool) -> Assumption:
+def _batches(config: StoredConfig, exact: bool) -> Assumption:
     if exact:
         return Assumption("batches", "given", "every step sees all samples")
     if config.get("sampling", "shuffled") == "independent":
@@ -374,7 +376,7 @@ def _batches(config: dict[str, Any], exact: bool) -> Assumption:
     return Assumption("batches", "violated", detail)
 
 
-def _objective(config: dict[str, Any], same_function: Assumption) -> Assumption:
+def _objective(config: StoredConfig, same_function: Assumption) -> Assumption:
     decay = config.get("weight_decay") or 0.0
     if decay:
         detail = f"weight decay {decay:g} makes the steps about F + {decay:g}/2 ‖w‖², while F is what is evaluated"

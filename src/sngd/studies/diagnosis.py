@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
@@ -26,7 +26,7 @@ from sngd.problems import load_problem
 from sngd.studies.figures import plain_style, save
 from sngd.studies.runs import read_run, value
 from sngd.training import RunConfig
-from sngd.training.engine import Run, part
+from sngd.training.engine import RunState, part
 from sngd.training.folder_lock import make_folder, turn_to_publish
 from sngd.training.metrics import Row
 from sngd.training.run_folder import RunFolder, environment, write_json
@@ -37,7 +37,8 @@ if TYPE_CHECKING:
 
 ENVELOPE = 0.95  # quantile of the fit that is meant for plans
 
-Progress = Callable[[str, int, int], object]  # what is measured, steps done, steps at most
+JSON = str | int | float | None | list["JSON"] | dict[str, "JSON"]
+OnMeasured = Callable[[str, int, int], object]  # what is measured, steps done, steps at most
 
 
 class Diagnosis(NamedTuple):
@@ -91,7 +92,7 @@ class Diagnosis(NamedTuple):
             rows += [(f"L0, {name} of the run", fit.L0, ""), (f"L1, {name} of the run", fit.L1, "")]
         return rows
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self) -> dict[str, JSON]:
         """Plain numbers; an interval is {value, low, high}, with null for an end that is infinite."""
         return {
             "target": self.target,
@@ -115,7 +116,7 @@ def diagnose(
     seed: int = 0,
     device: str = "cpu",
     data: Path | None = None,
-    on_progress: Progress = lambda *_: None,
+    on_progress: OnMeasured = lambda *_: None,
 ) -> Diagnosis:
     """Measure ``target``.
 
@@ -169,21 +170,21 @@ def diagnose(
     )
 
 
-def _point(target: str, seed: int, device: str, data: Path | None) -> tuple[Run, str, list[Row]]:
+def _point(target: str, seed: int, device: str, data: Path | None) -> tuple[RunState, str, list[Row]]:
     """The model in its run, what to call the point, and the tracked rows up to it."""
     if not Path(target).is_dir():
         problem = load_problem(target, data)
         batch_size = min(RunConfig.batch_size, problem.n)
         config = RunConfig(target, "sngd", seed=seed, batch_size=batch_size, device=device)
-        return Run(config.resolved(problem.n), problem), f"initial weights, seed {seed}", []
+        return RunState(config.resolved(problem.n), problem), f"initial weights, seed {seed}", []
     found = read_run(target)
     files = RunFolder(target)
     checkpoint = files.load_checkpoint()
     if checkpoint is None:
         raise FileNotFoundError(f"{target}: has no checkpoint.pt, the weights to measure are not there")
-    config = replace(RunConfig(**found.config), device=device, track=None)
+    config = replace(found.settings, device=device, track=None)
     problem = load_problem(config.problem, data)
-    run = Run(config.resolved(problem.n), problem)
+    run = RunState(config.resolved(problem.n), problem)
     with files.naming_checkpoint(), part("model"):
         run.model.load_state_dict(checkpoint["model"])
     with files.naming_checkpoint(), part("loop"):
@@ -237,25 +238,26 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path, command: str = "") -> li
         return [folder / "diagnosis.json", *draw(diagnosis, folder)]
 
 
-def _plain(content: Any) -> Any:
+def _plain(content: object) -> JSON:
     """Named tuples as dicts, numbers that are not finite as None."""
     if isinstance(content, float):
         return content if abs(content) < float("inf") else None  # neither infinite nor NaN
     if hasattr(content, "_asdict"):
         content = content._asdict()
     if isinstance(content, Mapping):
-        return {key: _plain(part) for key, part in content.items()}
+        return {str(key): _plain(part) for key, part in content.items()}
     if isinstance(content, list | tuple):
         return [_plain(part) for part in content]
+    assert content is None or isinstance(content, str | int)
     return content
 
 
-def _curvature_json(curvature: Curvature | None) -> dict[str, Any] | None:
+def _curvature_json(curvature: Curvature | None) -> dict[str, JSON] | None:
     if curvature is None:
         return None
 
-    def end(eigenvalue: Eigenvalue) -> dict[str, Any]:
-        return {**_plain(eigenvalue.interval), "residual": _plain(eigenvalue.residual)}
+    def end(eigenvalue: Eigenvalue) -> JSON:
+        return _plain({**eigenvalue.interval._asdict(), "residual": eigenvalue.residual})
 
     return {
         "largest": end(curvature.largest),

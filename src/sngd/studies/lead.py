@@ -1,4 +1,4 @@
-"""Who leads a study in a measure, and whether the lead is more than seed noise."""
+"""Who leads a study in a metric, and whether the lead is more than seed noise."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import statistics
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from sngd.diagnose.interval import student_t
+from sngd.diagnose.interval import mean_margin
 from sngd.studies.runs import Run, Study, value
 
 
-class Measure(NamedTuple):
+class Metric(NamedTuple):
     name: str
     better: str
     sign: int  # +1: larger is better
     percent: bool
 
 
-MEASURES = {
-    "train_loss": Measure("training loss", "lower", -1, False),
-    "test_loss": Measure("test loss", "lower", -1, False),
-    "test_accuracy": Measure("test accuracy", "higher", +1, True),
+METRICS = {
+    "train_loss": Metric("training loss", "lower", -1, False),
+    "test_loss": Metric("test loss", "lower", -1, False),
+    "test_accuracy": Metric("test accuracy", "higher", +1, True),
 }
 
 
@@ -37,8 +37,8 @@ class Difference(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Which arm is best in one measure, and its lead over each other ranked arm, the runner-up's first.
+class Ranking:
+    """Which arm is best in one metric, and its lead over each other ranked arm, the runner-up's first.
 
     ``beyond_noise``: the interval of the lead over the runner-up excludes zero; None when there is no interval.
     ``equal_calls``: best and runner-up spent the same number of oracle calls, up to 2 %.
@@ -55,7 +55,7 @@ class Verdict:
     equal_tuning: bool | None = None
 
 
-def lead(study: Study, key: str) -> Verdict | None:
+def lead(study: Study, key: str) -> Ranking | None:
     """Which arm is best in ``key``, and is its lead over the runner-up larger than seed noise?
 
     Arms are ranked by their mean over the seeds that all of them finished. The lead is judged on the differences
@@ -70,64 +70,63 @@ def lead(study: Study, key: str) -> Verdict | None:
         key: "train_loss", "test_loss" or "test_accuracy".
 
     Returns:
-        The verdict, or None when no run measured ``key``.
+        The ranking, or None when no run measured ``key``.
 
     Raises:
         ValueError: no such ``key``.
     """
-    if key not in MEASURES:
-        raise ValueError(f"key must be one of {', '.join(MEASURES)}, is {key!r}")
+    if key not in METRICS:
+        raise ValueError(f"key must be one of {', '.join(METRICS)}, is {key!r}")
     if not any(run.finished for run in study.runs):
-        return Verdict(key, "no run has finished yet")
+        return Ranking(key, "no run has finished yet")
     if all(run.diverged for run in study.runs if run.finished):
-        return Verdict(key, "every finished run diverged")
+        return Ranking(key, "every finished run diverged")
     if not any(value(row, key) is not None for run in study.runs for row in run.rows):
         return None
     unstable = [label for label, runs in study.arms.items() if any(run.diverged for run in runs)]
     answers = {label: answers_of(runs, key) for label, runs in study.arms.items() if label not in unstable}
-    verdict = _ranked(study, key, {label: by_seed for label, by_seed in answers.items() if by_seed})
+    ranking = _ranked(study, key, {label: by_seed for label, by_seed in answers.items() if by_seed})
     if not unstable:
-        return verdict
+        return ranking
     note = f"; not ranked, because runs diverged: {', '.join(unstable)}"
-    return replace(verdict, statement=verdict.statement + note)
+    return replace(ranking, statement=ranking.statement + note)
 
 
-def _ranked(study: Study, key: str, answers: dict[str, dict[int, float]]) -> Verdict:
-    measure = MEASURES[key]
+def _ranked(study: Study, key: str, answers: dict[str, dict[int, float]]) -> Ranking:
+    metric = METRICS[key]
     if not answers:
-        return Verdict(key, f"no finished run has a {measure.name} to compare")
+        return Ranking(key, f"no finished run has a {metric.name} to compare")
     if len(answers) == 1:
         (only,) = answers
         if len(study.arms) == 1:
-            return Verdict(key, f"{only} is the only method: nothing to compare its {measure.name} with")
-        return Verdict(key, f"only {only} can be ranked in {measure.name}", best=only)
+            return Ranking(key, f"{only} is the only method: nothing to compare its {metric.name} with")
+        return Ranking(key, f"only {only} can be ranked in {metric.name}", best=only)
     seeds = sorted(set.intersection(*(set(by_seed) for by_seed in answers.values())))
     if not seeds:
-        return Verdict(key, f"no seed was finished by every method: {measure.name} cannot be compared in pairs")
+        return Ranking(key, f"no seed was finished by every method: {metric.name} cannot be compared in pairs")
     means = {label: statistics.fmean(by_seed[seed] for seed in seeds) for label, by_seed in answers.items()}
-    best, *others = sorted(means, key=lambda label: -measure.sign * means[label])
+    best, *others = sorted(means, key=lambda label: -metric.sign * means[label])
     leads = [
-        _difference(other, [measure.sign * (answers[best][seed] - answers[other][seed]) for seed in seeds])
+        _difference(other, [metric.sign * (answers[best][seed] - answers[other][seed]) for seed in seeds])
         for other in others
     ]
-    return _judged(study, Verdict(key, "", best, tuple(leads), len(seeds)))
+    return _judged(study, Ranking(key, "", best, tuple(leads), len(seeds)))
 
 
 def _difference(other: str, differences: list[float]) -> Difference:
-    n = len(differences)
-    half_width = student_t(n - 1) * statistics.stdev(differences) / math.sqrt(n) if n > 1 else None
+    half_width = mean_margin(differences) if len(differences) > 1 else None
     return Difference(other, statistics.fmean(differences), half_width)
 
 
-def _judged(study: Study, verdict: Verdict) -> Verdict:
-    lead = verdict.leads[0]
-    verdict = replace(
-        verdict,
+def _judged(study: Study, ranking: Ranking) -> Ranking:
+    lead = ranking.leads[0]
+    ranking = replace(
+        ranking,
         beyond_noise=None if lead.half_width is None else lead.mean > lead.half_width,
-        equal_calls=_equal_calls(study.arms[str(verdict.best)], study.arms[lead.other]),
-        equal_tuning=_equal_tuning(study, str(verdict.best), lead.other),
+        equal_calls=_equal_calls(study.arms[str(ranking.best)], study.arms[lead.other]),
+        equal_tuning=_equal_tuning(study, str(ranking.best), lead.other),
     )
-    return replace(verdict, statement=f"{_comparison(verdict)} {_terms(verdict)}")
+    return replace(ranking, statement=f"{_comparison(ranking)} {_terms(ranking)}")
 
 
 def _equal_calls(one: list[Run], other: list[Run]) -> bool:
@@ -148,22 +147,22 @@ def _equal_tuning(study: Study, one: str, other: str) -> bool | None:
 # ---- the statement -------------------------------------------------------------------------------------------
 
 
-def _comparison(verdict: Verdict) -> str:
-    measure, lead = MEASURES[verdict.key], verdict.leads[0]
-    over = f"over {verdict.seeds} seeds" if verdict.seeds > 1 else "with one seed (seed noise unknown)"
+def _comparison(ranking: Ranking) -> str:
+    metric, lead = METRICS[ranking.key], ranking.leads[0]
+    over = f"over {ranking.seeds} seeds" if ranking.seeds > 1 else "with one seed (seed noise unknown)"
     if not lead.mean and not lead.half_width:
-        return f"{verdict.best} and {lead.other} have the same final {measure.name} {over}"
-    by = format_difference(lead, measure.percent) + (" percentage points" if measure.percent else "")
-    rival = f"{lead.other}'s, the next best" if len(verdict.leads) > 1 else f"{lead.other}'s"
-    if verdict.beyond_noise is False:
-        return f"{verdict.best}'s final {measure.name} is not shown to be {measure.better} than {rival}: {by} {over}"
-    comma = "," if len(verdict.leads) > 1 else ""
-    return f"{verdict.best}'s final {measure.name} is {measure.better} than {rival}{comma} by {by} {over}"
+        return f"{ranking.best} and {lead.other} have the same final {metric.name} {over}"
+    by = format_difference(lead, metric.percent) + (" percentage points" if metric.percent else "")
+    rival = f"{lead.other}'s, the next best" if len(ranking.leads) > 1 else f"{lead.other}'s"
+    if ranking.beyond_noise is False:
+        return f"{ranking.best}'s final {metric.name} is not shown to be {metric.better} than {rival}: {by} {over}"
+    comma = "," if len(ranking.leads) > 1 else ""
+    return f"{ranking.best}'s final {metric.name} is {metric.better} than {rival}{comma} by {by} {over}"
 
 
-def _terms(verdict: Verdict) -> str:
-    calls = "equal" if verdict.equal_calls else "unequal"
-    tuning = {True: " and equal tuning", False: " but unequal tuning", None: ", untuned"}[verdict.equal_tuning]
+def _terms(ranking: Ranking) -> str:
+    calls = "equal" if ranking.equal_calls else "unequal"
+    tuning = {True: " and equal tuning", False: " but unequal tuning", None: ", untuned"}[ranking.equal_tuning]
     return f"at {calls} oracle calls{tuning}"
 
 
@@ -196,5 +195,5 @@ def answers_of(runs: list[Run], key: str) -> dict[int, float]:
 
 def statements(study: Study) -> list[str]:
     """What the study found about training loss and test accuracy, a sentence each and none twice."""
-    verdicts = (lead(study, key) for key in ("train_loss", "test_accuracy"))
-    return list(dict.fromkeys(verdict.statement for verdict in verdicts if verdict))
+    rankings = (lead(study, key) for key in ("train_loss", "test_accuracy"))
+    return list(dict.fromkeys(ranking.statement for ranking in rankings if ranking))

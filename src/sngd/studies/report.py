@@ -6,10 +6,10 @@ import json
 import math
 import os
 from base64 import b64encode
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sngd.studies.certify import Entry, is_certified, shown_certificates
 from sngd.studies.figures import (
@@ -32,7 +32,6 @@ from sngd.studies.figures import (
 from sngd.studies.lead import statements
 from sngd.studies.runs import Band, Run, Study, read_study, value
 from sngd.studies.table import DIFFERENCE_NOTE, SPREAD_NOTE, behind, cells
-from sngd.training.config import RunConfig
 from sngd.training.folder_lock import make_folder
 from sngd.training.run_folder import replace_file
 
@@ -190,6 +189,9 @@ def _legend_entry(index: int, label: str, style: Style) -> str:
     return f'<button type="button" aria-pressed="true" data-arm="arm-{index}">{swatch}{escape(label)}</button>'
 
 
+_Trace = dict[str, object]  # of plotly's, in its own words
+
+
 class _Line(NamedTuple):
     """An arm's curve in a chart."""
 
@@ -261,7 +263,7 @@ def _plot(panel: Panel, lines: list[_Line], look: dict[str, Style], references: 
     )
 
 
-def _mean_trace(line: _Line, style: Style, group: str) -> dict[str, Any]:
+def _mean_trace(line: _Line, style: Style, group: str) -> _Trace:
     curve = line.curve
     spread = list(zip(_plain(curve.low), _plain(curve.high), strict=True))
     varies = (curve.high > curve.low).any()
@@ -278,7 +280,7 @@ def _mean_trace(line: _Line, style: Style, group: str) -> dict[str, Any]:
     }
 
 
-def _reference_trace(batch_size: float, end: float) -> dict[str, Any]:
+def _reference_trace(batch_size: float, end: float) -> _Trace:
     return {
         "type": "scatter",
         "mode": "lines+text",
@@ -291,7 +293,7 @@ def _reference_trace(batch_size: float, end: float) -> dict[str, Any]:
     }
 
 
-def _band_trace(curve: Band, style: Style, group: str) -> dict[str, Any]:
+def _band_trace(curve: Band, style: Style, group: str) -> _Trace:
     return {
         "type": "scatter",
         "mode": "lines",
@@ -340,12 +342,10 @@ def _certificates(study: Study) -> str:
 
 
 def _certified(entry: Entry) -> list[str]:
-    measured: Mapping[str, Any] = entry["measured"] or {}
-    terms: Mapping[str, Any] = entry["terms"] or {}
-    interval = f"[{_short(measured['low'])}, {_short(measured['high'])}]" if measured else "–"
-    numbers = [_short(entry["bound"]), *(_short(terms.get(name)) for name in _TERMS)]
-    verdict = f"<strong>{escape(entry['verdict'])}</strong>"
-    return [verdict, _short(measured.get("value")), interval, *numbers]
+    measured, terms = entry["measured"], entry["terms"]
+    mean = [_short(measured["value"]), f"[{_short(measured['low'])}, {_short(measured['high'])}]"] if measured else None
+    numbers = [_short(entry["bound"]), *(_short(value(terms or {}, name)) for name in _TERMS)]
+    return [f"<strong>{escape(entry['verdict'])}</strong>", *(mean or ["–", "–"]), *numbers]
 
 
 def _assumptions(entry: Entry, unfolded: bool) -> str:
@@ -435,7 +435,7 @@ def _distinct(runs: Sequence[Run], key: str) -> str:
     return ", ".join(dict.fromkeys(_setting(run.config.get(key)) for run in runs))
 
 
-def _setting(content: Any) -> str:
+def _setting(content: object) -> str:
     if content is None or content in ({}, []):
         return "none"
     return content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
@@ -462,7 +462,7 @@ def _pairs(values: dict[str, str]) -> str:
 def _command(study: Study) -> str:
     command = study.comparison["command"] if study.comparison else ""
     whole = f'<pre tabindex="0"><code>{escape(command)}</code></pre>' if command else ""
-    single = "\n".join(escape(RunConfig(**run.config).command()) for run in study.runs)
+    single = "\n".join(escape(run.settings.command()) for run in study.runs)
     if single:
         whole += (
             f'<details><summary>The runs, one by one</summary><pre tabindex="0"><code>{single}</code></pre></details>'

@@ -11,24 +11,21 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NotRequired, TypedDict, cast
+from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from sngd.training.config import read_config
+from sngd.training.config import RunConfig, StoredConfig, read_config
 from sngd.training.methods import recorded_parameters
 from sngd.training.metrics import Row, read_rows
-from sngd.training.run_folder import is_set_aside
+from sngd.training.run_folder import Environment, is_set_aside
 from sngd.training.schema import Count, Positive, read
 
 Floats = npt.NDArray[np.float64]
 
 _ARM_SETTINGS = ("method", "lr", "batch_size", "epochs", "weight_decay", "plan", "params", "sampling", "output")
 _EARLIER = {"sampling": "shuffled"}  # what runs did before their config.json said so
-
-
-Environment = dict[str, str | int | float | None]  # versions and machine
 
 
 class Trial(TypedDict):
@@ -65,9 +62,14 @@ class Run:
     """One run folder: its settings, where it ran, and its evaluations in order."""
 
     path: Path
-    config: dict[str, Any]
+    config: StoredConfig
     environment: Environment
     rows: list[Row]
+
+    @property
+    def settings(self) -> RunConfig:
+        """The settings, with defaults for those that a file of an earlier version lacks."""
+        return RunConfig(**self.config)
 
     @property
     def label(self) -> str:
@@ -121,10 +123,10 @@ class Study:
         return self.comparison and self.comparison["tuning"]
 
 
-def value(row: Mapping[str, Any], key: str) -> float | None:
+def value(row: Mapping[str, object], key: str) -> float | None:
     """The number under ``key``, or None where it is absent or null."""
     number = row.get(key)
-    return None if number is None else float(number)
+    return float(number) if isinstance(number, int | float) else None
 
 
 # ---- reading -------------------------------------------------------------------------------------------------
@@ -227,10 +229,10 @@ def _split(label: str, runs: list[Run]) -> dict[str, list[Run]]:
     """Runs that share a label by the settings in which they differ: {'sngd lr=0.1': […], 'sngd lr=0.5': […]}."""
 
     def setting(run: Run, key: str) -> str:
-        stored = run.config.get(key, _EARLIER.get(key))
         if key == "params":
-            stored = recorded_parameters(str(run.config.get("method")), stored or {})
-        return json.dumps(stored, sort_keys=True)
+            params = recorded_parameters(str(run.config.get("method")), run.config.get("params") or {})
+            return json.dumps(params, sort_keys=True)
+        return json.dumps(run.config.get(key, _EARLIER.get(key)), sort_keys=True)
 
     differing = [key for key in _ARM_SETTINGS if len({setting(run, key) for run in runs}) > 1]
     arms: dict[str, list[Run]] = {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import statistics
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, TypedDict
 
-from sngd.studies.lead import MEASURES, Verdict, answers_of, exponent, format_difference, lead, statements
+from sngd.studies.lead import METRICS, Ranking, answers_of, exponent, format_difference, lead, statements
 from sngd.studies.markdown import markdown_table
-from sngd.studies.runs import Run, Study, value
+from sngd.studies.runs import Run, Study, Tuning, value
 
 SPREAD_NOTE = "Mean ± sample standard deviation over seeds, at the end of each run; best mean in bold"
 DIFFERENCE_NOTE = "Differences: mean over paired seeds ± half of its 95 % interval"
@@ -45,7 +45,7 @@ def summarize(study: Study) -> list[Summary]:
 def _summary(label: str, runs: list[Run]) -> Summary:
     ended = [run for run in runs if run.finished]
     budgets = [cost for run in ended if (cost := value(run.answer, "grads_over_n")) is not None]
-    spreads = {key: _spread(list(answers_of(runs, key).values())) for key in MEASURES}
+    spreads = {key: _spread(list(answers_of(runs, key).values())) for key in METRICS}
     return Summary(
         label=label,
         lr=value(runs[0].config, "lr"),
@@ -74,15 +74,15 @@ def cells(study: Study) -> tuple[list[str], list[list[Cell]]]:
     Measures that no run has are left out.
     """
     summaries = summarize(study)
-    best = {key: verdict.best for key in MEASURES if (verdict := lead(study, key))}
-    shown = [key for key in MEASURES if any(getattr(summary, key) for summary in summaries)]
+    best = {key: ranking.best for key in METRICS if (ranking := lead(study, key))}
+    shown = [key for key in METRICS if any(getattr(summary, key) for summary in summaries)]
     header = ["method", "lr", "#grad/n", "seeds"]
-    header += [MEASURES[key].name + (" (%)" if MEASURES[key].percent else "") for key in shown]
+    header += [METRICS[key].name + (" (%)" if METRICS[key].percent else "") for key in shown]
     rows = []
     for summary in summaries:
         row = [Cell(summary.label), Cell(_plain(summary.lr)), Cell(_plain(summary.budget)), Cell(_seeds(summary))]
         row += [
-            Cell(format_spread(getattr(summary, key), MEASURES[key].percent), best.get(key) == summary.label)
+            Cell(format_spread(getattr(summary, key), METRICS[key].percent), best.get(key) == summary.label)
             for key in shown
         ]
         rows.append(row)
@@ -94,17 +94,17 @@ def behind(study: Study) -> tuple[list[str], list[list[str]]] | None:
 
     None where the statements say it all: with fewer than three arms, or none of them ranked.
     """
-    verdicts = [verdict for key in MEASURES if (verdict := lead(study, key)) and verdict.leads]
-    if len(study.arms) < 3 or not verdicts:
+    rankings = [ranking for key in METRICS if (ranking := lead(study, key)) and ranking.leads]
+    if len(study.arms) < 3 or not rankings:
         return None
-    rows = [[label, *(_behind(verdict, label) for verdict in verdicts)] for label in study.arms]
-    measures = [MEASURES[verdict.key] for verdict in verdicts]
-    return ["behind the best by", *(m.name + (" (percentage points)" if m.percent else "") for m in measures)], rows
+    rows = [[label, *(_behind(ranking, label) for ranking in rankings)] for label in study.arms]
+    metrics = [METRICS[ranking.key] for ranking in rankings]
+    return ["behind the best by", *(m.name + (" (percentage points)" if m.percent else "") for m in metrics)], rows
 
 
-def _behind(verdict: Verdict, label: str) -> str:
-    found = [format_difference(lead, MEASURES[verdict.key].percent) for lead in verdict.leads if lead.other == label]
-    return found[0] if found else "best" if label == verdict.best else "–"
+def _behind(ranking: Ranking, label: str) -> str:
+    found = [format_difference(lead, METRICS[ranking.key].percent) for lead in ranking.leads if lead.other == label]
+    return found[0] if found else "best" if label == ranking.best else "–"
 
 
 def format_spread(spread: Spread | None, percent: bool = False) -> str:
@@ -132,23 +132,101 @@ def _seeds(summary: Summary) -> str:
     return text + (f" ({summary.diverged} diverged)" if summary.diverged else "")
 
 
-def as_json(study: Study) -> dict[str, Any]:
-    """The table and the verdicts as plain dicts, lists, strings and finite numbers."""
-    methods = []
-    for summary in summarize(study):
-        entry = asdict(summary)
-        for key in MEASURES:
-            spread = getattr(summary, key)
-            entry[key] = spread._asdict() if spread else None
-        methods.append(entry)
-    verdicts = [asdict(verdict) for key in MEASURES if (verdict := lead(study, key))]
-    for entry in verdicts:
-        entry["leads"] = [difference._asdict() for difference in entry["leads"]]
-    return {"problem": study.problem, "methods": methods, "verdicts": verdicts, "tuning": study.tuning}
+class SpreadEntry(TypedDict):
+    """A ``Spread`` in JSON."""
+
+    mean: float
+    std: float | None
+    n: int
+
+
+class SummaryEntry(TypedDict):
+    """A ``Summary`` in JSON."""
+
+    label: str
+    lr: float | None
+    runs: int
+    finished: int
+    diverged: int
+    budget: float | None
+    train_loss: SpreadEntry | None
+    test_loss: SpreadEntry | None
+    test_accuracy: SpreadEntry | None
+
+
+class DifferenceEntry(TypedDict):
+    """A ``Difference`` in JSON."""
+
+    other: str
+    mean: float
+    half_width: float | None
+
+
+class RankingEntry(TypedDict):
+    """A ``Ranking`` in JSON."""
+
+    key: str
+    statement: str
+    best: str | None
+    leads: list[DifferenceEntry]
+    seeds: int
+    beyond_noise: bool | None
+    equal_calls: bool | None
+    equal_tuning: bool | None
+
+
+class TableEntry(TypedDict):
+    """A study's table in JSON: a summary of each arm, a ranking in each metric."""
+
+    problem: str
+    methods: list[SummaryEntry]
+    verdicts: list[RankingEntry]
+    tuning: Tuning | None
+
+
+def as_json(study: Study) -> TableEntry:
+    """The table and the rankings as plain dicts, lists, strings and finite numbers."""
+    return {
+        "problem": study.problem,
+        "methods": [_summary_entry(summary) for summary in summarize(study)],
+        "verdicts": [_ranking_entry(ranking) for key in METRICS if (ranking := lead(study, key))],
+        "tuning": study.tuning,
+    }
+
+
+def _summary_entry(summary: Summary) -> SummaryEntry:
+    return {
+        "label": summary.label,
+        "lr": summary.lr,
+        "runs": summary.runs,
+        "finished": summary.finished,
+        "diverged": summary.diverged,
+        "budget": summary.budget,
+        "train_loss": _spread_entry(summary.train_loss),
+        "test_loss": _spread_entry(summary.test_loss),
+        "test_accuracy": _spread_entry(summary.test_accuracy),
+    }
+
+
+def _spread_entry(spread: Spread | None) -> SpreadEntry | None:
+    return None if spread is None else {"mean": spread.mean, "std": spread.std, "n": spread.n}
+
+
+def _ranking_entry(ranking: Ranking) -> RankingEntry:
+    return {
+        "key": ranking.key,
+        "statement": ranking.statement,
+        "best": ranking.best,
+        "leads": [{"other": d.other, "mean": d.mean, "half_width": d.half_width} for d in ranking.leads],
+        "seeds": ranking.seeds,
+        "beyond_noise": ranking.beyond_noise,
+        "equal_calls": ranking.equal_calls,
+        "equal_tuning": ranking.equal_tuning,
+    }
 
 
 def as_markdown(study: Study) -> str:
-    """The table in Markdown, best values in bold, a line for each verdict, and all differences."""
+    """The table in Markdown, best values in bold, a line for each ranking, and all differences."""
     header, rows = cells(study)
     texts = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in rows]
     lines = [markdown_table(header, texts), "", f"{SPREAD_NOTE}.", ""]

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, cast, get_type_hints
+from typing import Annotated, Any, NamedTuple, Required, TypedDict, cast, get_type_hints
 
 import torch
 
@@ -172,7 +172,29 @@ def _default(setting: Setting) -> str:
 RunConfig.__doc__ = f"{RunConfig.__doc__}\n    Args:\n{_arguments()}\n    "
 
 
-def read_config(path: Path) -> dict[str, Any]:
+class StoredConfig(TypedDict, total=False):
+    """The settings of a ``RunConfig`` in config.json; one of an earlier version lacks those that came later."""
+
+    problem: Required[str]
+    method: Required[str]
+    label: str | None
+    lr: float | None
+    batch_size: int
+    epochs: float
+    seed: int
+    weight_decay: float
+    plan: str | None
+    params: Mapping[str, float]
+    sampling: str
+    output: str
+    eval_every: float
+    grad_norm: bool
+    track: str | None
+    device: str
+    threads: int | None
+
+
+def read_config(path: Path) -> StoredConfig:
     """The settings that config.json in ``path`` holds; one of an earlier version lacks those that came later.
 
     Raises:
@@ -180,7 +202,7 @@ def read_config(path: Path) -> dict[str, Any]:
         Malformed: (a ValueError) the file is damaged, or holds no settings of a run.
         ValueError: it has a setting, or a parameter of its method, that is unknown.
     """
-    content = cast(dict[str, Any], read(path, RunConfig))
+    content = cast(StoredConfig, read(path, RunConfig))  # a dict that RunConfig's fields have checked
     if method := METHODS.get(content["method"]):
         try:
             check_parameters(method, content.get("params", {}))

@@ -55,7 +55,7 @@ def train(
     ranks: Ranks = ALONE,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
+) -> Row:
     """Train in ``folder`` until the budget is spent or the training loss is no longer finite.
 
     Killed at any moment and called again with ``resume``, it ends with the weights and rows (but for ``seconds``) of
@@ -107,7 +107,7 @@ def train(
                     loaded = problem() if problem else load_problem(config.problem, data)
         with ranks.agreed():
             config = config.resolved(loaded.n)
-            run = Run(config, loaded, ranks)
+            run = RunState(config, loaded, ranks)
             if checkpoint is not None:
                 with files.naming_checkpoint():
                     run.load_state_dict(checkpoint)
@@ -133,7 +133,7 @@ def _find(files: RunFolder, config: RunConfig, resume: bool, overwrite: bool) ->
     return config.to_json(), checkpoint
 
 
-def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ranks) -> dict[str, Any]:
+def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ranks) -> Row:
     """The answer of a run that has ended."""
     rows: list[Row] = []
     with ranks.agreed():
@@ -142,7 +142,7 @@ def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ra
             rows = files.rows()
         if events:
             events.begin(rows)
-    return cast(dict[str, Any], ranks.from_first(rows)[-1])
+    return cast(Row, ranks.from_first(rows)[-1])
 
 
 def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
@@ -164,12 +164,12 @@ def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
 
 
 def _loop(
-    run: "Run",
+    run: "RunState",
     files: RunFolder,
     events: EventFiles | None,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
-) -> dict[str, Any]:
+) -> Row:
     saved = shown = time.monotonic()
     on_progress(run.progress)
     while True:
@@ -201,7 +201,7 @@ def _loop(
             raise on_all_ranks(Interrupted(f"{files.path}: stopped after {run.steps} steps; --resume goes on"))
 
 
-class Run:
+class RunState:
     """The moving parts of one run and their state; ``config`` must be resolved.
 
     Each source of chance has its own generator, drawn from the seed, so that methods with one seed share initial
@@ -305,7 +305,7 @@ class Run:
             inputs = self.problem.prepare(inputs)
         return self.problem.loss(model(inputs), targets)
 
-    def evaluate(self, finished: bool) -> list[dict[str, Any]]:
+    def evaluate(self, finished: bool) -> list[Row]:
         """The rows due now: of the current iterate, and at the end of the random one if that is the output."""
         row = self._row(finished)
         diverged = not isfinite(row["train_loss"])
@@ -319,7 +319,7 @@ class Run:
             with self.iterate.swapped():
                 rows.append(self._row(finished) | {"iterate": "random", "final": True, "diverged": False})
         self.rows += len(rows)
-        return rows
+        return cast(list[Row], rows)
 
     def _row(self, finished: bool) -> dict[str, Any]:
         calls = self.loop.oracle_calls

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
@@ -17,13 +17,16 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
-from sngd.training.config import read_config
+from sngd.training.config import StoredConfig, read_config
 from sngd.training.folder_lock import FolderLock, locked, make_folder, temporary_name
 from sngd.training.metrics import Row, lines_of, parse_rows, read_rows
 from sngd.training.schema import Count, Malformed, NonNegative, UnknownKey, check
 
 _FILES = ("config.json", "environment.json", "metrics.jsonl", "checkpoint.pt")
 _ADVICE = "; start again with --overwrite"
+
+
+Environment = dict[str, str | int | float | None]  # versions and machine
 
 
 class BrokenRun(ValueError):
@@ -100,7 +103,7 @@ class RunFolder:
             if self._lock:
                 self._lock.check()
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> StoredConfig:
         """The settings in config.json.
 
         Raises:
@@ -118,7 +121,7 @@ class RunFolder:
             write_json(self.path / "environment.json", environment())
             write_json(self.path / "config.json", config)
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: Mapping[str, object]) -> None:
         """Add a row of metrics; a number that is not finite becomes null, which JSON can say."""
         finite = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
         opener = _open_existing if self._lock else None  # ``begin`` made the file: who deletes it, deletes the folder
@@ -302,7 +305,7 @@ def write_json(path: Path, content: Any) -> None:
     replace_file(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n")
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Where a run ran: versions and machine."""
     return {
         "sngd": _version("sngd"),

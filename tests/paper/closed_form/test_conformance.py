@@ -54,7 +54,7 @@ def test_plans_meet_the_theorems_conditions():
         for seed in range(10):
             generator = torch.Generator().manual_seed(seed)
             instance = draw_instance(generator)
-            for draw_plan in conformance._RUNS.values():
+            for draw_plan in conformance._PLANS.values():
                 plan = draw_plan(instance, generator)
                 assert all(stage.lr <= instance.smoothness.max_lr for stage in plan)
                 assert sum(stage.lr * stage.steps for stage in plan) <= instance.reach * (1 + 1e-12)

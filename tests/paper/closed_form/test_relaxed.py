@@ -8,6 +8,7 @@ import pytest
 from sngd.paper.closed_form import relaxed
 from sngd.paper.verdicts import IN_PART, NOT_REPRODUCED, REPRODUCED, Verdict
 from sngd.problems.analytic import relaxed_smooth
+from sngd.training.schema import decode
 
 GRADIENTS, SEEDS, STEPS = [1.0, 1e2, 1e4], 3, 1000
 LRS = {"SGD": [1e-3, 1e-2, 0.1, 1.0], "SNGD": [0.03, 0.1], "clipped SGD": [0.03, 0.1]}
@@ -133,6 +134,15 @@ def test_the_quick_profile_is_measured_judged_and_drawn(tmp_path):
     pictures = relaxed.draw(measured, tmp_path)
     assert [path.name for path in pictures] == ["relaxed.png", "relaxed.svg"]
     assert all(path.stat().st_size > 30_000 for path in pictures)
+
+
+def test_a_start_from_which_every_rate_diverges_is_stored_and_read_back():
+    """It has no largest stable rate: SGD is not run from there, and the file must say so."""
+    settings = relaxed.Size(2, (1e5,), 5, {"SGD": (3.0,)})
+    runs = [relaxed._runs(settings, "SGD", 3.0, 1e5)]
+    patient = relaxed._patient(settings, runs, 1e5)
+    assert patient == {"lrs": [None, None], "calls": [None, None]}
+    assert decode(json.dumps(patient).encode(), relaxed.Patient, "file") == patient
 
 
 def test_an_unknown_profile_is_named():

@@ -133,7 +133,7 @@ def test_the_hard_objectives_slope_is_twice_the_target():
 @pytest.fixture(scope="module")
 def measured():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(scaling.PROFILES, "quick", scaling.Profile(4, (0.2, 0.14, 0.1)))
+        patch.setitem(scaling.SIZES, "quick", scaling.Size(4, (0.2, 0.14, 0.1)))
         return scaling.measure("quick")
 
 

@@ -110,17 +110,19 @@ def test_additive_noise_makes_no_drift():
     """∇f(u; a) − ∇f(w; a) has no noise then, so SPIDER's error stays what it was at the anchor, at any α."""
     analytic = strict_saddle(4, sigma=1.0, n=100, dtype=torch.float64)
     case = variance.Case(analytic.problem, 1.0, 1.0, anchor_batch_size=16, batch_size=4, period=8)
-    errors = variance._errors(case, lr=0.5, periods=3, seed=0)
-    assert errors["drift"] < 1e-20
-    assert errors["spider"] == pytest.approx(errors["anchor"])
-    assert errors["sngd"] == pytest.approx(1 / 4, rel=0.7)
+    errors = variance._spider_errors(case, lr=0.5, periods=3, seed=0)
+    assert errors.drift < 1e-20
+    assert errors.spider == pytest.approx(errors.anchor)
+    assert variance._sngd_error(case, lr=0.5, periods=3, seed=0) == pytest.approx(1 / 4, rel=0.7)
 
 
 def test_the_mini_batchs_variance_is_sigma_squared_over_b():
     case = variance.waves(dim=4, n=60)
-    errors = [variance._errors(case, lr=0.1, periods=2, seed=seed) for seed in range(8)]
-    for key in ("sngd", "beside"):
-        mean = sum(error[key] for error in errors) / len(errors)
+    setting = {"lr": 0.1, "periods": 2}
+    own = [variance._sngd_error(case, **setting, seed=seed) for seed in range(8)]
+    beside = [variance._spider_errors(case, **setting, seed=seed).beside for seed in range(8)]
+    for errors in (own, beside):
+        mean = sum(errors) / len(errors)
         assert mean == pytest.approx(case.sigma**2 / case.batch_size, rel=0.2)  # of 256 draws, deviation 5 %
 
 

@@ -11,11 +11,11 @@ from sngd.paper import reproduce as registry
 from sngd.paper.reproduce import reproduce
 from sngd.paper.trained import alternatives, pictures, runs, sensitivity
 from sngd.paper.trained.experiments import (
-    ALTERNATIVES,
     BASE,
+    EXPERIMENTS,
     FIG4,
-    FIGURES,
     PROFILES,
+    READINGS,
     Arm,
     Experiment,
     device_of,
@@ -36,7 +36,7 @@ N = 1437  # of the fake runs
 
 def fake(figure: str, profile: str, out: Path, diverge: dict[str, int] | None = None) -> Path:
     """The folder of a figure as its runs leave it; ``diverge`` by label, after so many rows, of seed 0."""
-    for experiment in FIGURES[figure][profile]:
+    for experiment in EXPERIMENTS[figure][profile]:
         folder, chosen = out / experiment.name, {}
         for place, arm in enumerate(experiment.arms):
             chosen[arm.label] = lr = arm.lr or experiment.grid[min(place, 2)]
@@ -67,7 +67,7 @@ def fake(figure: str, profile: str, out: Path, diverge: dict[str, int] | None = 
 
 
 def test_every_profile_can_be_configured():
-    for profiles in FIGURES.values():
+    for profiles in EXPERIMENTS.values():
         assert tuple(profiles) == PROFILES
         for experiments in profiles.values():
             assert len({experiment.name for experiment in experiments}) == len(experiments)
@@ -78,15 +78,15 @@ def test_every_profile_can_be_configured():
 
 
 def test_the_papers_own_setting():
-    assert [(e.problem, e.batch_size, e.epochs, e.weight_decay) for e in FIGURES["fig2"]["paper"]] == [
+    assert [(e.problem, e.batch_size, e.epochs, e.weight_decay) for e in EXPERIMENTS["fig2"]["paper"]] == [
         ("mnist-mlp", 32, 20, 0),
         ("mnist-mlp", 128, 20, 0),
     ]
-    assert [(e.problem, e.batch_size, e.epochs, e.weight_decay) for e in FIGURES["fig3"]["paper"]] == [
+    assert [(e.problem, e.batch_size, e.epochs, e.weight_decay) for e in EXPERIMENTS["fig3"]["paper"]] == [
         ("cifar10-resnet20", 128, 160, 1e-4),
         ("cifar10-resnet56", 128, 160, 1e-4),
     ]
-    (large,) = FIGURES["fig4"]["paper"]
+    (large,) = EXPERIMENTS["fig4"]["paper"]
     assert (large.problem, large.batch_size, large.epochs, large.weight_decay) == ("cifar10-resnet20", 4096, 160, 1e-4)
     in_paper = [arm.label for arm in fig3(20).arms if not arm.beyond]
     assert in_paper == [
@@ -104,8 +104,8 @@ def test_the_plans_are_the_papers():
 
 
 def test_small_figure_2_is_the_papers():
-    assert FIGURES["fig2"]["small"] == FIGURES["fig2"]["paper"]
-    assert all(experiment.seeds >= 5 for experiment in FIGURES["fig2"]["small"])
+    assert EXPERIMENTS["fig2"]["small"] == EXPERIMENTS["fig2"]["paper"]
+    assert all(experiment.seeds >= 5 for experiment in EXPERIMENTS["fig2"]["small"])
 
 
 def test_what_is_changed_is_a_departure():
@@ -130,7 +130,7 @@ def test_learning_rates_span_three_decades(method):
 
 def test_alternatives_change_what_they_say():
     readings = alternative_experiments("small")
-    assert list(readings) == list(ALTERNATIVES)
+    assert list(readings) == list(READINGS)
     problems = {name: {e.problem for part in found.values() for e in part} for name, found in readings.items()}
     assert problems["no augmentation"] == {"cifar10-resnet8:4000:unaugmented", "cifar10-resnet8:1000:unaugmented"}
     assert "mnist-mlp:12000:normalized" in problems["inputs scaled otherwise"]
@@ -259,7 +259,7 @@ def test_recounted_arms_end_at_one_budget(tmp_path):
 def test_readings_are_measured_and_keep_what_they_leave_alone(tmp_path):
     measured = alternatives.measure("quick", fake("alternatives", "quick", tmp_path))
     readings = measured["alternatives"]
-    assert list(readings) == [*ALTERNATIVES, alternatives.COUNTED_ONCE]
+    assert list(readings) == [*READINGS, alternatives.COUNTED_ONCE]
     assert set(readings[BASE]["figures"]) == {"fig2", "fig3"}
     assert set(readings["no augmentation"]["figures"]) == {"fig3"}
     base, staged = (readings[name]["figures"]["fig3"]["experiments"]["resnet8"] for name in (BASE, "poly by step"))
@@ -325,7 +325,7 @@ def test_stored_runs_are_measured_anew_and_stored_measurements_suffice(tmp_path)
 def test_a_figure_from_nothing(tmp_path, monkeypatch):
     arms = (Arm("S-SGD", "s-sgd", 0.5, "poly"), Arm("S-SNGD", "s-sngd", 0.5, "poly"))
     tiny = Experiment("tiny", "digits-mlp:400", 64, 2, arms, seeds=1, departures=("tiny",))
-    monkeypatch.setitem(FIGURES, "fig4", {**FIGURES["fig4"], "quick": [tiny]})
+    monkeypatch.setitem(EXPERIMENTS, "fig4", {**EXPERIMENTS["fig4"], "quick": [tiny]})
     titles = []
 
     def begin(title, configs):

@@ -21,17 +21,17 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from math import sqrt
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 from sngd.checks import check_one_of
-from sngd.diagnose.interval import Interval
 from sngd.optim.sngd import SNGD
 from sngd.optim.stagewise import StagewiseLR
 from sngd.paper.closed_form.families import FAMILIES, Instance, log_uniform
+from sngd.paper.closed_form.scaling import Scaling, slope_interval
 from sngd.paper.closed_form.scaling import summary as scaling_summary
 from sngd.paper.verdicts import Evidence, Quantity, at_least, error_rate, never, reported, share_interval
 from sngd.stages import StagePlan, constant, geometric, harmonic
@@ -59,11 +59,9 @@ class Slack(TypedDict):
     counts: list[Count]
 
 
-class Compared(TypedDict):
-    """One instance and run against the bound of its theorem, see ``measure``."""
+class AgainstBound(TypedDict):
+    """What a plan's runs on one instance measured, against the bound of their theorem, see ``measure``."""
 
-    instance: Count
-    run: str
     theorem: str
     lr: Positive
     batch_size: Count | None
@@ -73,6 +71,13 @@ class Compared(TypedDict):
     standard_error: NonNegative
     bound: NonNegative
     violated: bool
+
+
+class Compared(AgainstBound):
+    """The same with the instance's index and the name of the run."""
+
+    instance: Count
+    run: str
 
 
 class Family(TypedDict):
@@ -101,7 +106,7 @@ class Conformance(TypedDict):
     families: dict[str, Family]
 
 
-def measure(profile: str = "quick") -> dict[str, Any]:
+def measure(profile: str = "quick") -> Conformance:
     """Measure claim C7; everything in the returned dict can be written as JSON.
 
     Args:
@@ -127,7 +132,7 @@ def measure(profile: str = "quick") -> dict[str, Any]:
         ValueError: no such profile.
     """
     check_one_of("profile", profile, INSTANCES)
-    comparisons = len(FAMILIES) * INSTANCES[profile] * len(_RUNS)
+    comparisons = len(FAMILIES) * INSTANCES[profile] * len(_PLANS)
     quantile = _student(ERROR_RATE / comparisons)
     return {
         "profile": profile,
@@ -142,20 +147,33 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     }
 
 
-def summary(measurements: Mapping[str, Any]) -> dict[str, Any]:
-    """The verdict's numbers, from what ``measure`` returned: plain numbers.
+class Summary(TypedDict):
+    """The verdict's numbers, totals over the families."""
 
-    Returns:
-        ``families``, ``instances``, ``steps``, ``lemma_violations``, ``outside``, ``comparisons``,
-        ``theorem_violations``, ``largest_ratio`` (measured over bound, of all comparisons), ``error_rate``,
-        ``caught`` (instances in which the lemma shows that L/4 is wrong), ``caught_share`` (of all instances),
-        ``caught_share_tight`` (of those of the families whose constants are attained near the minimum: quadratic,
-        saddle, exponential) and ``caught_by_theorem`` (instances in which a bound shows it).
-    """
+    families: int
+    instances: int
+    steps: int
+    lemma_violations: int
+    outside: int
+    comparisons: int
+    theorem_violations: int
+    largest_ratio: float  # measured over bound, of all comparisons
+    error_rate: float
+    caught: int  # instances in which the lemma shows that L/4 is wrong
+    caught_share: float  # of all instances
+    caught_share_tight: float  # of those of the families in TIGHT
+    caught_by_theorem: int  # instances in which a bound shows it
+
+
+_Total = Literal["instances", "steps", "lemma_violations", "outside", "caught", "caught_by_theorem"]
+
+
+def summary(measurements: Conformance) -> Summary:
+    """The verdict's numbers, from what ``measure`` returned."""
     families = measurements["families"]
     runs = [run for family in families.values() for run in family["runs"]]
 
-    def total(key: str, names: tuple[str, ...] = tuple(families)) -> int:
+    def total(key: _Total, names: tuple[str, ...] = tuple(families)) -> int:
         return sum(families[name][key] for name in names)
 
     return {
@@ -181,35 +199,37 @@ def _student(level: float) -> float:
     return float(t.isf(level, SEEDS - 1))
 
 
-def _family(
-    number: int, draw_instance: Callable[[Generator], Instance], instances: int, quantile: float
-) -> dict[str, Any]:
-    runs, slacks = [], []
-    counts = dict.fromkeys(("lemma_violations", "outside", "caught", "caught_by_theorem"), 0)
+def _family(number: int, draw_instance: Callable[[Generator], Instance], instances: int, quantile: float) -> Family:
+    runs: list[Compared] = []
+    slacks = []
+    lemma_violations = outside = caught = caught_by_theorem = 0
     for index in range(instances):
         generator = torch.Generator().manual_seed(1000 * number + index)
         instance = draw_instance(generator)
         suspect = instance._replace(smoothness=wrong(instance.smoothness))
-        caught = caught_by_theorem = False
-        for run, draw_plan in _RUNS.items():
+        lemma_catches = theorem_catches = False
+        for run, draw_plan in _PLANS.items():
             plan = draw_plan(instance, generator)
             batch_size = None if run == "ngd" else round(log_uniform(1, 128, generator))
             path = walk(instance, plan, batch_size, 1 if batch_size is None else SEEDS, generator)
             slack, failures = _check_lemma(instance.smoothness, plan, path)
             slacks.append(slack)
-            counts["lemma_violations"] += failures
-            counts["outside"] += int((path.distances > instance.reach * (1 + TOLERANCE)).sum())
-            caught |= _check_lemma(suspect.smoothness, plan, path)[1] > 0
-            caught_by_theorem |= _compare(suspect, plan, batch_size, path, quantile)["violated"]
+            lemma_violations += failures
+            outside += int((path.distances > instance.reach * (1 + TOLERANCE)).sum())
+            lemma_catches |= _check_lemma(suspect.smoothness, plan, path)[1] > 0
+            theorem_catches |= _compare(suspect, plan, batch_size, path, quantile)["violated"]
             runs.append({"instance": index, "run": run, **_compare(instance, plan, batch_size, path, quantile)})
-        counts["caught"] += caught
-        counts["caught_by_theorem"] += caught_by_theorem
+        caught += lemma_catches
+        caught_by_theorem += theorem_catches
     shares = np.concatenate(slacks)
     return {
         "instances": instances,
         "lemma": "Lemma 1" if isinstance(instance.smoothness, Smooth) else "Lemma 2",
         "steps": len(shares),
-        **counts,
+        "lemma_violations": lemma_violations,
+        "outside": outside,
+        "caught": caught,
+        "caught_by_theorem": caught_by_theorem,
         "largest_lemma_ratio": float(1 - shares.min()),
         "slack": {"edges": _EDGES.tolist(), "counts": np.histogram(shares.clip(0, 1), _EDGES)[0].tolist()},
         "runs": runs,
@@ -253,7 +273,7 @@ def _geometric_plan(instance: Instance, generator: Generator) -> StagePlan:
             return plan
 
 
-_RUNS: dict[str, Callable[[Instance, Generator], StagePlan]] = {
+_PLANS: dict[str, Callable[[Instance, Generator], StagePlan]] = {
     "ngd": _constant_plan,
     "sngd": _constant_plan,
     "s-sngd:harmonic": _harmonic_plan,
@@ -323,9 +343,7 @@ def _check_lemma(smoothness: Smoothness, plan: StagePlan, path: Walk) -> tuple[n
     return np.array(slacks), failures
 
 
-def _compare(
-    instance: Instance, plan: StagePlan, batch_size: int | None, path: Walk, quantile: float
-) -> dict[str, Any]:
+def _compare(instance: Instance, plan: StagePlan, batch_size: int | None, path: Walk, quantile: float) -> AgainstBound:
     """E‖∇F(w̄)‖ over the drawn output exactly and over the seeds in the mean, against the theorem's bound."""
     weights = torch.tensor([plan.iterate_weight(t) for t in range(plan.steps)], dtype=torch.float64)
     gaps = (weights / weights.sum()) @ path.norms
@@ -358,7 +376,7 @@ def _bound(instance: Instance, plan: StagePlan, batch_size: int | None, path: Wa
     return f"Theorem {3 + relaxed}", gap, bound
 
 
-def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def draw(measurements: Conformance, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``conformance.png`` and ``.svg`` of what ``measure`` returned into ``folder`` (made if absent).
 
     Returns:
@@ -384,7 +402,7 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
 _MARKERS = {"ngd": "x", "sngd": "o", "s-sngd:harmonic": "^", "s-sngd:geometric": "s"}
 
 
-def _draw_theorems(ax: Axes, families: Mapping[str, Any]) -> None:
+def _draw_theorems(ax: Axes, families: Mapping[str, Family]) -> None:
     look = styles(tuple(families))
     for name, family in families.items():
         for run, marker in _MARKERS.items():
@@ -403,7 +421,7 @@ def _draw_theorems(ax: Axes, families: Mapping[str, Any]) -> None:
     ax.legend(fontsize=8, ncols=2, loc="lower right")
 
 
-def _draw_lemmas(ax: Axes, families: Mapping[str, Any]) -> None:
+def _draw_lemmas(ax: Axes, families: Mapping[str, Family]) -> None:
     look = styles(tuple(families))
     for name, family in families.items():
         slack, caught = family["slack"], f"{family['caught']}/{family['instances']}"
@@ -418,7 +436,7 @@ def _draw_lemmas(ax: Axes, families: Mapping[str, Any]) -> None:
     ax.legend(fontsize=8, title=f"caught with L/{WRONG}, of instances", title_fontsize=8, loc="upper left")
 
 
-def judge(checked: Mapping[str, Any], scaled: Mapping[str, Any]) -> Evidence:
+def judge(checked: Conformance, scaled: Scaling) -> Evidence:
     """C7 from the measurements of ``conformance``, with the exponents of ``scaling`` as context."""
     found = summary(checked)
     tight = [checked["families"][name] for name in TIGHT]
@@ -452,12 +470,12 @@ def judge(checked: Mapping[str, Any], scaled: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _exponents(scaled: Mapping[str, Any]) -> Iterator[Quantity]:
+def _exponents(scaled: Scaling) -> Iterator[Quantity]:
     for problem, methods in scaling_summary(scaled).items():
         for method, found in methods.items():
-            if found["slope"] is None:
+            slope = slope_interval(found)
+            if slope is None:
                 continue
             name = f"exponent of the target in oracle calls, {method}, {problem}"
             notes = f"theory: {found['theory']:.3g}, the plans': {found['planned_slope']:.3g}"
-            slope = Interval(found["slope"], found["low"], found["high"])
             yield reported(f"{name} ({notes}; {100 * scaled['level']:g} % interval)", slope)

@@ -14,17 +14,17 @@ from itertools import islice
 from math import exp, log, log10
 from pathlib import Path
 from statistics import linear_regression
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from sngd.checks import check_one_of
-from sngd.diagnose.interval import Interval
+from sngd.diagnose.interval import Interval, mean_interval
 from sngd.optim.perturbed import Perturbed
 from sngd.optim.sngd import SNGD
-from sngd.paper.verdicts import Evidence, Quantity, above, at_most, error_rate, every, mean_interval, never, reported
+from sngd.paper.verdicts import LEVEL, Evidence, Quantity, above, at_most, error_rate, every, never, reported
 from sngd.problems.analytic import Analytic, sharp_and_flat, strict_saddle, tensor_decomposition
 from sngd.problems.problem import Problem
 from sngd.studies.figures import DASH_LENGTHS, plain_style, save, styles
@@ -45,7 +45,7 @@ TUNING_SEEDS = (1_000_000, 1_000_001)  # none of those measured
 BATCH_SIZE = 16  # of tensor decomposition
 
 
-class Profile(NamedTuple):
+class Size(NamedTuple):
     seeds: int
     distances: tuple[float, ...]
     dims: tuple[int, ...]
@@ -53,13 +53,13 @@ class Profile(NamedTuple):
     steps: int  # on it
 
 
-PROFILES = {
-    "quick": Profile(2, (1e-1, 1e-4), (2, 8), 3, 100),
-    "small": Profile(10, (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12), (2, 4, 8, 16, 32, 64, 128, 256), 6, 2000),
+SIZES = {
+    "quick": Size(2, (1e-1, 1e-4), (2, 8), 3, 100),
+    "small": Size(10, (1e-1, 1e-2, 1e-3, 1e-4, 1e-6, 1e-8, 1e-10, 1e-12), (2, 4, 8, 16, 32, 64, 128, 256), 6, 2000),
 }
 
 
-class Arm(NamedTuple):
+class MethodAtRate(NamedTuple):
     method: str  # of METHODS
     lr: float
 
@@ -71,7 +71,7 @@ class Arm(NamedTuple):
 Steps = dict[str, list[list[Count | None]]]  # by arm: for each place those of each seed
 
 
-class Against(TypedDict):
+class StepsByDistance(TypedDict):
     """Steps against the distance, see ``measure``."""
 
     dim: Count
@@ -80,7 +80,7 @@ class Against(TypedDict):
     theory: dict[str, list[NonNegative]]
 
 
-class AgainstDimension(TypedDict):
+class StepsByDimension(TypedDict):
     """Steps against the dimension, see ``measure``."""
 
     dims: list[Count]
@@ -103,13 +103,13 @@ class Escape(TypedDict):
 
     profile: str
     trajectories: dict[str, dict[str, list[tuple[float, float]]]]
-    from_saddle: Against
-    from_manifold: Against
-    dimension: AgainstDimension
+    from_saddle: StepsByDistance
+    from_manifold: StepsByDistance
+    dimension: StepsByDimension
     tensor: TensorMeasured
 
 
-def measure(profile: str = "quick") -> dict[str, Any]:
+def measure(profile: str = "quick") -> Escape:
     """Measure claim C8; everything in the returned dict can be written as JSON.
 
     Args:
@@ -129,19 +129,21 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     Raises:
         ValueError: no such profile.
     """
-    check_one_of("profile", profile, PROFILES)
-    settings = PROFILES[profile]
+    check_one_of("profile", profile, SIZES)
+    settings = SIZES[profile]
     return {
         "profile": profile,
         "trajectories": {name: _trajectories(name) for name in _LANDSCAPES},
-        "from_saddle": _against_distance(settings, on_manifold=False),
-        "from_manifold": _against_distance(settings, on_manifold=True),
-        "dimension": _against_dimension(settings),
+        "from_saddle": _steps_by_distance(settings, on_manifold=False),
+        "from_manifold": _steps_by_distance(settings, on_manifold=True),
+        "dimension": _steps_by_dimension(settings),
         "tensor": _tensor(settings),
     }
 
 
-def _walk(problem: Problem, arm: Arm, start: Tensor | None, seed: int, batch_size: int = 0) -> Iterator[Tensor]:
+def _walk(
+    problem: Problem, arm: MethodAtRate, start: Tensor | None, seed: int, batch_size: int = 0
+) -> Iterator[Tensor]:
     """The iterates w_0, w_1, …, each valid until the next is asked for; batch size 0 is the full gradient."""
     samples, noise = (torch.Generator().manual_seed(2 * seed + k) for k in range(2))
     model = problem.build_model()
@@ -160,7 +162,7 @@ def _walk(problem: Problem, arm: Arm, start: Tensor | None, seed: int, batch_siz
         optimizer.step()
 
 
-def _optimizer(arm: Arm, w: Tensor, noise: torch.Generator) -> Optimizer:
+def _optimizer(arm: MethodAtRate, w: Tensor, noise: torch.Generator) -> Optimizer:
     plain: Optimizer = SNGD([w], lr=arm.lr) if "NGD" in arm.method else SGD([w], lr=arm.lr)
     every = {"Noisy-GD": 1, "Saddle-NGD": PERIOD}.get(arm.method)
     if every is None:
@@ -171,7 +173,7 @@ def _optimizer(arm: Arm, w: Tensor, noise: torch.Generator) -> Optimizer:
 class _Landscape(NamedTuple):
     title: str
     analytic: Analytic
-    starts: dict[Arm, tuple[float, float]]
+    starts: dict[MethodAtRate, tuple[float, float]]
     steps: int
     window: tuple[float, float, float, float]  # left, right, bottom, top
 
@@ -183,10 +185,10 @@ _LANDSCAPES = {
         "strict saddle",
         _exact(2, condition=5.0),
         {  # the landscape is symmetric: a quadrant each, so that no path hides another
-            Arm("GD", 0.1): (-0.15, 2.5),
-            Arm("NGD", 0.1): (0.15, 2.5),
-            Arm("Noisy-GD", 0.1): (-0.15, -2.5),
-            Arm("Saddle-NGD", 0.1): (0.15, -2.5),
+            MethodAtRate("GD", 0.1): (-0.15, 2.5),
+            MethodAtRate("NGD", 0.1): (0.15, 2.5),
+            MethodAtRate("Noisy-GD", 0.1): (-0.15, -2.5),
+            MethodAtRate("Saddle-NGD", 0.1): (0.15, -2.5),
         },
         steps=60,
         window=(-4.2, 4.2, -2.8, 2.8),
@@ -194,31 +196,36 @@ _LANDSCAPES = {
     "sharp_and_flat": _Landscape(
         "sharp minimum beside a flat one",
         sharp_and_flat(dtype=torch.float64),
-        {Arm(method, 1.0): (3.1, 0.1) for method in ("GD", "SGD", "NGD", "SNGD")},
+        {MethodAtRate(method, 1.0): (3.1, 0.1) for method in ("GD", "SGD", "NGD", "SNGD")},
         steps=60,
         window=(-2.6, 4.2, -2.7, 2.3),
     ),
 }
 
 
-def _trajectories(name: str) -> dict[str, list[list[float]]]:
+def _trajectories(name: str) -> dict[str, list[tuple[float, float]]]:
     landscape = _LANDSCAPES[name]
-    paths = {}
+    paths: dict[str, list[tuple[float, float]]] = {}
     for arm, start in landscape.starts.items():
         walk = _walk(landscape.analytic.problem, arm, torch.tensor(start), 0, int(arm.method in ("SGD", "SNGD")))
-        paths[arm.method] = [w.tolist() for w in islice(walk, landscape.steps + 1)]
+        paths[arm.method] = [(w[0].item(), w[1].item()) for w in islice(walk, landscape.steps + 1)]
     return paths
 
 
-_DISTANCE_ARMS = (Arm("GD", 0.1), Arm("GD", 1.0), Arm("NGD", 0.1), Arm("NGD", 0.01))
-_DIMENSION_ARMS = (Arm("Noisy-GD", 0.1), Arm("Noisy-GD", 1.0), Arm("Saddle-NGD", 0.1), Arm("Saddle-NGD", 0.01))
+_FOR_DISTANCES = (MethodAtRate("GD", 0.1), MethodAtRate("GD", 1.0), MethodAtRate("NGD", 0.1), MethodAtRate("NGD", 0.01))
+_FOR_DIMENSIONS = (
+    MethodAtRate("Noisy-GD", 0.1),
+    MethodAtRate("Noisy-GD", 1.0),
+    MethodAtRate("Saddle-NGD", 0.1),
+    MethodAtRate("Saddle-NGD", 0.01),
+)
 
 
-def _against_distance(settings: Profile, *, on_manifold: bool, dim: int = 10) -> dict[str, Any]:
+def _steps_by_distance(settings: Size, *, on_manifold: bool, dim: int = 10) -> StepsByDistance:
     problem = _exact(dim, condition=CONDITION).problem
-    steps: dict[str, list[list[int | None]]] = {}
+    steps: Steps = {}
     theory: dict[str, list[float]] = {}
-    for arm in _DISTANCE_ARMS:
+    for arm in _FOR_DISTANCES:
         steps[arm.label] = [
             [
                 _steps_to_leave(_walk(problem, arm, _start(dim, distance, on_manifold, seed), seed))
@@ -248,16 +255,16 @@ def _steps_to_leave(walk: Iterator[Tensor]) -> int | None:
     return next((t for t, w in enumerate(islice(walk, LIMIT + 1)) if w.norm() >= RADIUS), None)
 
 
-def _predicted(arm: Arm, unstable: float) -> float:
+def _predicted(arm: MethodAtRate, unstable: float) -> float:
     """Steps to leave from a point with the given unstable coordinate: of GD on the quadratic, or NGD's bound."""
     if arm.method == "NGD":
         return 5 * math.sqrt(CONDITION) * RADIUS / arm.lr
     return math.log(RADIUS / unstable) / math.log1p(arm.lr / CONDITION)
 
 
-def _against_dimension(settings: Profile) -> dict[str, Any]:
-    steps: dict[str, list[list[int | None]]] = {}
-    for arm in _DIMENSION_ARMS:
+def _steps_by_dimension(settings: Size) -> StepsByDimension:
+    steps: Steps = {}
+    for arm in _FOR_DIMENSIONS:
         steps[arm.label] = []
         for dim in settings.dims:
             problem, saddle = _exact(dim, condition=CONDITION).problem, torch.zeros(dim, dtype=torch.float64)
@@ -266,16 +273,16 @@ def _against_dimension(settings: Profile) -> dict[str, Any]:
     return {"dims": list(settings.dims), "steps": steps}
 
 
-def _tensor(settings: Profile) -> dict[str, Any]:
+def _tensor(settings: Size) -> TensorMeasured:
     every = settings.steps // 100
-    tuning: dict[str, list[list[float]]] = {}
+    tuning: dict[str, list[tuple[float, float]]] = {}
     losses: dict[str, list[list[float]]] = {}
     best: dict[str, float] = {}
     for method in ("Noisy-GD", "Saddle-NGD"):
         curves = partial(_tensor_losses, dim=settings.components, steps=settings.steps, every=every)
-        tuning[method] = [[lr, _final([curves(Arm(method, lr), seed) for seed in TUNING_SEEDS])] for lr in LRS]
+        tuning[method] = [(lr, _final([curves(MethodAtRate(method, lr), seed) for seed in TUNING_SEEDS])) for lr in LRS]
         best[method] = min(tuning[method], key=lambda pair: pair[1])[0]
-        losses[method] = [curves(Arm(method, best[method]), seed) for seed in range(settings.seeds)]
+        losses[method] = [curves(MethodAtRate(method, best[method]), seed) for seed in range(settings.seeds)]
     return {
         "dim": settings.components,
         "batch_size": BATCH_SIZE,
@@ -286,7 +293,7 @@ def _tensor(settings: Profile) -> dict[str, Any]:
     }
 
 
-def _tensor_losses(arm: Arm, seed: int, *, dim: int, steps: int, every: int) -> list[float]:
+def _tensor_losses(arm: MethodAtRate, seed: int, *, dim: int, steps: int, every: int) -> list[float]:
     saddle = torch.full((dim, dim), dim**-0.5, dtype=torch.float64)
     problem = tensor_decomposition(dim, start=saddle, dtype=torch.float64).problem
     walk = _walk(problem, arm, None, seed, BATCH_SIZE)
@@ -316,7 +323,7 @@ def _final(curves: Sequence[Sequence[float]]) -> float:
     return sum(tails) / len(tails)
 
 
-def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def draw(measurements: Escape, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``fig1.png`` and ``fig1.svg`` of what ``measure`` returned into ``folder`` (made if absent).
 
     Returns:
@@ -333,7 +340,7 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
         _draw_distance(axes[1, 1], measurements["from_manifold"], "from 0.9 along the stable manifold, this far off")
         _draw_dimension(axes[0, 2], measurements["dimension"])
         _draw_tensor(axes[1, 2], measurements["tensor"])
-        seeds = len(measurements["dimension"]["steps"][_DIMENSION_ARMS[0].label][0])
+        seeds = len(measurements["dimension"]["steps"][_FOR_DIMENSIONS[0].label][0])
         figure.suptitle(
             f"Leaving saddles and sharp minima ({measurements['profile']} profile)\n"
             f"line: mean of {seeds} seeds; band: lowest to highest seed",
@@ -361,9 +368,9 @@ def _draw_landscape(ax: Axes, landscape: _Landscape, paths: Mapping[str, Sequenc
     ax.legend(fontsize=8, loc="lower left", framealpha=0.9)
 
 
-def _draw_distance(ax: Axes, measured: Mapping[str, Any], title: str) -> None:
+def _draw_distance(ax: Axes, measured: StepsByDistance, title: str) -> None:
     _draw_steps(ax, measured["distances"], measured["steps"])
-    for arm in _DISTANCE_ARMS:
+    for arm in _FOR_DISTANCES:
         color, _ = _look(arm)
         ax.plot(measured["distances"], measured["theory"][arm.label], color=color, linewidth=0.8, dashes=(1, 2))
     ax.plot([], [], color="black", linewidth=0.8, dashes=(1, 2), label="theory: of GD; at most 5√κ/lr of NGD")
@@ -375,7 +382,7 @@ def _draw_distance(ax: Axes, measured: Mapping[str, Any], title: str) -> None:
     ax.legend(fontsize=8, loc="upper left", ncols=2)
 
 
-def _draw_dimension(ax: Axes, measured: Mapping[str, Any]) -> None:
+def _draw_dimension(ax: Axes, measured: StepsByDimension) -> None:
     _draw_steps(ax, measured["dims"], measured["steps"])
     ax.set_xscale("log", base=2)
     ax.set_xlabel("dimension d")
@@ -383,11 +390,11 @@ def _draw_dimension(ax: Axes, measured: Mapping[str, Any]) -> None:
     ax.legend(fontsize=8, loc="upper left", ncols=2)
 
 
-def _draw_steps(ax: Axes, positions: Sequence[float], steps: Mapping[str, Sequence[Sequence[int | None]]]) -> None:
+def _draw_steps(ax: Axes, positions: Sequence[float], steps: Steps) -> None:
     """Mean and range over seeds of each arm; a stuck run counts as the limit, which the axis then shows."""
     for label, runs in steps.items():
         method, lr = label.split(", lr ")
-        color, dashes = _look(Arm(method, float(lr)))
+        color, dashes = _look(MethodAtRate(method, float(lr)))
         counts = [[LIMIT if t is None else t for t in seeds] for seeds in runs]
         (line,) = ax.plot(positions, [sum(c) / len(c) for c in counts], color=color, marker=".", label=label)
         line.set_dashes(dashes)
@@ -396,12 +403,12 @@ def _draw_steps(ax: Axes, positions: Sequence[float], steps: Mapping[str, Sequen
     ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
 
 
-def _look(arm: Arm) -> tuple[str, tuple[float, ...]]:
+def _look(arm: MethodAtRate) -> tuple[str, tuple[float, ...]]:
     """Colour of the method, dashes of the learning rate."""
     return styles(METHODS)[arm.method].color, DASH_LENGTHS["solid" if arm.lr == 0.1 else "dash"]
 
 
-def _draw_tensor(ax: Axes, measured: Mapping[str, Any]) -> None:
+def _draw_tensor(ax: Axes, measured: TensorMeasured) -> None:
     for method, curves in measured["losses"].items():
         color = styles(METHODS)[method].color
         columns = list(zip(*curves, strict=True))
@@ -419,12 +426,12 @@ def _draw_tensor(ax: Axes, measured: Mapping[str, Any]) -> None:
     ax.legend(fontsize=8)
 
 
-def judge(measured: Mapping[str, Any]) -> Evidence:
+def judge(measured: Escape) -> Evidence:
     """C8 from the measurements of ``escape``."""
-    places = {"from_saddle": "from random points near a saddle", "from_manifold": "from near its stable manifold"}
     seeds = len(measured["dimension"]["steps"]["Saddle-NGD, lr 0.1"][0])
-    quantities = [quantity for key, place in places.items() for quantity in _distances(measured[key], place)]
-    quantities += [
+    quantities = [
+        *_distances(measured["from_saddle"], "from random points near a saddle"),
+        *_distances(measured["from_manifold"], "from near its stable manifold"),
         every(
             "runs of NGD and SNGD from a sharp minimum that end in the flat one",
             *_ended_flat(measured, "NGD", "SNGD"),
@@ -452,7 +459,7 @@ def judge(measured: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _distances(measured: Mapping[str, Any], place: str) -> Iterator[Quantity]:
+def _distances(measured: StepsByDistance, place: str) -> Iterator[Quantity]:
     steps, distances = measured["steps"], measured["distances"]
     slow, quick = "GD, lr 0.1", "NGD, lr 0.1"
     yield every(
@@ -465,15 +472,15 @@ def _distances(measured: Mapping[str, Any], place: str) -> Iterator[Quantity]:
         for t in map(_count, seeds)
     ]
     yield every(f"runs of NGD {place} within Murray et al.'s 5√κ r/α steps", sum(within), len(within))
-    growth = mean_interval([-_slope(distances, column) for column in _columns(steps[slow])])
+    growth = mean_interval([-_slope(distances, column) for column in _columns(steps[slow])], LEVEL)
     yield above(f"steps that GD needs more {place} for every decade nearer", growth, 0)
     middle = (len(distances) - 1) // 2
-    late = mean_interval([log(column[-1] / column[middle]) for column in _columns(steps[quick])])
+    late = mean_interval([log(column[-1] / column[middle]) for column in _columns(steps[quick])], LEVEL)
     name = f"NGD's steps {place} at δ = {distances[-1]:g} over those at {distances[middle]:g} (levels off)"
     yield at_most(name, Interval(*map(exp, late)), 1.1)
 
 
-def _earlier(steps: Mapping[str, Any], first: str, second: str) -> tuple[int, int]:
+def _earlier(steps: Steps, first: str, second: str) -> tuple[int, int]:
     """In how many of the pairs (same place, same seed) ``first`` takes fewer steps; and how many pairs there are."""
     pairs = [
         (_count(a), _count(b))
@@ -496,13 +503,13 @@ def _slope(distances: Sequence[float], steps: Sequence[int]) -> float:
     return linear_regression([log10(distance) for distance in distances], steps).slope
 
 
-def _ended_flat(measured: Mapping[str, Any], *methods: str) -> tuple[int, int]:
+def _ended_flat(measured: Escape, *methods: str) -> tuple[int, int]:
     """How many of the methods' paths, which begin in the sharp minimum's hole, end nearer to the flat one at 0."""
     ends = [measured["trajectories"]["sharp_and_flat"][method][-1] for method in methods]
     return sum(math.hypot(*end) < math.dist(end, SHARP) for end in ends), len(ends)
 
 
-def _halved_first(measured: Mapping[str, Any]) -> tuple[int, int]:
+def _halved_first(measured: Escape) -> tuple[int, int]:
     losses = measured["tensor"]["losses"]
     ours, theirs = ([_halved(curve) for curve in losses[name]] for name in ("Saddle-NGD", "Noisy-GD"))
     return sum(a < b for a, b in zip(ours, theirs, strict=True)), len(ours)
@@ -512,8 +519,8 @@ def _halved(curve: Sequence[float]) -> float:
     return next((t for t, loss in enumerate(curve) if loss < curve[0] / 2), math.inf)
 
 
-def _final_ratio(measured: Mapping[str, Any]) -> Interval:
+def _final_ratio(measured: Escape) -> Interval:
     """Geometric mean over seeds of the last losses' ratio."""
     losses = measured["tensor"]["losses"]
     ratios = [log(a[-1] / b[-1]) for a, b in zip(losses["Saddle-NGD"], losses["Noisy-GD"], strict=True)]
-    return Interval(*map(exp, mean_interval(ratios)))
+    return Interval(*map(exp, mean_interval(ratios, LEVEL)))

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from math import exp, log, log10
 from pathlib import Path
@@ -25,16 +25,16 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from sngd.checks import check_one_of
-from sngd.diagnose.interval import Interval
+from sngd.diagnose.interval import Interval, mean_interval
 from sngd.optim.sngd import SNGD
 from sngd.paper.verdicts import (
+    LEVEL,
     Evidence,
     Quantity,
     above,
     at_most,
     error_rate,
     every,
-    mean_interval,
     never,
     reported,
 )
@@ -55,7 +55,7 @@ PATIENCE = 200_000  # steps after which a run without budget is given up
 _SGD, _SNGD, _CLIPPED = METHODS = ("SGD", "SNGD", "clipped SGD")
 
 
-class Profile(NamedTuple):
+class Size(NamedTuple):
     seeds: int
     gradients: tuple[float, ...]  # ‖∇F(w_0)‖
     steps: int
@@ -63,14 +63,14 @@ class Profile(NamedTuple):
 
 
 _NORMALIZED_LRS = (0.01, 0.03, 0.1, 0.3, 1.0)
-PROFILES = {
-    "quick": Profile(
+SIZES = {
+    "quick": Size(
         3,
         (1.0, 1e4),
         300,
         {_SGD: (1e-4, 1e-3, 1e-2, 0.1, 0.3, 1.0), _SNGD: (0.1, 0.3), _CLIPPED: (0.1, 0.3)},
     ),
-    "small": Profile(
+    "small": Size(
         5,
         (1.0, 1e1, 1e2, 1e3, 1e4, 1e5),
         1000,
@@ -99,7 +99,7 @@ class RunsMeasured(TypedDict):
 class Patient(TypedDict):
     """SGD without a budget; a value a seed, see ``measure``."""
 
-    lrs: list[Positive]
+    lrs: list[Positive | None]
     calls: list[Count | None]
 
 
@@ -116,7 +116,7 @@ class Relaxed(TypedDict):
     patient: list[Patient]
 
 
-def measure(profile: str = "quick") -> dict[str, Any]:
+def measure(profile: str = "quick") -> Relaxed:
     """Measure claim C9; everything in the returned dict can be written as JSON.
 
     Args:
@@ -130,14 +130,14 @@ def measure(profile: str = "quick") -> dict[str, Any]:
           ``final``: mean ‖∇F(w_t)‖ over the last tenth of the steps; ``mean``: over all of them (both None if
           diverged); ``bound``: Theorem 2's, for SNGD with lr ≤ 1/(2 L1), else None.
         * ``patient``: for each gradient the lists ``lrs`` and ``calls``, a value a seed: SGD at the largest rate of
-          its grid that does not diverge there, and its calls until ‖∇F(w_t)‖ ≤ τ without a budget (None: more than
-          200,000).
+          its grid that does not diverge there (None: all diverge), and its calls until ‖∇F(w_t)‖ ≤ τ without a budget
+          (None: more than 200,000).
 
     Raises:
         ValueError: no such profile.
     """
-    check_one_of("profile", profile, PROFILES)
-    settings = PROFILES[profile]
+    check_one_of("profile", profile, SIZES)
+    settings = SIZES[profile]
     runs = [
         _runs(settings, method, lr, gradient)
         for gradient in settings.gradients
@@ -156,24 +156,42 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     }
 
 
-def _runs(settings: Profile, method: str, lr: float, gradient: float) -> dict[str, Any]:
-    results = [_run(settings.steps, method, lr, gradient, seed) for seed in range(settings.seeds)]
-    columns = {key: [result[key] for result in results] for key in results[0]}
-    return {"method": method, "lr": lr, "gradient": gradient, **columns}
+def _runs(settings: Size, method: str, lr: float, gradient: float) -> RunsMeasured:
+    outcomes = [_run(settings.steps, method, lr, gradient, seed) for seed in range(settings.seeds)]
+    return {
+        "method": method,
+        "lr": lr,
+        "gradient": gradient,
+        "diverged": [outcome.diverged for outcome in outcomes],
+        "calls": [outcome.calls for outcome in outcomes],
+        "final": [outcome.final for outcome in outcomes],
+        "mean": [outcome.mean for outcome in outcomes],
+        "bound": [outcome.bound for outcome in outcomes],
+    }
 
 
-def _run(steps: int, method: str, lr: float, gradient: float, seed: int) -> dict[str, Any]:
+class _Outcome(NamedTuple):
+    """What one seed gives to the lists of ``RunsMeasured``."""
+
+    diverged: bool
+    calls: int | None
+    final: float | None
+    mean: float | None
+    bound: float | None
+
+
+def _run(steps: int, method: str, lr: float, gradient: float, seed: int) -> _Outcome:
     analytic = _problem(gradient, seed)
     norms = list(islice(_gradient_norms(analytic, method, lr, seed), steps))
     diverged = len(norms) < steps
     tail = norms[-max(1, steps // 10) :]
-    return {
-        "diverged": diverged,
-        "calls": _first_reached(norms),
-        "final": None if diverged else fmean(tail),
-        "mean": None if diverged else fmean(norms),
-        "bound": _bound(analytic.gap, lr, steps) if method == _SNGD else None,
-    }
+    return _Outcome(
+        diverged=diverged,
+        calls=_first_reached(norms),
+        final=None if diverged else fmean(tail),
+        mean=None if diverged else fmean(norms),
+        bound=_bound(analytic.gap, lr, steps) if method == _SNGD else None,
+    )
 
 
 def _problem(gradient: float, seed: int) -> Analytic:
@@ -223,13 +241,13 @@ def _bound(gap: float, lr: float, steps: int) -> float | None:
     return sngd_bound(smoothness, sigma=SIGMA, gap=gap, lr=lr, batch_size=BATCH_SIZE, steps=steps).total
 
 
-def _patient(settings: Profile, runs: Sequence[Mapping[str, Any]], gradient: float) -> dict[str, Any]:
+def _patient(settings: Size, runs: Sequence[RunsMeasured], gradient: float) -> Patient:
     lrs = [_largest_stable(runs, _SGD, gradient, seed) for seed in range(settings.seeds)]
     calls = [_calls_without_budget(gradient, seed, lr) for seed, lr in enumerate(lrs)]
     return {"lrs": lrs, "calls": calls}
 
 
-def _largest_stable(runs: Sequence[Mapping[str, Any]], method: str, gradient: float, seed: int) -> float | None:
+def _largest_stable(runs: Sequence[RunsMeasured], method: str, gradient: float, seed: int) -> float | None:
     """The largest rate of the grid up to which no rate diverges; None if the smallest does."""
     stable = None
     for run in _of(runs, method, gradient):
@@ -239,7 +257,7 @@ def _largest_stable(runs: Sequence[Mapping[str, Any]], method: str, gradient: fl
     return stable
 
 
-def _of(runs: Sequence[Mapping[str, Any]], method: str, gradient: float) -> list[Mapping[str, Any]]:
+def _of(runs: Sequence[RunsMeasured], method: str, gradient: float) -> list[RunsMeasured]:
     """A method's runs from one start, with ascending lr."""
     return [run for run in runs if run["method"] == method and run["gradient"] == gradient]
 
@@ -254,7 +272,7 @@ def _calls_without_budget(gradient: float, seed: int, lr: float | None) -> int |
 # ---- judged --------------------------------------------------------------------------------------------------
 
 
-def judge(measurements: Mapping[str, Any]) -> Evidence:
+def judge(measurements: Relaxed) -> Evidence:
     """The evidence on C9 in what ``measure`` returned."""
     runs, gradients, seeds = measurements["runs"], measurements["gradients"], measurements["seeds"]
     lr, far = _one_for_all(measurements, _SNGD), f"from ‖∇F(w_0)‖ = {gradients[-1]:g}"
@@ -285,7 +303,7 @@ def judge(measurements: Mapping[str, Any]) -> Evidence:
             len(thrown),
             essential=True,
         ),
-        at_most("exponent of ‖∇F(w_0)‖ in SGD's largest stable lr (theory: −1)", mean_interval(exponents), -0.5),
+        at_most("exponent of ‖∇F(w_0)‖ in SGD's largest stable lr (theory: −1)", mean_interval(exponents, LEVEL), -0.5),
         above(f"calls of SGD without budget, at its largest stable lr, over SNGD's {far}", _patience(measurements), 1),
         *_context(measurements, tuned),
     ]
@@ -304,25 +322,25 @@ def judge(measurements: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _reached(measurements: Mapping[str, Any], method: str, lr: float, gradient: float) -> list[bool]:
+def _reached(measurements: Relaxed, method: str, lr: float, gradient: float) -> list[bool]:
     """For each seed: is the mean ‖∇F‖ of the last tenth at most the target?"""
     final = _at(measurements, method, lr, gradient)["final"]
     return [value is not None and value <= measurements["target"] for value in final]
 
 
-def _at(measurements: Mapping[str, Any], method: str, lr: float, gradient: float) -> Mapping[str, Any]:
+def _at(measurements: Relaxed, method: str, lr: float, gradient: float) -> RunsMeasured:
     (run,) = (run for run in _of(measurements["runs"], method, gradient) if run["lr"] == lr)
     return run
 
 
-def _mean_calls(measurements: Mapping[str, Any], method: str, lr: float, gradient: float) -> float | None:
+def _mean_calls(measurements: Relaxed, method: str, lr: float, gradient: float) -> float | None:
     """Mean over seeds of the calls until the target; None if a seed does not end there."""
     if not all(_reached(measurements, method, lr, gradient)):
         return None
-    return fmean(_at(measurements, method, lr, gradient)["calls"])
+    return fmean(calls for calls in _at(measurements, method, lr, gradient)["calls"] if calls is not None)
 
 
-def _one_for_all(measurements: Mapping[str, Any], method: str) -> float:
+def _one_for_all(measurements: Relaxed, method: str) -> float:
     """The method's best single rate: most runs at the target, then fewest calls from the farthest start."""
     gradients = measurements["gradients"]
 
@@ -333,7 +351,7 @@ def _one_for_all(measurements: Mapping[str, Any], method: str) -> float:
     return float(min(measurements["lrs"][method], key=cost))
 
 
-def _comparable(measurements: Mapping[str, Any]) -> list[float]:
+def _comparable(measurements: Relaxed) -> list[float]:
     """SGD's rates from α/τ to α′/τ, see the module's docstring; empty if no rate of SNGD reaches τ from everywhere."""
     lrs, target = measurements["lrs"], measurements["target"]
     good = [
@@ -344,21 +362,21 @@ def _comparable(measurements: Mapping[str, Any]) -> list[float]:
     return [lr for lr in lrs[_SGD] if good and min(good) <= lr <= max(good)]
 
 
-def _ratio_to_bound(run: Mapping[str, Any]) -> float:
+def _ratio_to_bound(run: RunsMeasured) -> float:
     """Lower end of the interval of measured mean over bound; infinite if a run diverged."""
-    if None in run["mean"]:
-        return math.inf
-    return mean_interval([mean / bound for mean, bound in zip(run["mean"], run["bound"], strict=True)]).low
+    pairs = zip(run["mean"], run["bound"], strict=True)
+    ratios = [mean / bound for mean, bound in pairs if mean is not None and bound is not None]
+    return mean_interval(ratios, LEVEL).low if len(ratios) == len(run["mean"]) else math.inf
 
 
-def _stability_exponent(measurements: Mapping[str, Any], seed: int) -> float:
+def _stability_exponent(measurements: Relaxed, seed: int) -> float:
     """Least-squares slope of log lr against log ‖∇F(w_0)‖; where every rate diverges, the smallest counts."""
     smallest, patient = measurements["lrs"][_SGD][0], measurements["patient"]
     stable = [log10(at_start["lrs"][seed] or smallest) for at_start in patient]
     return linear_regression([log10(gradient) for gradient in measurements["gradients"]], stable).slope
 
 
-def _tuned_calls(measurements: Mapping[str, Any]) -> list[float | None]:
+def _tuned_calls(measurements: Relaxed) -> list[float | None]:
     """For each start the fewest mean calls of SGD at any of its rates, within the budget."""
     at_starts = (
         [_mean_calls(measurements, _SGD, lr, gradient) for lr in measurements["lrs"][_SGD]]
@@ -367,16 +385,16 @@ def _tuned_calls(measurements: Mapping[str, Any]) -> list[float | None]:
     return [min((calls for calls in at_start if calls is not None), default=None) for at_start in at_starts]
 
 
-def _patience(measurements: Mapping[str, Any]) -> Interval:
+def _patience(measurements: Relaxed) -> Interval:
     """Geometric mean over seeds; a run that was given up, or has no stable rate, counts as ``PATIENCE``."""
     lr, farthest = _one_for_all(measurements, _SNGD), measurements["gradients"][-1]
     slow = [calls or PATIENCE for calls in measurements["patient"][-1]["calls"]]
     quick = [calls or measurements["steps"] for calls in _at(measurements, _SNGD, lr, farthest)["calls"]]
-    mean = mean_interval([log(a / b) for a, b in zip(slow, quick, strict=True)])
+    mean = mean_interval([log(a / b) for a, b in zip(slow, quick, strict=True)], LEVEL)
     return Interval(*map(exp, mean))
 
 
-def _context(measurements: Mapping[str, Any], tuned: Sequence[float | None]) -> Iterator[Quantity]:
+def _context(measurements: Relaxed, tuned: Sequence[float | None]) -> Iterator[Quantity]:
     """What SGD tuned to each start, and SGD with clipping, do: nothing is required of it."""
     gradients = measurements["gradients"]
     lr, clipped = (_one_for_all(measurements, method) for method in (_SNGD, _CLIPPED))
@@ -401,7 +419,7 @@ def _listed(numbers: Sequence[float]) -> str:
 # ---- drawn ---------------------------------------------------------------------------------------------------
 
 
-def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def draw(measurements: Relaxed, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``relaxed.png`` and ``relaxed.svg`` of what ``measure`` returned into ``folder`` (made if absent).
 
     Returns:
@@ -423,14 +441,14 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
         return save(figure, Path(folder) / "relaxed", dpi=130)
 
 
-_MARKERS: dict[str, dict[str, Any]] = {
+_MARKERS: dict[str, dict[str, Any]] = {  # Any: arguments of matplotlib's, of several types
     _SGD: {"marker": "o"},
     _SNGD: {"marker": "^", "markersize": 5},
     _CLIPPED: {"marker": "s", "markersize": 10, "markerfacecolor": "white"},  # mostly hidden under SNGD's
 }
 
 
-def _draw_stable(ax: Axes, measurements: Mapping[str, Any]) -> None:
+def _draw_stable(ax: Axes, measurements: Relaxed) -> None:
     gradients, seeds, look = measurements["gradients"], range(measurements["seeds"]), styles(METHODS)
     for method in (_SGD, _SNGD):
         lrs = measurements["lrs"][method]
@@ -443,7 +461,7 @@ def _draw_stable(ax: Axes, measurements: Mapping[str, Any]) -> None:
     _axes(ax, "‖∇F(w_0)‖", "lr", "largest learning rate that does not diverge")
 
 
-def _draw_calls(ax: Axes, measurements: Mapping[str, Any]) -> None:
+def _draw_calls(ax: Axes, measurements: Relaxed) -> None:
     gradients, look = measurements["gradients"], styles(METHODS)
     for method in (_CLIPPED, _SNGD):
         lr = _one_for_all(measurements, method)
@@ -460,12 +478,12 @@ def _draw_calls(ax: Axes, measurements: Mapping[str, Any]) -> None:
     _axes(ax, "‖∇F(w_0)‖", "oracle calls", f"oracle calls until ‖∇F(w)‖ ≤ {measurements['target']:g}")
 
 
-def _draw_final(ax: Axes, measurements: Mapping[str, Any]) -> None:
+def _draw_final(ax: Axes, measurements: Relaxed) -> None:
     farthest, look = measurements["gradients"][-1], styles(METHODS)
     roof = 10 * farthest
     for method in (_SGD, _CLIPPED, _SNGD):
         runs = _of(measurements["runs"], method, farthest)
-        kept = [(run["lr"], fmean(run["final"])) for run in runs if None not in run["final"]]
+        kept = [(run["lr"], mean) for run in runs if (mean := _mean_final(run)) is not None]
         lost = [run["lr"] for run in runs if None in run["final"]]
         if kept:
             ax.plot(*zip(*kept, strict=True), color=look[method].color, label=method, **_MARKERS[method])
@@ -481,6 +499,12 @@ def _draw_final(ax: Axes, measurements: Mapping[str, Any]) -> None:
         "target", (measurements["lrs"][_SGD][0], measurements["target"]), (0, 3), textcoords="offset points", fontsize=8
     )
     _axes(ax, "lr", "mean ‖∇F‖ over the last tenth", f"from ‖∇F(w_0)‖ = {farthest:g}")
+
+
+def _mean_final(run: RunsMeasured) -> float | None:
+    """Mean over the seeds; None if one diverged."""
+    final = [norm for norm in run["final"] if norm is not None]
+    return fmean(final) if len(final) == len(run["final"]) else None
 
 
 def _axes(ax: Axes, x: str, y: str, title: str) -> None:

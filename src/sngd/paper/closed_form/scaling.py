@@ -30,13 +30,13 @@ from itertools import chain, repeat
 from math import exp, log, sqrt
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sngd.checks import check_one_of
-from sngd.diagnose.interval import Interval
+from sngd.diagnose.interval import Interval, mean_interval
 from sngd.stages import StagePlan
 from sngd.studies.figures import plain_style, save, styles
 from sngd.theory import PLANNED, Plan, Smooth, plan
@@ -62,14 +62,14 @@ THEORY = {
 }
 
 
-class Profile(NamedTuple):
+class Size(NamedTuple):
     seeds: int
     targets: tuple[float, ...]
 
 
-PROFILES = {
-    "quick": Profile(6, (0.28, 0.2, 0.14, 0.1, 0.07)),
-    "small": Profile(20, (0.2, 0.14, 0.1, 0.07, 0.05, 0.035)),
+SIZES = {
+    "quick": Size(6, (0.28, 0.2, 0.14, 0.1, 0.07)),
+    "small": Size(20, (0.2, 0.14, 0.1, 0.07, 0.05, 0.035)),
 }
 
 
@@ -102,15 +102,20 @@ def hard(target: float) -> Objective:
 OBJECTIVES: dict[str, Callable[[float], Objective]] = {"quadratic": quadratic, "hard": hard}
 
 
-class Scaled(TypedDict):
+class Slope(TypedDict):
+    """Of log calls against log τ, with its interval; None where a run did not arrive."""
+
+    slope: float | None
+    low: float | None
+    high: float | None
+
+
+class MethodMeasured(Slope):
     """A method on an objective, see ``measure``."""
 
     calls: list[list[Count | None]]
     planned: list[Count]
     planned_slope: float
-    slope: float | None
-    low: float | None
-    high: float | None
     theory: float
 
 
@@ -121,10 +126,10 @@ class Scaling(TypedDict):
     seeds: Count
     level: Positive
     targets: list[Positive]
-    problems: dict[str, dict[str, Scaled]]
+    problems: dict[str, dict[str, MethodMeasured]]
 
 
-def measure(profile: str = "quick") -> dict[str, Any]:
+def measure(profile: str = "quick") -> Scaling:
     """Measure how many oracle calls each method needs for a target τ; the returned dict can be written as JSON.
 
     Args:
@@ -144,8 +149,8 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     Raises:
         ValueError: no such profile.
     """
-    check_one_of("profile", profile, PROFILES)
-    seeds, targets = PROFILES[profile]
+    check_one_of("profile", profile, SIZES)
+    seeds, targets = SIZES[profile]
     return {
         "profile": profile,
         "seeds": seeds,
@@ -160,7 +165,7 @@ def measure(profile: str = "quick") -> dict[str, Any]:
 
 def _measure(
     method: str, objective: Callable[[float], Objective], targets: Sequence[float], seeds: int
-) -> dict[str, Any]:
+) -> MethodMeasured:
     rng = np.random.default_rng(0)
     plans = [planned(method, target) for target in targets]
     calls = [_arrivals(p, objective(p.target), seeds, rng) for p in plans]
@@ -257,39 +262,49 @@ def _slopes(targets: Sequence[float], calls: Sequence[Sequence[int]]) -> Array:
     return slopes
 
 
-def _interval(targets: Sequence[float], calls: Sequence[Sequence[int | None]]) -> dict[str, float | None]:
-    if any(count is None for counts in calls for count in counts):
+def _interval(targets: Sequence[float], calls: Sequence[Sequence[int | None]]) -> Slope:
+    arrived = [[count for count in counts if count is not None] for counts in calls]
+    if arrived != calls:
         return {"slope": None, "low": None, "high": None}
-    from scipy.stats import t
-
-    slopes = _slopes(targets, calls)  # type: ignore[arg-type]
-    half = t.isf((1 - LEVEL) / 2, len(slopes) - 1) * slopes.std(ddof=1) / sqrt(len(slopes))
-    return {"slope": float(slopes.mean()), "low": float(slopes.mean() - half), "high": float(slopes.mean() + half)}
+    slope, low, high = mean_interval(_slopes(targets, arrived).tolist(), LEVEL)
+    return {"slope": slope, "low": low, "high": high}
 
 
-def summary(measurements: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Any]]]:
-    """The verdict's numbers: problem → method → dict.
+class Exponents(Slope):
+    """A method's exponents: measured, in theory, and that of its plans."""
 
-    Its keys are ``slope``, ``low``, ``high``, ``theory``, ``planned_slope`` (see ``measure``) and ``agrees``, whether
-    theory's exponent lies in the interval or within 0.2 of it.
-    """
-    keys = ("slope", "low", "high", "theory", "planned_slope")
+    theory: float
+    planned_slope: float
+    agrees: bool  # theory's lies in the interval or within MARGIN of it
+
+
+def summary(measurements: Scaling) -> dict[str, dict[str, Exponents]]:
+    """The verdict's numbers: problem → method → exponents."""
     return {
-        problem: {
-            method: {**{key: measured[key] for key in keys}, "agrees": _agrees(measured)}
-            for method, measured in methods.items()
-        }
+        problem: {method: _exponents(measured) for method, measured in methods.items()}
         for problem, methods in measurements["problems"].items()
     }
 
 
-def _agrees(measured: Mapping[str, Any]) -> bool:
-    if measured["slope"] is None:
-        return False
-    return bool(measured["low"] - MARGIN <= measured["theory"] <= measured["high"] + MARGIN)
+def _exponents(measured: MethodMeasured) -> Exponents:
+    slope, theory = slope_interval(measured), measured["theory"]
+    return {
+        "slope": measured["slope"],
+        "low": measured["low"],
+        "high": measured["high"],
+        "theory": theory,
+        "planned_slope": measured["planned_slope"],
+        "agrees": slope is not None and slope.low - MARGIN <= theory <= slope.high + MARGIN,
+    }
 
 
-def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def slope_interval(found: Slope) -> Interval | None:
+    """The slope with its interval, or None where a run did not arrive."""
+    slope, low, high = found["slope"], found["low"], found["high"]
+    return None if slope is None or low is None or high is None else Interval(slope, low, high)
+
+
+def draw(measurements: Scaling, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``scaling.png`` and ``.svg`` of what ``measure`` returned into ``folder`` (made if absent).
 
     Returns:
@@ -318,20 +333,20 @@ _TITLES = {
 }
 
 
-def _draw_problem(ax: Axes, targets: Sequence[float], methods: Mapping[str, Any]) -> None:
+def _draw_problem(ax: Axes, targets: Sequence[float], methods: Mapping[str, MethodMeasured]) -> None:
     look = styles(tuple(methods))
     for method, measured in methods.items():
         color, theory = look[method].color, measured["theory"]
         points = [(target, c) for target, calls in zip(targets, measured["calls"], strict=True) for c in calls if c]
         ax.plot(*zip(*points, strict=True), color=color, marker=".", markersize=3, alpha=0.5, linestyle="none")
         label = f"{method}: some runs did not arrive"
-        if measured["slope"] is not None:
-            means = [fmean(map(log, calls)) for calls in measured["calls"]]
+        if (interval := slope_interval(measured)) is not None:
+            means = [fmean(log(count) for count in calls if count is not None) for calls in measured["calls"]]
             center, level = fmean(map(log, targets)), fmean(means)
-            for slope, dashes in ((measured["slope"], ()), (theory, (1, 2))):
+            for slope, dashes in ((interval.value, ()), (theory, (1, 2))):
                 heights = [exp(level + slope * (log(target) - center)) for target in targets]
                 ax.plot(targets, heights, color=color, linewidth=1.2, dashes=dashes)
-            label = f"{method}: {Interval(*(measured[key] for key in ('slope', 'low', 'high')))}"
+            label = f"{method}: {interval}"
         ax.plot([], [], color=color, label=f"{label}, theory {theory:.3g}")
     ax.set(xscale="log", yscale="log", xlabel="target τ")
     ax.set_xticks(targets, [f"{target:g}" for target in targets])

@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import log10
 from pathlib import Path
 from statistics import fmean, linear_regression
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from sngd.checks import check_one_of
+from sngd.diagnose.interval import mean_interval
 from sngd.estimators import Full, MiniBatch, Spider
 from sngd.optim.sngd import SNGD
-from sngd.paper.verdicts import Evidence, Quantity, above, between, error_rate, mean_interval, never, reported
+from sngd.paper.verdicts import LEVEL, Evidence, Quantity, above, between, error_rate, never, reported
 from sngd.problems.problem import Problem
 from sngd.problems.registry import load_problem
 from sngd.studies.figures import plain_style, save
@@ -47,15 +48,15 @@ class Case(NamedTuple):
     period: int  # M
 
 
-class Profile(NamedTuple):
+class Size(NamedTuple):
     seeds: int
     periods: int
     lrs: tuple[float, ...]
 
 
-PROFILES = {
-    "quick": Profile(6, 2, (0.001, 0.03, 1.0)),
-    "small": Profile(10, 5, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
+SIZES = {
+    "quick": Size(6, 2, (0.001, 0.03, 1.0)),
+    "small": Size(10, 5, (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)),
 }
 
 
@@ -146,7 +147,7 @@ class Variance(TypedDict):
     problems: dict[str, CaseMeasured]
 
 
-def measure(profile: str = "quick") -> dict[str, Any]:
+def measure(profile: str = "quick") -> Variance:
     """Measure claim C10; everything in the returned dict can be written as JSON.
 
     Args:
@@ -163,8 +164,8 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     Raises:
         ValueError: no such profile.
     """
-    check_one_of("profile", profile, PROFILES)
-    settings = PROFILES[profile]
+    check_one_of("profile", profile, SIZES)
+    settings = SIZES[profile]
     return {
         "profile": profile,
         "seeds": settings.seeds,
@@ -174,19 +175,33 @@ def measure(profile: str = "quick") -> dict[str, Any]:
     }
 
 
-def _measured(case: Case, settings: Profile) -> dict[str, Any]:
+def _measured(case: Case, settings: Size) -> CaseMeasured:
     seeds = range(settings.seeds)
-    grid = [[_errors(case, lr, settings.periods, seed) for seed in seeds] for lr in settings.lrs]
-    errors = {key: [[run[key] for run in at_lr] for at_lr in grid] for key in grid[0][0]}
-    constants = {key: value for key, value in case._asdict().items() if key != "problem"}
-    return {**constants, **errors}
+    spider = [[_spider_errors(case, lr, settings.periods, seed) for seed in seeds] for lr in settings.lrs]
+    return {
+        "L": case.L,
+        "sigma": case.sigma,
+        "anchor_batch_size": case.anchor_batch_size,
+        "batch_size": case.batch_size,
+        "period": case.period,
+        "spider": [[errors.spider for errors in at_lr] for at_lr in spider],
+        "anchor": [[errors.anchor for errors in at_lr] for at_lr in spider],
+        "drift": [[errors.drift for errors in at_lr] for at_lr in spider],
+        "beside": [[errors.beside for errors in at_lr] for at_lr in spider],
+        "sngd": [[_sngd_error(case, lr, settings.periods, seed) for seed in seeds] for lr in settings.lrs],
+    }
 
 
-def _errors(case: Case, lr: float, periods: int, seed: int) -> dict[str, float]:
-    return {**_spider_errors(case, lr, periods, seed), "sngd": _sngd_error(case, lr, periods, seed)}
+class _SpiderErrors(NamedTuple):
+    """Mean squared errors of one run, see ``measure``."""
+
+    spider: float
+    anchor: float
+    drift: float
+    beside: float
 
 
-class _Run:
+class _Descent:
     """A model at its start, its samples, and SNGD steps: what both estimators share."""
 
     def __init__(self, case: Case, lr: float, seed: int) -> None:
@@ -205,15 +220,15 @@ class _Run:
         indices = torch.randint(self.problem.n, (size,), generator=self.generator)
         return self.problem.train[0][indices], self.problem.train[1][indices]
 
-    def estimate(self, estimator: Any) -> Tensor:
+    def estimate(self, estimator: Full | MiniBatch | Spider) -> Tensor:
         """The estimator's gradient at the present weights, in one vector; it is left in ``.grad``."""
         size = estimator.next_batch_size
         estimator.estimate(self.loss, self.problem.train if size is None else self.draw(size))
-        return torch.cat([p.grad.reshape(-1) for p in estimator.params]).double()
+        return torch.cat([p.grad.reshape(-1) for p in estimator.params if p.grad is not None]).double()
 
 
-def _spider_errors(case: Case, lr: float, periods: int, seed: int) -> dict[str, float]:
-    run = _Run(case, lr, seed)
+def _spider_errors(case: Case, lr: float, periods: int, seed: int) -> _SpiderErrors:
+    run = _Descent(case, lr, seed)
     _, _, _, anchor_batch_size, batch_size, period = case
     sizes = {"anchor_batch_size": anchor_batch_size, "batch_size": batch_size, "period": period}
     spider = Spider(run.model, **sizes, chunk_size=512)  # the sums that the committed measurements were made with
@@ -231,11 +246,11 @@ def _spider_errors(case: Case, lr: float, periods: int, seed: int) -> dict[str, 
             errors["spider"].append(_squared(error))
             errors["drift"].append(_squared(error - at_anchor))
         run.optimizer.step()
-    return {key: fmean(values) for key, values in errors.items()}
+    return _SpiderErrors(*(fmean(errors[key]) for key in _SpiderErrors._fields))
 
 
 def _sngd_error(case: Case, lr: float, periods: int, seed: int) -> float:
-    run = _Run(case, lr, seed)
+    run = _Descent(case, lr, seed)
     estimator = MiniBatch(run.model, case.batch_size)
     errors = []
     for _ in range(periods * case.period):
@@ -252,12 +267,12 @@ def _squared(vector: Tensor) -> float:
 # ---- judged --------------------------------------------------------------------------------------------------
 
 
-def judge(measurements: Mapping[str, Any]) -> Evidence:
+def judge(measurements: Variance) -> Evidence:
     """The evidence on C10 in what ``measure`` returned."""
     lrs, problems = measurements["lrs"], measurements["problems"]
     quantities = [quantity for name in problems for quantity in _judged(name, lrs, problems[name])]
     bounded = [ratio for measured in problems.values() for ratio in _ratios_to_bound(lrs, measured)]
-    exceeded = sum(mean_interval(ratio).low > 1 for ratio in bounded)
+    exceeded = sum(mean_interval(ratio, LEVEL).low > 1 for ratio in bounded)
     quantities.append(never("drifts above eq. 15's bound, where L is known", exceeded, len(bounded), essential=True))
     ends = sum(1 if quantity.required.startswith(">") else 2 for quantity in quantities[:-1] if quantity.required)
     return Evidence(
@@ -274,26 +289,27 @@ def judge(measurements: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _judged(name: str, lrs: Sequence[float], measured: Mapping[str, Any]) -> list[Quantity]:
-    sngd, drift = (_slopes(lrs, measured[key]) for key in ("sngd", "drift"))
+def _judged(name: str, lrs: Sequence[float], measured: CaseMeasured) -> list[Quantity]:
+    sngd, drift = _slopes(lrs, measured["sngd"]), _slopes(lrs, measured["drift"])
     growth = [log10(last / first) for first, last in zip(measured["spider"][0], measured["spider"][-1], strict=True)]
-    decades = f"from α = {lrs[0]:g} to {lrs[-1]:g}"
+    span = f"from α = {lrs[0]:g} to {lrs[-1]:g}"
     known = measured["L"] is not None
-    slope = mean_interval(drift)
+    decades = mean_interval(growth, LEVEL)
+    slope = mean_interval(drift, LEVEL)
     drift_name = f"{name}: exponent of α in the growth of SPIDER's variance over a period (theory: 2)"
     drift_quantity = between(drift_name, slope, 1.75, 2.25) if known else reported(drift_name, slope)
     sngd_name = f"{name}: exponent of α in the variance of SNGD's gradient"
     steady = name != "least squares"  # there σ² grows with the distance from the minimum, by definition
-    sngd_slope = mean_interval(sngd)
+    sngd_slope = mean_interval(sngd, LEVEL)
     return [
-        above(f"{name}: decades that SPIDER's variance grows {decades}", mean_interval(growth), 0, essential=True),
+        above(f"{name}: decades that SPIDER's variance grows {span}", decades, 0, essential=True),
         drift_quantity,
         between(sngd_name, sngd_slope, -0.1, 0.1, essential=True) if steady else reported(sngd_name, sngd_slope),
         *_crossing(name, lrs, measured),
     ]
 
 
-def _crossing(name: str, lrs: Sequence[float], measured: Mapping[str, Any]) -> list[Quantity]:
+def _crossing(name: str, lrs: Sequence[float], measured: CaseMeasured) -> list[Quantity]:
     means = zip(lrs, map(fmean, measured["spider"]), map(fmean, measured["sngd"]), strict=True)
     higher = [lr for lr, spider, sngd in means if spider > sngd]
     return [reported(f"{name}: smallest α at which SPIDER's variance is above SNGD's", higher[0])] if higher else []
@@ -307,19 +323,20 @@ def _slopes(lrs: Sequence[float], errors: Sequence[Sequence[float]]) -> list[flo
     ]
 
 
-def _ratios_to_bound(lrs: Sequence[float], measured: Mapping[str, Any]) -> list[list[float]]:
+def _ratios_to_bound(lrs: Sequence[float], measured: CaseMeasured) -> list[list[float]]:
     """For each α, drift over its bound (M − 1) α² L²/b of each seed; nothing where L is not known."""
-    if measured["L"] is None:
+    L = measured["L"]
+    if L is None:
         return []
     return [
-        [drift / _bound(measured, lr, sigma=0) for drift in drifts]
+        [drift / _bound(measured, L, lr, sigma=0) for drift in drifts]
         for lr, drifts in zip(lrs, measured["drift"], strict=True)
     ]
 
 
-def _bound(measured: Mapping[str, Any], lr: float, sigma: float) -> float:
+def _bound(measured: CaseMeasured, L: float, lr: float, sigma: float) -> float:
     return spider_variance(
-        Smooth(measured["L"]),
+        Smooth(L),
         sigma=sigma,
         lr=lr,
         batch_size=measured["batch_size"],
@@ -331,7 +348,7 @@ def _bound(measured: Mapping[str, Any], lr: float, sigma: float) -> float:
 # ---- drawn ---------------------------------------------------------------------------------------------------
 
 
-def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def draw(measurements: Variance, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``variance.png`` and ``variance.svg`` of what ``measure`` returned into ``folder`` (made if absent).
 
     Returns:
@@ -352,7 +369,8 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
         return save(figure, Path(folder) / "variance", dpi=130)
 
 
-_CURVES = (
+_ErrorName = Literal["spider", "anchor", "drift", "sngd", "beside"]
+_CURVES: tuple[tuple[_ErrorName, str, str, str], ...] = (
     ("spider", "SPIDER, end of a period", "#D55E00", "o"),
     ("anchor", "SPIDER, anchor", "#E69F00", "."),
     ("drift", "SPIDER, growth in the period", "#CC79A7", "."),
@@ -361,18 +379,19 @@ _CURVES = (
 )
 
 
-def _draw_problem(ax: Axes, name: str, lrs: Sequence[float], measured: Mapping[str, Any]) -> None:
+def _draw_problem(ax: Axes, name: str, lrs: Sequence[float], measured: CaseMeasured) -> None:
     for key, label, color, marker in _CURVES:
         errors = measured[key]
         ax.plot(lrs, [fmean(seeds) for seeds in errors], color=color, marker=marker, markersize=5, label=label)
         ax.fill_between(lrs, [min(e) for e in errors], [max(e) for e in errors], color=color, alpha=0.18, lw=0)
-    if measured["L"] is not None:
-        drift = [_bound(measured, lr, sigma=0) for lr in lrs]
+    L, sigma = measured["L"], measured["sigma"]
+    if L is not None:
+        drift = [_bound(measured, L, lr, sigma=0) for lr in lrs]
         ax.plot(lrs, drift, color="black", linewidth=0.9, dashes=(1, 2), label="(M − 1) α² L²/b")
-    if measured["sigma"] is not None:
-        whole = [_bound(measured, lr, measured["sigma"]) for lr in lrs]
+    if L is not None and sigma is not None:
+        whole = [_bound(measured, L, lr, sigma) for lr in lrs]
         ax.plot(lrs, whole, color="black", linewidth=0.9, dashes=(5, 2), label="eq. 15")
-        plain = measured["sigma"] ** 2 / measured["batch_size"]
+        plain = sigma**2 / measured["batch_size"]
         ax.axhline(plain, color="black", linewidth=0.9, dashes=(6, 2, 1.5, 2), label="σ²/b")
     ax.set(xscale="log", yscale="log", xlabel="learning rate α", ylabel="E‖g − ∇F(w)‖²")
     sizes = f"b = {measured['batch_size']}, B = {measured['anchor_batch_size']}, M = {measured['period']}"

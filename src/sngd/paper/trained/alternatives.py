@@ -1,6 +1,6 @@
 """Where the paper is ambiguous: the same experiments under other readings, so that the verdicts can be compared.
 
-Most readings need runs of their own, see ``ALTERNATIVES`` in the table. One does not: how SPIDER's gradients are
+Most readings need runs of their own, see ``READINGS`` in the table. One does not: how SPIDER's gradients are
 counted changes the axis only, so it is ``recounted`` from the measurements of the runs that there are.
 """
 
@@ -10,15 +10,25 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
-from sngd.paper.trained.experiments import ALTERNATIVES, alternatives
+from sngd.paper.trained.experiments import READINGS, experiments_by_reading
 from sngd.paper.trained.pictures import page_of
-from sngd.paper.trained.runs import MEASURES, FigureMeasured, measure_experiments
+from sngd.paper.trained.runs import (
+    CURVE_KEYS,
+    ArmMeasured,
+    CurveKey,
+    ExperimentMeasured,
+    FigureMeasured,
+    measure_experiments,
+)
 from sngd.studies.figures import plain_style, save, styles
-from sngd.studies.runs import Environment
+from sngd.training.run_folder import Environment
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 COUNTED_ONCE = "differences counted once"
 _WHAT = (
@@ -26,54 +36,63 @@ _WHAT = (
 )
 
 
-class Reading(TypedDict):
+class ReadingMeasured(TypedDict):
     """The figures under one reading of the paper, and what it is."""
 
     what: str
-    figures: dict[str, FigureMeasured]
+    figures: dict[str, FigureMeasured]  # those that the reading touches
 
 
 class Alternatives(TypedDict):
-    """The readings by name, the figures' own first."""
+    """The readings by name. The first is the figures' own at this study's size: what the others are compared with."""
 
     figure: str
     profile: str
     device: str
     environment: Environment
-    alternatives: dict[str, Reading]
+    alternatives: dict[str, ReadingMeasured]
 
 
-def measure(profile: str, out: Path) -> dict[str, Any]:
+def measure(profile: str, out: Path) -> Alternatives:
     """The measurements of every reading from the runs in ``out``; an arm that a reading leaves alone is the base's."""
-    table = alternatives(profile)
+    table = experiments_by_reading(profile)
     experiments = [e for figures in table.values() for part in figures.values() for e in part]
     measured = measure_experiments(experiments, out)
-    by_name = measured.pop("experiments")
     base = next(iter(table))
-    readings: dict[str, Any] = {}
+    readings: dict[str, ReadingMeasured] = {}
     for name, figures in table.items():
-        readings[name] = {"what": ALTERNATIVES[name].what, "figures": {}}
+        readings[name] = {"what": READINGS[name].what, "figures": {}}
         for figure, part in figures.items():
-            own = {Path(e.name).name: by_name[e.name] for e in part}
+            own = {Path(e.name).name: measured["experiments"][e.name] for e in part}
             if name != base:
                 over = readings[base]["figures"][figure]["experiments"]
-                own = {key: {**found, "arms": over[key]["arms"] | found["arms"]} for key, found in own.items()}
+                own = {key: _with_arms(found, over[key]["arms"] | found["arms"]) for key, found in own.items()}
             if own:
                 readings[name]["figures"][figure] = {"figure": figure, "profile": profile, "experiments": own}
     spider = {figure: recounted(found) for figure, found in readings[base]["figures"].items() if has_spider(found)}
     readings[COUNTED_ONCE] = {"what": _WHAT, "figures": spider}
-    return {"figure": "alternatives", "profile": profile, **measured, "alternatives": readings}
+    return {
+        "figure": "alternatives",
+        "profile": profile,
+        "device": measured["device"],
+        "environment": measured["environment"],
+        "alternatives": readings,
+    }
+
+
+def _with_arms(experiment: ExperimentMeasured, arms: dict[str, ArmMeasured]) -> ExperimentMeasured:
+    return {**experiment, "arms": arms}
 
 
 # ---- counting ------------------------------------------------------------------------------------------------
 
 
-def has_spider(measurements: Mapping[str, Any]) -> bool:
+def has_spider(measurements: FigureMeasured) -> bool:
     """Whether a figure has an arm to recount."""
     return any("period" in arm["params"] for e in measurements["experiments"].values() for arm in e["arms"].values())
 
 
-def recounted(measurements: Mapping[str, Any]) -> dict[str, Any]:
+def recounted(measurements: FigureMeasured) -> FigureMeasured:
     """A figure's measurements if a sample of SPIDER's difference counted once, not twice.
 
     SPIDER's runs then spent less, so every arm is cut at the budget that the cheapest arm of its experiment ends with,
@@ -83,15 +102,15 @@ def recounted(measurements: Mapping[str, Any]) -> dict[str, Any]:
     return {**measurements, "experiments": experiments}
 
 
-def _recounted(experiment: Mapping[str, Any]) -> dict[str, Any]:
+def _recounted(experiment: ExperimentMeasured) -> ExperimentMeasured:
     costs = {label: _costs(arm, experiment) for label, arm in experiment["arms"].items()}
     budget = min(axis[-1] for label, axis in costs.items() if not experiment["arms"][label]["diverged"])
     arms = {label: _cut(arm, costs[label], budget) for label, arm in experiment["arms"].items()}
     return {**experiment, "epochs": budget, "arms": arms}
 
 
-def _costs(arm: Mapping[str, Any], experiment: Mapping[str, Any]) -> list[float]:
-    costs: list[float] = arm["curves"]["grads_over_n"]
+def _costs(arm: ArmMeasured, experiment: ExperimentMeasured) -> list[float]:
+    costs = arm["curves"]["grads_over_n"]
     if "period" not in arm["params"]:
         return costs
     anchor, period, b = arm["params"]["anchor_batch_size"], arm["params"]["period"], experiment["batch_size"]
@@ -108,11 +127,14 @@ def counted_once(calls: float, anchor: float, period: float, batch_size: int) ->
     return float(periods * (anchor + (period - 1) * batch_size) + min(rest, anchor) + max(0, rest - anchor) / 2)
 
 
-def _cut(arm: Mapping[str, Any], costs: Sequence[float], budget: float) -> dict[str, Any]:
+def _cut(arm: ArmMeasured, costs: Sequence[float], budget: float) -> ArmMeasured:
     kept = [*(cost for cost in costs if cost < budget), budget]
-    curves = {key: [_at(kept, costs, seed) for seed in arm["curves"][key]] for key in MEASURES}
-    final = {key: [seed[-1] for seed in curves[key]] for key in MEASURES}
-    return {**arm, "final": final, "curves": {"grads_over_n": kept, **curves}}
+    losses, accuracies = ([_at(kept, costs, seed) for seed in arm["curves"][key]] for key in CURVE_KEYS)
+    return {
+        **arm,
+        "final": {"train_loss": [seed[-1] for seed in losses], "test_accuracy": [seed[-1] for seed in accuracies]},
+        "curves": {"grads_over_n": kept, "train_loss": losses, "test_accuracy": accuracies},
+    }
 
 
 def _at(wanted: Sequence[float], costs: Sequence[float], values: Sequence[float | None]) -> list[float | None]:
@@ -123,27 +145,35 @@ def _at(wanted: Sequence[float], costs: Sequence[float], values: Sequence[float 
 
 # ---- drawn ---------------------------------------------------------------------------------------------------
 
-_SCALES = {"train_loss": ("final training loss", 1), "test_accuracy": ("final test accuracy (%)", 100)}
+_SCALES: dict[CurveKey, tuple[str, float]] = {
+    "train_loss": ("final training loss", 1),
+    "test_accuracy": ("final test accuracy (%)", 100),
+}
 
 
-def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def draw(measurements: Alternatives, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``alternatives.png`` and ``alternatives.svg``: every arm's final values under every reading, all seeds."""
 
     readings = measurements["alternatives"]
     base = next(iter(readings.values()))["figures"]
     columns = [(figure, name) for figure, found in base.items() for name in found["experiments"]]
     with plain_style():
-        shown = {"experiments": {f"{f}/{name}": base[f]["experiments"][name] for f, name in columns}}
-        title = "The figures under other readings of the paper"
-        figure, page = page_of(4.4 * len(columns), 9.5, title, {**measurements, **shown})
+        shown: FigureMeasured = {
+            "figure": measurements["figure"],
+            "profile": measurements["profile"],
+            "device": measurements["device"],
+            "environment": measurements["environment"],
+            "experiments": {f"{f}/{name}": base[f]["experiments"][name] for f, name in columns},
+        }
+        figure, page = page_of(4.4 * len(columns), 9.5, "The figures under other readings of the paper", shown)
         grid = page.subplots(2, len(columns), squeeze=False)
         for column, (of_figure, name) in zip(grid.T, columns, strict=True):
             found = {
                 reading: content["figures"][of_figure]["experiments"][name]
                 for reading, content in readings.items()
-                if name in content["figures"].get(of_figure, {"experiments": {}})["experiments"]
+                if of_figure in content["figures"] and name in content["figures"][of_figure]["experiments"]
             }
-            for ax, key in zip(column, MEASURES, strict=True):
+            for ax, key in zip(column, CURVE_KEYS, strict=True):
                 _draw_finals(ax, found, key)
             column[0].set_title(f"{of_figure}, {base[of_figure]['experiments'][name]['title']}", fontsize=9)
             column[0].set_xticklabels([])
@@ -157,7 +187,7 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
         return save(figure, Path(folder) / "alternatives", dpi=130)
 
 
-def _draw_finals(ax: Any, found: Mapping[str, Any], key: str) -> None:
+def _draw_finals(ax: Axes, found: Mapping[str, ExperimentMeasured], key: CurveKey) -> None:
     from matplotlib.ticker import LogLocator, NullFormatter
 
     title, scale = _SCALES[key]

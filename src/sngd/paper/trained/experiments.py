@@ -14,7 +14,7 @@ import torch
 
 from sngd.training import RunConfig
 
-PROFILES = ("quick", "small", "paper")
+PROFILES = ("quick", "small", "paper")  # how much is measured
 
 
 @dataclass(frozen=True)
@@ -199,8 +199,8 @@ def sensitivity(problem: str, batch_size: int, epochs: float, seeds: int) -> Exp
 # ---- where the paper is ambiguous ----------------------------------------------------------------------------
 
 
-class Alternative(NamedTuple):
-    """Another reading of the paper: what it changes in an experiment of a figure (None: nothing, it is not run)."""
+class Reading(NamedTuple):
+    """A reading of the paper: what it changes in an experiment of a figure (None: nothing, it is not run)."""
 
     what: str
     change: Callable[[Experiment], Experiment | None]
@@ -228,13 +228,13 @@ def _samples(problem: str) -> int:
 
 
 BASE = "as in the figures"
-ALTERNATIVES = {
-    BASE: Alternative("the figures' own reading, at this study's size", lambda experiment: experiment),
-    "inputs scaled otherwise": Alternative(
+READINGS = {
+    BASE: Reading("the figures' own reading, at this study's size", lambda experiment: experiment),
+    "inputs scaled otherwise": Reading(
         "MNIST's pixels of mean 0 and variance 1, not in [0, 1]; CIFAR-10's in [0, 1], not normalized", _other_scaling
     ),
-    "poly by step": Alternative("in α(1 − t/T)^r, t counts steps, not the 160ths of the budget", _by_step),
-    "no augmentation": Alternative("CIFAR-10 without random crops and flips", _unaugmented),
+    "poly by step": Reading("in α(1 − t/T)^r, t counts steps, not the 160ths of the budget", _by_step),
+    "no augmentation": Reading("CIFAR-10 without random crops and flips", _unaugmented),
 }
 
 
@@ -274,24 +274,24 @@ _REDUCED = {
 }
 
 
-def alternatives(profile: str) -> dict[str, dict[str, list[Experiment]]]:
-    """The experiments of each alternative by figure; their names are ALTERNATIVE/FIGURE/EXPERIMENT."""
+def experiments_by_reading(profile: str) -> dict[str, dict[str, list[Experiment]]]:
+    """The experiments of each reading by figure; their names are READING/FIGURE/EXPERIMENT."""
     return {
-        alternative: {
+        reading: {
             figure: [
-                replace(changed, name=f"{alternative.replace(' ', '-')}/{figure}/{experiment.name}")
+                replace(changed, name=f"{reading.replace(' ', '-')}/{figure}/{experiment.name}")
                 for experiment in experiments
                 if (changed := change(experiment))
             ]
             for figure, experiments in _REDUCED[profile].items()
         }
-        for alternative, (_, change) in ALTERNATIVES.items()
+        for reading, (_, change) in READINGS.items()
     }
 
 
 # ---- all of them ---------------------------------------------------------------------------------------------
 
-FIGURES: Mapping[str, Mapping[str, Sequence[Experiment]]] = {
+EXPERIMENTS: Mapping[str, Mapping[str, Sequence[Experiment]]] = {
     "fig2": {
         "quick": [scaled(fig2(b), problem="mnist-mlp:6000", epochs=10, seeds=3) for b in BATCH_SIZES],
         "small": [fig2(b) for b in BATCH_SIZES],
@@ -315,7 +315,7 @@ FIGURES: Mapping[str, Mapping[str, Sequence[Experiment]]] = {
         "paper": [sensitivity("mnist-mlp", 128, 20, seeds=5)],
     },
     "alternatives": {
-        profile: [e for figures in alternatives(profile).values() for part in figures.values() for e in part]
+        profile: [e for figures in experiments_by_reading(profile).values() for part in figures.values() for e in part]
         for profile in PROFILES
     },
 }

@@ -1,6 +1,6 @@
 """The evidence on claims C1 to C6, from the measurements of Figures 2 to 4 and from nothing else.
 
-A claim is cut into comparisons, one for each setting, competitor and measure. Each is of two methods in runs with the
+A claim is cut into comparisons, one for each setting, competitor and criterion. Each is of two methods in runs with the
 same seed, which share initial weights and samples, and asks that Student's interval of the mean paired difference lie
 on the claim's side. The claim is reproduced if every comparison holds, and not reproduced if fewer than half of them
 do.
@@ -17,41 +17,41 @@ advantage; if there are none, the comparison holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import pairwise, product
 from math import exp, log, sqrt
 from statistics import fmean, variance
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
-from sngd.diagnose.interval import Interval
-from sngd.paper.verdicts import Evidence, Quantity, above, every, half, mean_interval, never, reported
+from sngd.diagnose.interval import Interval, mean_interval
+from sngd.paper.trained.runs import ArmMeasured, ExperimentMeasured, FigureMeasured
+from sngd.paper.verdicts import Evidence, Quantity, above, every, half, never, reported
 from sngd.training.plan_words import build_plan
 
 LEVEL = 0.95
 
-Experiment = Mapping[str, Any]
 Values = list[float | None]  # one a seed, the smaller the better; None for a run that diverged
 
 # ---- C1, C2: a small model -----------------------------------------------------------------------------------
 
 
-def judge_large_rate(fig2: Mapping[str, Any]) -> Evidence:
+def judge_large_rate(fig2: FigureMeasured) -> Evidence:
     """C1 from Figure 2: final training loss and test accuracy of SNGD, α = 0.1, against SPIDER-SFO's two curves."""
     comparisons = [
-        _compared(key, experiment, measure, "SNGD, α=0.1", competitor)
+        _compared(key, experiment, criterion, "SNGD, α=0.1", competitor)
         for key, experiment in fig2["experiments"].items()
-        for competitor, measure in product(("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.001"), FINAL)
+        for competitor, criterion in product(("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.001"), FINAL)
     ]
     return _evidence([fig2], comparisons)
 
 
-def judge_small_rate(fig2: Mapping[str, Any]) -> Evidence:
+def judge_small_rate(fig2: FigureMeasured) -> Evidence:
     """C2 from Figure 2: SPIDER-SFO against SNGD, both with α = 0.001, along the curve and where it ends."""
     comparisons = [
-        _compared(key, experiment, measure, "SPIDER-SFO, α=0.001", "SNGD, α=0.001")
+        _compared(key, experiment, criterion, "SPIDER-SFO, α=0.001", "SNGD, α=0.001")
         for key, experiment in fig2["experiments"].items()
-        for measure in (ALONG, LOSS)
+        for criterion in (ALONG, LOSS)
     ]
     note = "to converge faster is to have the lower mean training loss along the curve (its area), and at its end"
     return _evidence([fig2], comparisons, departures=[note])
@@ -62,24 +62,24 @@ def judge_small_rate(fig2: Mapping[str, Any]) -> Evidence:
 STAGED = ("S-SNGD(v1), α=0.5", "S-SNGD(v2), α=0.5")
 
 
-def judge_stages(fig3: Mapping[str, Any]) -> Evidence:
+def judge_stages(fig3: FigureMeasured) -> Evidence:
     """C4 from Figure 3: both S-SNGD against SNGD and SPIDER-SFO with either α."""
     competitors = [f"{method}, α={lr}" for method in ("SNGD", "SPIDER-SFO") for lr in (0.5, 0.1)]
     comparisons = [
-        _compared(key, experiment, measure, staged, competitor)
+        _compared(key, experiment, criterion, staged, competitor)
         for key, experiment in fig3["experiments"].items()
-        for staged, competitor, measure in product(STAGED, competitors, FINAL)
+        for staged, competitor, criterion in product(STAGED, competitors, FINAL)
     ]
     return _evidence([fig3], comparisons, _best_accuracy(fig3))
 
 
-def judge_large_batch(fig4: Mapping[str, Any]) -> Evidence:
+def judge_large_batch(fig4: FigureMeasured) -> Evidence:
     """C6 from Figure 4: S-SNGD against S-SGD, each with the learning rate that its tuning chose."""
     experiments = fig4["experiments"]
     comparisons = [
-        _compared(key, experiment, measure, "S-SNGD", "S-SGD")
+        _compared(key, experiment, criterion, "S-SNGD", "S-SGD")
         for key, experiment in experiments.items()
-        for measure in FINAL
+        for criterion in FINAL
     ]
     tunings = [experiment["tuning"] for experiment in experiments.values() if _has(experiment, "S-SNGD", "S-SGD")]
     fair = sum(tuning is not None and "S-SGD" not in tuning["at_edge"] for tuning in tunings)
@@ -89,17 +89,17 @@ def judge_large_batch(fig4: Mapping[str, Any]) -> Evidence:
     edges = [
         f"{key}: the tuned α of {label} is at the edge of the grid; a better one may lie outside"
         for key, experiment in experiments.items()
-        for label in (experiment["tuning"] or {"at_edge": []})["at_edge"]
+        for label in (experiment["tuning"]["at_edge"] if experiment["tuning"] else [])
     ]
     return _evidence([fig4], comparisons, [*tuned, *_against_others(fig4), *_best_accuracy(fig4)], edges)
 
 
-def _against_others(fig4: Mapping[str, Any]) -> Iterator[Quantity]:
+def _against_others(fig4: FigureMeasured) -> Iterator[Quantity]:
     """Beyond the paper: what S-SNGD gains over methods with momentum; nothing is required of it."""
     for key, experiment in fig4["experiments"].items():
         others = [label for label, arm in experiment["arms"].items() if arm["beyond"]]
-        for other, measure in product(others, FINAL):
-            if found := _compared(key, experiment, measure, "S-SNGD", other):
+        for other, criterion in product(others, FINAL):
+            if found := _compared(key, experiment, criterion, "S-SNGD", other):
                 yield replace(found, required="", met=None)
 
 
@@ -110,12 +110,13 @@ _ELSEWHERE = {  # test accuracy in per cent
 }
 
 
-def _best_accuracy(figure: Mapping[str, Any]) -> Iterator[Quantity]:
+def _best_accuracy(figure: FigureMeasured) -> Iterator[Quantity]:
     """The best arm's test accuracy, beyond the paper or not, where others have published theirs."""
     for key, experiment in figure["experiments"].items():
         known = _ELSEWHERE.get((experiment["problem"], experiment["batch_size"]))
-        finals = {label: arm["final"]["test_accuracy"] for label, arm in experiment["arms"].items()}
-        finals = {label: values for label, values in finals.items() if None not in values and len(values) > 1}
+        arms = {label: arm["final"]["test_accuracy"] for label, arm in experiment["arms"].items()}
+        known_of = {label: [value for value in values if value is not None] for label, values in arms.items()}
+        finals = {label: values for label, values in known_of.items() if len(values) == len(arms[label]) > 1}
         if known and experiment["epochs"] == 160 and finals:
             best = max(finals, key=lambda label: fmean(finals[label]))
             accuracy = mean_interval([100 * value for value in finals[best]], LEVEL)
@@ -125,7 +126,7 @@ def _best_accuracy(figure: Mapping[str, Any]) -> Iterator[Quantity]:
 # ---- C3: how much the curves vary ----------------------------------------------------------------------------
 
 
-def judge_variation(fig2: Mapping[str, Any], fig3: Mapping[str, Any]) -> Evidence:
+def judge_variation(fig2: FigureMeasured, fig3: FigureMeasured) -> Evidence:
     """C3 from Figures 2 (α = 0.1) and 3 (α = 0.5): variation of log training loss, of SPIDER-SFO over SNGD.
 
     Once a quarter of the budget is spent, so that the first descent is left out,
@@ -157,7 +158,7 @@ def judge_variation(fig2: Mapping[str, Any], fig3: Mapping[str, Any]) -> Evidenc
     return _evidence([fig2, fig3], comparisons, context, [note], extra="; Fisher's F for deviations across seeds")
 
 
-def _variation_along(key: str, experiment: Experiment, smooth: str, rough: str) -> Quantity | None:
+def _variation_along(key: str, experiment: ExperimentMeasured, smooth: str, rough: str) -> Quantity | None:
     if not _has(experiment, smooth, rough):
         return None
     arms = [experiment["arms"][label] for label in (smooth, rough)]
@@ -167,7 +168,7 @@ def _variation_along(key: str, experiment: Experiment, smooth: str, rough: str) 
     return _contest(name, *map(_roughness, arms), ratio=True)
 
 
-def _roughness(arm: Mapping[str, Any]) -> Values:
+def _roughness(arm: ArmMeasured) -> Values:
     costs = _late(arm["curves"]["grads_over_n"], arm)
     return [None if losses is None else _off_the_line(costs, losses) for losses in _late_logs(arm)]
 
@@ -181,7 +182,7 @@ def _off_the_line(x: Sequence[float], y: Sequence[float]) -> float:
     return sqrt(fmean(squares))
 
 
-def _variation_across(key: str, experiment: Experiment, smooth: str, rough: str) -> Quantity | None:
+def _variation_across(key: str, experiment: ExperimentMeasured, smooth: str, rough: str) -> Quantity | None:
     if not _has(experiment, smooth, rough):
         return None
     name = f"{key}: deviation across seeds, {rough} / {smooth}"
@@ -206,20 +207,25 @@ def _deviation(curves: Sequence[Sequence[float]]) -> float:
     return max(sqrt(fmean(variance(at_once) for at_once in zip(*curves, strict=True))), _TINY)
 
 
-def _rises(key: str, experiment: Experiment, label: str) -> Iterator[Quantity]:
+def _rises(key: str, experiment: ExperimentMeasured, label: str) -> Iterator[Quantity]:
     curves = [losses for losses in _late_logs(experiment["arms"][label]) if losses]
     rises = [later > earlier for losses in curves for earlier, later in pairwise(losses)]
     if rises:
         yield reported(f"{key}: evaluations at which the training loss rose, {label}", sum(rises), len(rises))
 
 
-def _late_logs(arm: Mapping[str, Any]) -> list[list[float] | None]:
+def _late_logs(arm: ArmMeasured) -> list[list[float] | None]:
     """Logarithms of the training loss, a list a seed; None for a run that diverged."""
+    return [curve and [log(max(y, _TINY)) for y in _late(curve, arm)] for curve in _loss_curves(arm)]
+
+
+def _loss_curves(arm: ArmMeasured) -> list[list[float] | None]:
+    """The training loss, a list a seed; None for a run that diverged, and others have a value at every evaluation."""
     runs = zip(arm["seeds"], arm["curves"]["train_loss"], strict=True)
-    return [None if seed in arm["diverged"] else [log(max(y, _TINY)) for y in _late(c, arm)] for seed, c in runs]
+    return [None if seed in arm["diverged"] else cast(list[float], curve) for seed, curve in runs]
 
 
-def _late(values: Sequence[float], arm: Mapping[str, Any]) -> list[float]:
+def _late(values: Sequence[float], arm: ArmMeasured) -> list[float]:
     """Of a value an evaluation those once a quarter of the budget is spent."""
     costs = arm["curves"]["grads_over_n"]
     return [value for value, cost in zip(values, costs, strict=True) if cost >= costs[-1] / 4]
@@ -231,7 +237,7 @@ _TINY = 1e-12  # no loss or deviation is taken to be less: they have logarithms
 # ---- C5: equal until a milestone -----------------------------------------------------------------------------
 
 
-def judge_until_milestone(fig3: Mapping[str, Any]) -> Evidence:
+def judge_until_milestone(fig3: FigureMeasured) -> Evidence:
     """C5 from Figure 3: with the same seed, training loss and test accuracy of S-SNGD v2 and SNGD, α = 0.5, are equal
     to the last bit at each evaluation until v2's first milestone."""
     quantities = [
@@ -249,9 +255,10 @@ def judge_until_milestone(fig3: Mapping[str, Any]) -> Evidence:
     )
 
 
-def _equal(key: str, experiment: Experiment, staged: str, constant: str) -> Iterator[Quantity]:
+def _equal(key: str, experiment: ExperimentMeasured, staged: str, constant: str) -> Iterator[Quantity]:
     ours, theirs = (experiment["arms"][label] for label in (staged, constant))
-    first = build_plan(ours["plan"], ours["lr"], experiment["epochs"], experiment["n"] / experiment["batch_size"])[0]
+    steps_per_epoch = experiment["n"] / experiment["batch_size"]
+    first = build_plan(str(ours["plan"]), ours["lr"], experiment["epochs"], steps_per_epoch)[0]
     milestone = first.steps * experiment["batch_size"] / experiment["n"]
     mine, other = _rows(ours), _rows(theirs)
     before = [row for row in mine if 0 < row[1] <= milestone * (1 + 1e-9)]  # at 0 all runs of a seed are equal
@@ -263,7 +270,7 @@ def _equal(key: str, experiment: Experiment, staged: str, constant: str) -> Iter
         yield reported(f"{key}: evaluations after it at which they still are", hits, len(after))
 
 
-def _rows(arm: Mapping[str, Any]) -> dict[tuple[int, float], tuple[float | None, float | None]]:
+def _rows(arm: ArmMeasured) -> dict[tuple[int, float], tuple[float | None, float | None]]:
     """(training loss, test accuracy) by (seed, #grad/n)."""
     curves = arm["curves"]
     return {
@@ -276,45 +283,47 @@ def _rows(arm: Mapping[str, Any]) -> dict[tuple[int, float], tuple[float | None,
 # ---- two arms compared ---------------------------------------------------------------------------------------
 
 
-class Measure(NamedTuple):
+class Criterion(NamedTuple):
     """What is compared: its name, and an arm's values."""
 
     name: str
-    values: Callable[[Mapping[str, Any]], Values]
+    values: Callable[[ArmMeasured], Values]
 
 
-def _final_losses(arm: Mapping[str, Any]) -> Values:
+def _final_losses(arm: ArmMeasured) -> Values:
     return list(arm["final"]["train_loss"])
 
 
-def _final_errors(arm: Mapping[str, Any]) -> Values:
+def _final_errors(arm: ArmMeasured) -> Values:
     return [None if accuracy is None else 100 * (1 - accuracy) for accuracy in arm["final"]["test_accuracy"]]
 
 
-def _mean_losses(arm: Mapping[str, Any]) -> Values:
+def _mean_losses(arm: ArmMeasured) -> Values:
     """Area under the curve over its length, by the trapezoidal rule."""
     costs = arm["curves"]["grads_over_n"]
     return [
         None
-        if seed in arm["diverged"]
+        if curve is None
         else sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(zip(costs, curve, strict=True)))
         / (costs[-1] - costs[0])
-        for seed, curve in zip(arm["seeds"], arm["curves"]["train_loss"], strict=True)
+        for curve in _loss_curves(arm)
     ]
 
 
-LOSS = Measure("final training loss", _final_losses)
-ERROR = Measure("final test error in percentage points", _final_errors)
-ALONG = Measure("mean training loss along the curve", _mean_losses)
+LOSS = Criterion("final training loss", _final_losses)
+ERROR = Criterion("final test error in percentage points", _final_errors)
+ALONG = Criterion("mean training loss along the curve", _mean_losses)
 FINAL = (LOSS, ERROR)
 
 
-def _compared(key: str, experiment: Experiment, measure: Measure, winner: str, loser: str) -> Quantity | None:
+def _compared(
+    key: str, experiment: ExperimentMeasured, criterion: Criterion, winner: str, loser: str
+) -> Quantity | None:
     """How much more ``loser`` has than ``winner``, which must be positive; None if one of them was not run."""
     if not _has(experiment, winner, loser):
         return None
-    name = f"{key}: {measure.name}, {loser} − {winner}"
-    return _contest(name, *(measure.values(experiment["arms"][label]) for label in (winner, loser)))
+    name = f"{key}: {criterion.name}, {loser} − {winner}"
+    return _contest(name, *(criterion.values(experiment["arms"][label]) for label in (winner, loser)))
 
 
 def _contest(name: str, ours: Values, theirs: Values, *, ratio: bool = False) -> Quantity:
@@ -339,7 +348,7 @@ def _diverged(name: str, ours: int, theirs: int, seeds: int) -> Quantity:
     return every(f"{name}: runs of the former that diverged, none of the latter", theirs, seeds)
 
 
-def _has(experiment: Experiment, *labels: str) -> bool:
+def _has(experiment: ExperimentMeasured, *labels: str) -> bool:
     return all(label in experiment["arms"] for label in labels)
 
 
@@ -347,7 +356,7 @@ def _has(experiment: Experiment, *labels: str) -> bool:
 
 
 def _evidence(
-    figures: Sequence[Mapping[str, Any]],
+    figures: Sequence[FigureMeasured],
     comparisons: Sequence[Quantity | None],
     others: Iterator[Quantity] | Sequence[Quantity] = (),
     departures: Sequence[str] = (),
@@ -384,7 +393,7 @@ def _span(numbers: Sequence[int]) -> str:
     return " to ".join(str(number) for number in dict.fromkeys([*numbers[:1], *numbers[-1:]]))
 
 
-def _departures(figures: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
+def _departures(figures: Sequence[FigureMeasured]) -> tuple[str, ...]:
     """The experiments' own, each once and with the names of its experiments unless all have it; and the machine."""
     experiments = {key: e for figure in figures for key, e in figure["experiments"].items()}
     phrases = dict.fromkeys(phrase for e in experiments.values() for phrase in e["departures"])

@@ -6,22 +6,24 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from sngd.paper.trained.runs import ArmMeasured, CurveKey, ExperimentMeasured, FigureMeasured
 from sngd.studies.figures import (
     DASH_LENGTHS,
     TEST_ACCURACY,
     TRAIN_LOSS,
     Panel,
+    Style,
     draw_panel,
     plain_labels,
     plain_style,
     save,
     styles,
 )
-from sngd.studies.runs import Band
+from sngd.studies.runs import Band, Tuning
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -35,7 +37,7 @@ TITLES = {
 }
 
 
-def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def draw(measurements: FigureMeasured, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw FIGURE.png and FIGURE.svg into ``folder`` (made if absent); tuned experiments with their tuning below.
 
     Returns:
@@ -56,8 +58,8 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
                 lines |= draw_panel(ax, panel, _bands(experiment, panel), look)
             column[0].set_xlabel("")
             column[0].set_title(experiment["title"], fontsize=10)
-            if tuned:
-                _draw_tuning(column[2], experiment, look)
+            if experiment["tuning"]:
+                _draw_tuning(column[2], experiment, experiment["tuning"], look)
         page.legend(
             [lines[label] for label in labels if label in lines],
             [_shown(label, arm, tuned) for label, arm in labels.items() if label in lines],
@@ -70,11 +72,11 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
         return save(figure, Path(folder) / name, dpi=130)
 
 
-def _bands(experiment: Mapping[str, Any], panel: Panel) -> dict[str, Band]:
+def _bands(experiment: ExperimentMeasured, panel: Panel) -> dict[str, Band]:
     """Mean, lowest and highest seed at each cost that every seed reached with a finite value."""
     bands = {}
     for label, arm in experiment["arms"].items():
-        values = panel.scale * np.array(arm["curves"][panel.key], dtype=np.float64)  # null becomes NaN
+        values = panel.scale * np.array(arm["curves"][cast(CurveKey, panel.key)], dtype=np.float64)  # null becomes NaN
         reached = np.isfinite(values).all(axis=0)
         if reached.any():
             values, costs = values[:, reached], np.array(arm["curves"]["grads_over_n"])[reached]
@@ -82,15 +84,14 @@ def _bands(experiment: Mapping[str, Any], panel: Panel) -> dict[str, Band]:
     return bands
 
 
-def _shown(label: str, arm: Mapping[str, Any], tuned: bool) -> str:
+def _shown(label: str, arm: ArmMeasured, tuned: bool) -> str:
     notes = [f"tuned: α={arm['lr']:g}"] if tuned else []
     notes += [f"{len(arm['diverged'])} of {len(arm['seeds'])} diverged"] if arm["diverged"] else []
     starred = f"{label} *" if arm["beyond"] else label
     return f"{starred} ({', '.join(notes)})" if notes else starred
 
 
-def _draw_tuning(ax: Axes, experiment: Mapping[str, Any], look: Mapping[str, Any]) -> None:
-    tuning = experiment["tuning"]
+def _draw_tuning(ax: Axes, experiment: ExperimentMeasured, tuning: Tuning, look: Mapping[str, Style]) -> None:
     for label in experiment["arms"]:
         points = [
             (outcome["lr"], outcome["train_loss"])
@@ -113,7 +114,7 @@ def _draw_tuning(ax: Axes, experiment: Mapping[str, Any], look: Mapping[str, Any
 # ---- what is printed on every figure -------------------------------------------------------------------------
 
 
-def page_of(width: float, height: float, title: str, measurements: Mapping[str, Any]) -> tuple[Figure, SubFigure]:
+def page_of(width: float, height: float, title: str, measurements: FigureMeasured) -> tuple[Figure, SubFigure]:
     """A figure, and the part of it, width × height inches, to draw in.
 
     Above it stand the title, profile, device, versions and seeds; below it every departure from the paper.
@@ -124,14 +125,13 @@ def page_of(width: float, height: float, title: str, measurements: Mapping[str, 
     text = fill(_notes(experiments), int(15.5 * width))
     foot = 0.1 + 0.15 * len(text.splitlines())  # inches
     figure = Figure(figsize=(width, height + foot), layout="constrained")
-    parts: Any = figure.subfigures(2, 1, height_ratios=(height, foot))
-    page, bottom = parts
+    page, bottom = cast("tuple[SubFigure, SubFigure]", figure.subfigures(2, 1, height_ratios=(height, foot)))
     bottom.text(0.01, 0.5, text, fontsize=8, va="center")
     page.suptitle(f"{title}\n{_circumstances(measurements, experiments)}", fontsize=10.5)
     return figure, page
 
 
-def _circumstances(measurements: Mapping[str, Any], experiments: Sequence[Mapping[str, Any]]) -> str:
+def _circumstances(measurements: FigureMeasured, experiments: Sequence[ExperimentMeasured]) -> str:
     seeds = sorted({len(arm["seeds"]) for experiment in experiments for arm in experiment["arms"].values()})
     count = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
     environment, device = measurements["environment"], measurements["device"]
@@ -140,18 +140,19 @@ def _circumstances(measurements: Mapping[str, Any], experiments: Sequence[Mappin
     return f"{measurements['profile']} profile, {where}; {count} seeds: mean, and band from lowest to highest"
 
 
-def _notes(experiments: Sequence[Mapping[str, Any]]) -> str:
+def _notes(experiments: Sequence[ExperimentMeasured]) -> str:
     stated = "; ".join(departures(experiments))
     beyond = [arm["beyond"] for experiment in experiments for arm in experiment["arms"].values()]
     star = "Nothing here is in the paper." if all(beyond) else "* not in the paper's figure." if any(beyond) else ""
     return f"{star} Departures from the paper: {stated}.".strip() if stated else star
 
 
-def departures(experiments: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def departures(experiments: Sequence[ExperimentMeasured]) -> Iterator[str]:
     """Of all experiments, each once; those of some of several experiments with the names of their problems."""
     for phrase in dict.fromkeys(phrase for experiment in experiments for phrase in experiment["departures"]):
         having = [experiment["problem"] for experiment in experiments if phrase in experiment["departures"]]
         yield phrase if len(having) == len(experiments) else f"{phrase} ({', '.join(dict.fromkeys(having))})"
-    edges = [label for experiment in experiments for label in (experiment["tuning"] or {}).get("at_edge", [])]
+    tunings = [experiment["tuning"] for experiment in experiments if experiment["tuning"]]
+    edges = [label for tuning in tunings for label in tuning["at_edge"]]
     if edges:
         yield f"tuning chose an end of its grid for {', '.join(edges)}: a better rate may lie outside"

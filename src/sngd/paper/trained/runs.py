@@ -4,25 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from sngd.paper.trained.experiments import FIGURES, Arm, Experiment, device_of
+from sngd.paper.trained.experiments import EXPERIMENTS, Arm, Experiment, device_of
 from sngd.studies.compare import compare
 from sngd.studies.execution.execution import Execution
-from sngd.studies.runs import Environment, Run, Study, Tuning, interpolate, read_study, value
-from sngd.training import RunConfig
+from sngd.studies.runs import Floats, Run, Study, Tuning, interpolate, read_study, value
+from sngd.training.run_folder import Environment
 from sngd.training.schema import Count, NonNegative, Positive
 
-MEASURES = ("train_loss", "test_accuracy")
+CurveKey = Literal["train_loss", "test_accuracy"]
+CURVE_KEYS: tuple[CurveKey, ...] = ("train_loss", "test_accuracy")
 
 
 def run(figure: str, profile: str, out: Path, command: str, execution: Execution) -> None:
     """Do the runs of a figure that ``out`` lacks, each experiment as ``compare`` does it, in a folder of its own.
 
     Args:
-        figure: a key of ``FIGURES``.
+        figure: a key of ``EXPERIMENTS``.
         profile: one of ``PROFILES``.
         out: the figure's folder, made if need be.
         command: the command line, for the reports.
@@ -34,7 +35,7 @@ def run(figure: str, profile: str, out: Path, command: str, execution: Execution
         Interrupted: ``execution.should_stop`` said so; the same call goes on.
     """
     device = device_of(profile, execution.ray.gpus if execution.ray else None)
-    for experiment in FIGURES[figure][profile]:
+    for experiment in EXPERIMENTS[figure][profile]:
         compare(
             experiment.configs(device),
             range(experiment.seeds),
@@ -49,28 +50,28 @@ def run(figure: str, profile: str, out: Path, command: str, execution: Execution
 
 
 class TuningWithEdges(Tuning):
-    """``at_edge``: the arms whose choice is an end of the grid."""
+    """The search for learning rates, and for which arms it ended at the edge of the grid."""
 
-    at_edge: list[str]
+    at_edge: list[str]  # arms whose α is the grid's least or greatest
 
 
 class Finals(TypedDict):
-    """What the answers measured; None if diverged."""
+    """What the runs ended with, a value a seed; None if it diverged."""
 
     train_loss: list[float | None]
-    test_accuracy: list[float | None]
+    test_accuracy: list[float | None]  # in [0, 1]
 
 
 class Curves(TypedDict):
-    """Against the cost; None after divergence."""
+    """A list a seed, with a value for each cost; None after divergence."""
 
-    grads_over_n: list[NonNegative]
+    grads_over_n: list[NonNegative]  # the costs
     train_loss: list[list[float | None]]
     test_accuracy: list[list[float | None]]
 
 
 class ArmMeasured(TypedDict):
-    """An arm; lists have an entry a seed, a curve in it an entry for each of ``grads_over_n``."""
+    """An arm of an experiment, its runs in the order of ``seeds``."""
 
     method: str
     lr: Positive
@@ -78,7 +79,7 @@ class ArmMeasured(TypedDict):
     params: dict[str, float]
     beyond: bool  # the paper has no such arm
     seeds: list[Count]
-    diverged: list[Count]
+    diverged: list[Count]  # those of the seeds whose run diverged
     final: Finals
     curves: Curves
 
@@ -92,9 +93,17 @@ class ExperimentMeasured(TypedDict):
     batch_size: Count
     epochs: Positive
     weight_decay: NonNegative
-    departures: list[str]
-    arms: dict[str, ArmMeasured]
-    tuning: TuningWithEdges | None
+    departures: list[str]  # a phrase each
+    arms: dict[str, ArmMeasured]  # by label, in the figure's order
+    tuning: TuningWithEdges | None  # None: nothing was tuned
+
+
+class ExperimentsMeasured(TypedDict):
+    """Experiments by name, and where the first run was done."""
+
+    device: str
+    environment: Environment
+    experiments: dict[str, ExperimentMeasured]
 
 
 class FigureMeasured(TypedDict):
@@ -103,29 +112,29 @@ class FigureMeasured(TypedDict):
     figure: str
     profile: str
     experiments: dict[str, ExperimentMeasured]
-    device: NotRequired[str]
+    device: NotRequired[str]  # of the first run, and so is the environment; a figure under another reading has none
     environment: NotRequired[Environment]
 
 
-def measure(figure: str, profile: str, out: Path) -> dict[str, Any]:
+def measure(figure: str, profile: str, out: Path) -> FigureMeasured:
     """The figure's measurements from the runs that ``out`` holds, and from nothing else.
 
     Raises:
         FileNotFoundError: there are none of an experiment.
         ValueError: a run is absent or has not finished; see ``read_study`` for broken files.
     """
-    return {"figure": figure, "profile": profile, **measure_experiments(FIGURES[figure][profile], out)}
+    return {"figure": figure, "profile": profile, **measure_experiments(EXPERIMENTS[figure][profile], out)}
 
 
-def measure_experiments(experiments: Sequence[Experiment], out: Path) -> dict[str, Any]:
+def measure_experiments(experiments: Sequence[Experiment], out: Path) -> ExperimentsMeasured:
     """``measure`` for any experiments."""
     studies = [read_study(out / experiment.name) for experiment in experiments]
     first = studies[0].runs[0]
     measured = {e.name: _measured(e, study) for e, study in zip(experiments, studies, strict=True)}
-    return {"device": RunConfig(**first.config).device, "environment": first.environment, "experiments": measured}
+    return {"device": first.settings.device, "environment": first.environment, "experiments": measured}
 
 
-def _measured(experiment: Experiment, study: Study) -> dict[str, Any]:
+def _measured(experiment: Experiment, study: Study) -> ExperimentMeasured:
     arms = {arm.label: _arm(arm, _finished(arm, experiment, study)) for arm in experiment.arms}
     last = next(run.answer for run in study.runs if run.answer.get("grads_over_n"))
     tuning = study.tuning
@@ -138,7 +147,7 @@ def _measured(experiment: Experiment, study: Study) -> dict[str, Any]:
         "weight_decay": experiment.weight_decay,
         "departures": list(experiment.departures),
         "arms": arms,
-        "tuning": tuning and {**tuning, "at_edge": _at_edge(tuning)},
+        "tuning": None if tuning is None else {**tuning, "at_edge": _at_edge(tuning)},
     }
 
 
@@ -151,21 +160,31 @@ def _finished(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
     return runs
 
 
-def _arm(arm: Arm, runs: list[Run]) -> dict[str, Any]:
-    config = RunConfig(**runs[0].config)
+def _arm(arm: Arm, runs: list[Run]) -> ArmMeasured:
+    config = runs[0].settings
     costs = np.array(sorted({row["grads_over_n"] for run in runs for row in run.curve}), dtype=np.float64)
-    curves = {key: [_curve(run, key, costs) for run in runs] for key in MEASURES}
     return {
-        **{key: getattr(config, key) for key in ("method", "lr", "plan", "params")},
+        "method": config.method,
+        "lr": cast(float, config.lr),  # config.json has it resolved
+        "plan": config.plan,
+        "params": dict(config.params),
         "beyond": arm.beyond,
         "seeds": [run.seed for run in runs],
         "diverged": [run.seed for run in runs if run.diverged],
-        "final": {key: [None if run.diverged else value(run.answer, key) for run in runs] for key in MEASURES},
-        "curves": {"grads_over_n": costs.tolist(), **curves},
+        "final": {"train_loss": _final(runs, "train_loss"), "test_accuracy": _final(runs, "test_accuracy")},
+        "curves": {
+            "grads_over_n": costs.tolist(),
+            "train_loss": [_curve(run, "train_loss", costs) for run in runs],
+            "test_accuracy": [_curve(run, "test_accuracy", costs) for run in runs],
+        },
     }
 
 
-def _curve(run: Run, key: str, costs: Any) -> list[float | None]:
+def _final(runs: Sequence[Run], key: str) -> list[float | None]:
+    return [None if run.diverged else value(run.answer, key) for run in runs]
+
+
+def _curve(run: Run, key: str, costs: Floats) -> list[float | None]:
     return [None if np.isnan(number) else float(number) for number in interpolate(run.curve, key, costs)]
 
 

@@ -10,14 +10,14 @@ diverges a range ends.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf, log10
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 from sngd.paper.trained.pictures import page_of
-from sngd.paper.trained.runs import FigureMeasured
+from sngd.paper.trained.runs import ArmMeasured, FigureMeasured
 from sngd.paper.trained.runs import measure as measure_runs
 from sngd.studies.figures import plain_style, save
 from sngd.training.schema import NonNegative, Positive
@@ -80,12 +80,12 @@ class PlateauMeasured(TypedDict):
     """A method's losses over its learning rates and seeds, and how wide the plateau is, with each seed."""
 
     lrs: list[Positive]
-    train_loss: list[list[float | None]]
-    decades: list[NonNegative]
-    clipped: bool
-    low: float | None
+    train_loss: list[list[float | None]]  # a list an α, in it a value a seed; None if it diverged
+    decades: list[NonNegative]  # with each seed: the width of the range within factor × the method's best
+    clipped: bool  # the grid ends first, with some seed
+    low: float | None  # the ends, in α, of the mean loss's range; None if at every α a seed diverged
     high: float | None
-    sgd_decades: list[NonNegative]
+    sgd_decades: list[NonNegative]  # as ``decades``, within factor × SGD's best
     sgd_clipped: bool
 
 
@@ -96,23 +96,23 @@ class Sensitivity(FigureMeasured):
     plateaus: dict[str, PlateauMeasured]
 
 
-def measure(profile: str, out: Path) -> dict[str, Any]:
+def measure(profile: str, out: Path) -> Sensitivity:
     """Measurements of the runs in ``out``, with the "plateaus" that follow from them."""
     measured = measure_runs("sensitivity", profile, out)
     return {**measured, "factor": FACTOR, "plateaus": plateaus(measured)}
 
 
-def plateaus(measured: Mapping[str, Any]) -> dict[str, Any]:
+def plateaus(measured: FigureMeasured) -> dict[str, PlateauMeasured]:
     """By method, in order; ``low`` and ``high`` are those of the mean loss over seeds."""
     (experiment,) = measured["experiments"].values()
-    by_method: dict[str, list[dict[str, Any]]] = {}
+    by_method: dict[str, list[ArmMeasured]] = {}
     for arm in experiment["arms"].values():
         by_method.setdefault(arm["method"], []).append(arm)
     limit = FACTOR * min(filter(None, map(_mean, by_method["sgd"])))
     return {method: _plateaus_of(arms, limit) for method, arms in by_method.items()}
 
 
-def _plateaus_of(arms: Sequence[Mapping[str, Any]], sgd_limit: float) -> dict[str, Any]:
+def _plateaus_of(arms: Sequence[ArmMeasured], sgd_limit: float) -> PlateauMeasured:
     lrs = [float(arm["lr"]) for arm in arms]
     losses = [arm["final"]["train_loss"] for arm in arms]
     seeds = list(zip(*losses, strict=True))
@@ -124,17 +124,18 @@ def _plateaus_of(arms: Sequence[Mapping[str, Any]], sgd_limit: float) -> dict[st
         "train_loss": losses,
         "decades": [found.decades if found else 0.0 for found in own],
         "clipped": any(found.clipped for found in own if found),
-        "low": overall and overall.low,
-        "high": overall and overall.high,
+        "low": overall.low if overall else None,
+        "high": overall.high if overall else None,
         "sgd_decades": [found.decades if found else 0.0 for found in as_sgd],
         "sgd_clipped": any(found.clipped for found in as_sgd if found),
     }
 
 
-def _mean(arm: Mapping[str, Any]) -> float | None:
+def _mean(arm: ArmMeasured) -> float | None:
     """Of the final training losses; None if a seed diverged."""
-    losses = arm["final"]["train_loss"]
-    return None if None in losses else fmean(losses)
+    final = arm["final"]["train_loss"]
+    losses = [loss for loss in final if loss is not None]
+    return fmean(losses) if len(losses) == len(final) else None
 
 
 # ---- drawn ---------------------------------------------------------------------------------------------------
@@ -142,7 +143,7 @@ def _mean(arm: Mapping[str, Any]) -> float | None:
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00")
 
 
-def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[Path]:
+def draw(measurements: Sensitivity, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``sensitivity.png`` and ``sensitivity.svg`` into ``folder`` (made if absent); a plateau is a thick line."""
 
     (experiment,) = measurements["experiments"].values()
@@ -166,20 +167,22 @@ def draw(measurements: Mapping[str, Any], folder: str | os.PathLike[str]) -> lis
         return save(figure, Path(folder) / "sensitivity", dpi=130)
 
 
-def _draw_method(ax: Axes, method: str, found: Mapping[str, Any], color: str) -> None:
+def _draw_method(ax: Axes, method: str, found: PlateauMeasured, color: str) -> None:
     points = [
         (lr, [loss for loss in losses if loss is not None])
         for lr, losses in zip(found["lrs"], found["train_loss"], strict=True)
     ]
     points = [(lr, losses) for lr, losses in points if losses]
     lrs, means = [lr for lr, _ in points], [fmean(losses) for _, losses in points]
-    label = f"{method}: {_width(found, 'decades', 'clipped')}; {_width(found, 'sgd_decades', 'sgd_clipped')}"
+    label = f"{method}: {_width(found['decades'], found['clipped'])}; " + _width(
+        found["sgd_decades"], found["sgd_clipped"]
+    )
     ax.plot(lrs, means, color=color, marker="o", markersize=3.5, label=label)
     low, high = [min(losses) for _, losses in points], [max(losses) for _, losses in points]
     ax.fill_between(lrs, low, high, color=color, alpha=0.18, linewidth=0)
-    if found["low"] is not None:
+    if found["low"] is not None and found["high"] is not None:
         ax.plot([found["low"], found["high"]], 2 * [FACTOR * min(means)], color=color, linewidth=4, alpha=0.45)
 
 
-def _width(found: Mapping[str, Any], decades: str, clipped: str) -> str:
-    return ("≥ " if found[clipped] else "") + f"{fmean(found[decades]):.2f}"
+def _width(decades: Sequence[float], clipped: bool) -> str:
+    return ("≥ " if clipped else "") + f"{fmean(decades):.2f}"

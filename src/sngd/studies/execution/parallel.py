@@ -9,6 +9,8 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Event
 from typing import Any
 
 from sngd.studies.execution.execution import Execution, OnProgress
@@ -16,11 +18,12 @@ from sngd.studies.execution.ray_runs import run_on_ray
 from sngd.studies.execution.task import Task, check_there, do_task, finished
 from sngd.training import Interrupted, Progress
 from sngd.training.folder_lock import make_folder
+from sngd.training.metrics import Row
 
 POLL_SECONDS = 0.1
 
 
-def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: str = "runs") -> list[dict[str, Any]]:
+def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: str = "runs") -> list[Row]:
     """Do every task; runs that their folders hold finished are not repeated, unless they are to be overwritten.
 
     A run whose folder is damaged (a file that cannot be read, rows that are lost) is set aside as NAME.broken-1, -2, …
@@ -46,7 +49,7 @@ def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: st
     return run_on_ray(tasks, execution, execution.ray, on_progress)
 
 
-def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgress) -> list[dict[str, Any]]:
+def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgress) -> list[Row]:
     cores = os.cpu_count() or 1
     jobs = min(execution.jobs or cores, max(1, len(tasks)))
     context = multiprocessing.get_context("spawn")
@@ -57,7 +60,7 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
 
     ended: set[int] = set()
 
-    def tell(done: set[Future[dict[str, Any]]]) -> None:
+    def tell(done: set[Future[Row]]) -> None:
         while not messages.empty():
             index, news = messages.get()
             if isinstance(news, str):
@@ -83,7 +86,7 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     return _results(list(futures), tasks)
 
 
-def _results(futures: Sequence[Future[dict[str, Any]]], tasks: Sequence[Task]) -> list[dict[str, Any]]:
+def _results(futures: Sequence[Future[Row]], tasks: Sequence[Task]) -> list[Row]:
     errors = [error for f in futures if not f.cancelled() and (error := f.exception())]
     for error in errors:
         if isinstance(error, BrokenProcessPool):
@@ -108,10 +111,10 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-_worker: dict[str, Any] = {}
+_worker: dict[str, Any] = {}  # Any: the arguments of _start_worker, which a spawned process has no other place for
 
 
-def _start_worker(stop: Any, messages: Any, threads: int) -> None:
+def _start_worker(stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int) -> None:
     _worker.update(stop=stop, messages=messages, threads=threads)
     threading.Thread(target=_die_with_parent, daemon=True).start()
 
@@ -123,7 +126,7 @@ def _die_with_parent() -> None:
     os._exit(1)  # a checkpoint is enough to go on from
 
 
-def _work(index: int, task: Task, execution: Execution) -> dict[str, Any]:
+def _work(index: int, task: Task, execution: Execution) -> Row:
     if _worker["stop"].is_set():
         raise Interrupted("not started")
     check_there(task)

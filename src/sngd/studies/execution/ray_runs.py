@@ -21,15 +21,18 @@ from typing import Any
 from sngd.studies.execution.execution import Execution, OnProgress, RayCluster
 from sngd.studies.execution.task import Task, check_there, do_task, finished
 from sngd.training import Interrupted, Progress
+from sngd.training.metrics import Row
 from sngd.training.run_folder import RunFolder
+
+_Ray = Any  # Any: the module, which carries no types and need not be installed
+_Actor = Any  # Any: ray's handle on an actor
+_Ref = Any  # Any: ray's reference to a result to come
 
 POLL_SECONDS = 0.2
 RETRIES = 4  # of a run whose worker died: after 1, 4, 9 and 16 seconds, as Ray takes its time to notice a dead machine
 
 
-def run_on_ray(
-    tasks: Sequence[Task], execution: Execution, cluster: RayCluster, on_progress: OnProgress
-) -> list[dict[str, Any]]:
+def run_on_ray(tasks: Sequence[Task], execution: Execution, cluster: RayCluster, on_progress: OnProgress) -> list[Row]:
     """``sngd.studies.execution.parallel.run_all`` on a Ray cluster.
 
     Raises:
@@ -49,7 +52,7 @@ def _data_named_by_environment() -> Path | None:
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[Any]:
+def _connected(address: str) -> Iterator[_Ray]:
     try:
         import ray
     except ImportError:
@@ -89,7 +92,7 @@ class _Batch:
 
     def __init__(
         self,
-        ray: Any,
+        ray: _Ray,
         tasks: Sequence[Task],
         execution: Execution,
         cluster: RayCluster,
@@ -97,7 +100,7 @@ class _Batch:
     ) -> None:
         self.ray, self.tasks, self.execution, self.cluster = ray, tasks, execution, cluster
         self.on_progress = on_progress
-        self.rows: dict[int, dict[str, Any]] = {}
+        self.rows: dict[int, Row] = {}
         self.begun: set[int] = set()
         self.deaths = [0] * len(tasks)
         self.resting: dict[int, float] = {}  # runs to be given out again, and when
@@ -126,7 +129,7 @@ class _Batch:
             return self.cluster.gpus
         return float(task.config.device.startswith("cuda"))
 
-    def _submit(self, index: int) -> Any:
+    def _submit(self, index: int) -> _Ref:
         task = self.tasks[index]
         again = self.deaths[index] > 0
         execution = self.execution.portable()
@@ -140,7 +143,7 @@ class _Batch:
         )
         return work.remote(index, task, execution, max(1, int(self.cluster.cpus)), self.mailbox, os.getcwd(), again)
 
-    def run(self) -> list[dict[str, Any]]:
+    def run(self) -> list[Row]:
         stopping = False
         while self.pending or self.resting:
             if self.pending:
@@ -182,7 +185,7 @@ class _Batch:
             if index not in self.begun:
                 self.ray.cancel(ref)
 
-    def _end(self, ref: Any) -> None:
+    def _end(self, ref: _Ref) -> None:
         errors = self.ray.exceptions
         index = self.pending.pop(ref)
         try:
@@ -229,9 +232,7 @@ class _Mailbox:
         return news
 
 
-def _work(
-    index: int, task: Task, execution: Execution, threads: int, mailbox: Any, cwd: str, again: bool
-) -> dict[str, Any]:
+def _work(index: int, task: Task, execution: Execution, threads: int, mailbox: _Actor, cwd: str, again: bool) -> Row:
     """What a worker does; ``again`` after the death of another one that had the same task."""
     import ray
 
@@ -253,9 +254,9 @@ def _work(
 class _Line:
     """A worker's line to the mailbox: one message is under way at a time, so that training never waits for it."""
 
-    def __init__(self, ray: Any, mailbox: Any, index: int) -> None:
+    def __init__(self, ray: _Ray, mailbox: _Actor, index: int) -> None:
         self.ray, self.mailbox, self.index = ray, mailbox, index
-        self.answer: Any = None
+        self.answer: _Ref = None
         self.stop = False
 
     def tell(self, progress: Progress | None) -> None:

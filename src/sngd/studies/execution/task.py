@@ -4,13 +4,14 @@ import errno
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from sngd.problems import Problem, load_problem
 from sngd.studies.execution.execution import Execution
 from sngd.training import Progress, RunConfig, train
+from sngd.training.metrics import Row
 from sngd.training.run_folder import BrokenRun, RunFolder
 
 
@@ -21,7 +22,7 @@ class Task(NamedTuple):
     folder: Path
 
 
-def do_task(task: Task, execution: Execution, threads: int, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+def do_task(task: Task, execution: Execution, threads: int, on_progress: Callable[[Progress], None]) -> Row:
     """Train, or go on with what the folder holds; if that is damaged, set it aside, with a warning, and begin anew.
 
     Args:
@@ -42,7 +43,7 @@ def do_task(task: Task, execution: Execution, threads: int, on_progress: Callabl
         return _train(task, execution, on_progress)
 
 
-def _train(task: Task, execution: Execution, on_progress: Callable[[Progress], None]) -> dict[str, Any]:
+def _train(task: Task, execution: Execution, on_progress: Callable[[Progress], None]) -> Row:
     return train(
         task.config,
         task.folder,
@@ -67,7 +68,7 @@ def _problem(spec: str, data: Path | None) -> Problem:
     return load_problem(spec, data)
 
 
-def finished(row: dict[str, Any]) -> Progress:
+def finished(row: Row) -> Progress:
     """What is told of a run that has ended with ``row``: the whole budget is spent."""
     calls = max(1, row["oracle_calls"])
     return Progress(calls, calls, row["train_loss"])
