@@ -3,12 +3,16 @@ import json
 import re
 import shutil
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 from fake_runs import write_comparison, write_run, write_study
 
 from sngd.studies.certify import certify
+from sngd.studies.publish import publish
 from sngd.studies.report import write_report
+from sngd.studies.runs import read_study
 from sngd.theory import Smooth
 
 CHROMIUM = shutil.which("chromium")
@@ -59,6 +63,36 @@ def test_path_and_atomic_replacement(tmp_path):
     with pytest.raises(ValueError, match="is a folder, the report must be a file") as error:
         write_report(folder, tmp_path)
     assert str(error.value) == f"{tmp_path}: is a folder, the report must be a file"
+
+
+def test_publishing_shows_the_study_that_it_returns(tmp_path, monkeypatch):
+    """Read once when there is nobody to wait for any more, so that table, figures and report are of the same rows."""
+    folder, read = write_study(tmp_path), []
+
+    def reading(folder):
+        read.append(read_study(folder))
+        return read[-1]
+
+    for module in ("publish", "report"):
+        monkeypatch.setattr(f"sngd.studies.{module}.read_study", reading)
+    assert publish(folder) is read[-1]
+    assert len(read) == 2  # the first is to see that there is a study
+    published = (folder / "report.html").read_bytes()
+    assert published == write_report(folder, tmp_path / "again.html").read_bytes()
+
+
+def test_the_package_takes_along_every_file_that_is_no_module():
+    """pyproject.toml must name the parts of the page, or an installed sngd lacks them."""
+    root = Path(__file__).parents[2]
+    patterns = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"][
+        "package-data"
+    ]
+    assert list(patterns) == ["sngd"]
+    package = root / "src" / "sngd"
+    taken = {file for pattern in patterns["sngd"] for file in package.glob(pattern)}
+    others = {file for file in package.rglob("*") if file.is_file() and file.suffix not in (".py", ".pyc")}
+    assert taken == others
+    assert {file.name for file in taken} == {"py.typed", "style.css", "script.js", "icon.svg"}
 
 
 def test_a_chosen_rate_at_the_edge_of_the_grid_is_noted(tmp_path):

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sngd.studies.figures import draw
-from sngd.studies.report import write_report
+from sngd.studies.report import page_of
 from sngd.studies.runs import Study, read_study
 from sngd.studies.table import as_markdown
 from sngd.training.folder_lock import turn_to_publish
@@ -24,5 +24,5 @@ def publish(folder: Path) -> Study:
         lock.check()
         draw(study, folder / "figures")
         replace_file(folder / "table.md", f"# {study.problem}\n\n{as_markdown(study)}".encode())
-        write_report(folder)
+        replace_file(folder / "report.html", page_of(study).encode())
     return study

@@ -8,6 +8,7 @@ import os
 from base64 import b64encode
 from collections.abc import Iterable, Sequence
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ from sngd.training.folder_lock import make_folder
 from sngd.training.run_folder import replace_file
 
 _BUTTONS = ["toImage", "zoom2d", "pan2d", "resetScale2d"]  # named, because plotly's own choice has one that uploads
+_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _TRACKED = (SMOOTHNESS, NOISE_SCALE, HESSIAN)
 _PANELS = (TRAIN_LOSS, TEST_ACCURACY, GRAD_NORM, LR, *_TRACKED)
 
@@ -59,11 +61,12 @@ def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | N
         raise ValueError(f"{path}: is a folder, the report must be a file")
     if out is not None:
         make_folder(path.parent)
-    replace_file(path, _page(read_study(folder)).encode("utf-8"))
+    replace_file(path, page_of(read_study(folder)).encode("utf-8"))
     return path
 
 
-def _page(study: Study) -> str:
+def page_of(study: Study) -> str:
+    """The page itself, in HTML, as ``write_report`` describes it."""
     from plotly.offline import get_plotlyjs
 
     title = f"{study.problem}: {', '.join(study.labels)}"
@@ -75,8 +78,9 @@ def _page(study: Study) -> str:
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; script-src 'unsafe-inline'; \
 style-src 'unsafe-inline'; img-src data: blob:">
 <title>{escape(title)}</title>
-<link rel="icon" href="data:image/svg+xml;base64,{b64encode(_ICON).decode()}">
-<style>{_CSS}</style>
+<link rel="icon" href="data:image/svg+xml;base64,{b64encode(_part("icon.svg").strip().encode()).decode()}">
+<style>
+{_part("style.css")}</style>
 <script>{get_plotlyjs()}</script>
 </head>
 <body>
@@ -91,10 +95,16 @@ style-src 'unsafe-inline'; img-src data: blob:">
 {_environment(study)}
 {_command(study)}
 </main>
-<script>{_JS}</script>
+<script>
+{_part("script.js")}</script>
 </body>
 </html>
 """
+
+
+def _part(name: str) -> str:
+    """One of the files that the page is put together from, which lie beside this module in ``page``."""
+    return files(__package__).joinpath("page", name).read_text(encoding="utf-8")
 
 
 # ---- findings and table --------------------------------------------------------------------------------------
@@ -247,7 +257,7 @@ def _plot(panel: Panel, lines: list[_Line], look: dict[str, Style], references: 
         showlegend=False,  # the page's own legend serves all charts, and the keyboard
         hovermode="x unified",
         margin={"l": 58, "r": 14, "t": 28, "b": 46},
-        font={"family": _FONT, "size": 13, "color": "#1f2328"},
+        font={"family": _FONT, "size": 13, "color": "#1f2328"},  # as in page/style.css
         xaxis=axis | {"title": {"text": "#grad/n"}, "rangemode": "tozero"},
         yaxis=axis | {"nticks": 5, "tickformat": "~g", "automargin": True, "range": limits},
     )
@@ -468,91 +478,3 @@ def _command(study: Study) -> str:
             f'<details><summary>The runs, one by one</summary><pre tabindex="0"><code>{single}</code></pre></details>'
         )
     return _section("Command", whole) if whole else ""
-
-
-# ---- the page's own parts ------------------------------------------------------------------------------------
-
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-
-_ICON = (
-    b'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 16 16"><rect width="16" height="16" rx="3" fill="#0072B2"/>'
-    b'<path d="M3 3c1 7 4 9 10 10" fill="none" stroke="#fff" stroke-width="2" stroke-linecap="round"/></svg>'
-)
-
-_CSS = """
-:root { color-scheme: light; --ink: #1f2328; --quiet: #57606a; --line: #d8dee4; --accent: #0072b2; }
-* { box-sizing: border-box; }
-body { margin: 0; background: #fff; color: var(--ink); line-height: 1.5;
-  font-family: system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif; }
-main { max-width: 1180px; margin: 0 auto; padding: 1.5rem clamp(0.9rem, 3vw, 2rem) 4rem; }
-h1 { margin: 0.5rem 0 0; font-size: 1.8rem; line-height: 1.25; overflow-wrap: anywhere; }
-h1 small { display: block; font-size: 1.05rem; font-weight: 400; color: var(--quiet); }
-h2 { margin: 2.4rem 0 0.7rem; font-size: 1.25rem; }
-h3 { margin: 1.3rem 0 0.5rem; font-size: 1rem; }
-p { max-width: 75ch; margin: 0.6rem 0; overflow-wrap: anywhere; }
-.findings { font-size: 1.08rem; }
-.note { color: var(--quiet); font-size: 0.9rem; }
-.warning { padding-left: 0.7rem; border-left: 4px solid #e69f00; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.4rem 1.1rem 0.4rem 0; border-bottom: 1px solid var(--line); text-align: right;
-  vertical-align: top; white-space: nowrap; }
-th { font-weight: 600; }
-thead th { border-bottom: 2px solid #8c959f; }
-tbody th, th:first-child { text-align: left; }
-td strong { color: #00507d; }
-th.text, td.text { text-align: left; }
-td.violated, td.unchecked { color: #a33c00; font-weight: 600; }
-td.text + td.text { white-space: normal; min-width: 18rem; }
-details { margin: 1rem 0; }
-summary { cursor: pointer; font-weight: 600; overflow-wrap: anywhere; }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 10rem), 1fr));
-  gap: 0.5rem 1.8rem; margin: 0; }
-dl div { border-bottom: 1px solid var(--line); padding-bottom: 0.3rem; }
-dt { color: var(--quiet); font-size: 0.9rem; }
-dd { margin: 0; overflow-wrap: anywhere; font-variant-numeric: tabular-nums; }
-pre { padding: 0.9rem; overflow-x: auto; background: #f6f8fa; border-radius: 6px; }
-code { font: 0.9rem ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; user-select: all; }
-button { font: inherit; font-size: 0.92rem; color: var(--ink); background: #fff; border: 1px solid #8c959f;
-  border-radius: 6px; cursor: pointer; }
-button:hover { background: #f0f4f8; }
-:focus-visible { outline: 3px solid #56b4e9; outline-offset: 2px; }
-.legend { position: sticky; top: 0; z-index: 2; display: flex; flex-wrap: wrap; gap: 0.4rem; padding: 0.5rem 0;
-  background: rgb(255 255 255 / 94%); }
-.legend button { display: inline-flex; align-items: center; gap: 0.5rem; padding: 0.2rem 0.7rem;
-  max-width: 100%; overflow-wrap: anywhere; text-align: left; }
-.legend svg { flex: none; }
-.legend button[aria-pressed="false"] { color: var(--quiet); text-decoration: line-through; border-style: dashed; }
-.legend button[aria-pressed="false"] svg { opacity: 0.25; }
-.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 27rem), 1fr)); gap: 1.4rem 1.8rem; }
-.chart { margin: 0; min-width: 0; }
-figcaption { display: flex; justify-content: space-between; align-items: center; gap: 0.6rem; min-height: 2.2rem;
-  font-weight: 600; }
-.switch { flex: none; }
-.switch button { padding: 0.05rem 0.6rem; font-size: 0.85rem; }
-.switch button:first-child { border-radius: 6px 0 0 6px; }
-.switch button:last-child { border-radius: 0 6px 6px 0; border-left: 0; }
-.switch button[aria-pressed="true"] { color: #fff; background: var(--accent); border-color: var(--accent); }
-"""
-
-_JS = """
-const plots = [...document.querySelectorAll(".plotly-graph-div")];
-for (const plot of plots) Plotly.Plots.resize(plot);  // they were drawn before the page had its final width
-for (const button of document.querySelectorAll("[data-arm]")) {
-  button.addEventListener("click", () => {
-    const shown = button.getAttribute("aria-pressed") === "false";
-    button.setAttribute("aria-pressed", shown);
-    for (const plot of plots) {
-      const traces = [...plot.data.keys()].filter(i => plot.data[i].legendgroup === button.dataset.arm);
-      if (traces.length) Plotly.restyle(plot, { visible: shown }, traces);
-    }
-  });
-}
-for (const button of document.querySelectorAll("[data-axis]")) {
-  button.addEventListener("click", () => {
-    for (const other of button.parentElement.children) other.setAttribute("aria-pressed", other === button);
-    const plot = button.closest(".chart").querySelector(".plotly-graph-div");
-    Plotly.relayout(plot, { "yaxis.type": button.dataset.axis, "yaxis.autorange": true });
-  });
-}
-"""
