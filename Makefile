@@ -10,7 +10,7 @@ RESULTS ?= runs/reproduce-all-$(PROFILE)
 ATTACK_MINUTES ?= 5
 ATTACK  ?=
 
-.PHONY: demo reproduce test attack lint types clean
+.PHONY: demo reproduce check test attack lint types docs clean
 
 demo: .venv/.lab
 	$(BIN)/sngd compare $(PROBLEM) --methods sgd,sngd,s-sngd --seeds 3 --out $(DEMO)
@@ -18,8 +18,12 @@ demo: .venv/.lab
 reproduce: .venv/.lab
 	$(BIN)/sngd reproduce all --profile $(PROFILE) --out $(RESULTS)
 
+# In a minute and a half: what to run before each commit.
+check: .venv/.installed lint types
+	$(BIN)/pytest -m "not slow"
+
 test: .venv/.installed lint types
-	$(BIN)/pytest
+	$(BIN)/pytest --cov
 
 attack: .venv/.installed
 	PYTHONPATH=tests $(BIN)/python -m attacks --minutes $(ATTACK_MINUTES) $(ATTACK)
@@ -30,6 +34,10 @@ lint: .venv/.installed
 
 types: .venv/.installed
 	$(BIN)/mypy
+
+# The pictures that are drawn from the code.
+docs: .venv/.lab
+	$(BIN)/python docs/draw_architecture.py
 
 .venv/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"sngd needs Python 3.11 or newer, this is {v[0]}.{v[1]}; name one with: make PYTHON=python3.12")'
