@@ -113,7 +113,7 @@ def compare(
     def do(title: str, tasks: Sequence[Task], lock: FolderLock) -> list[float | None]:
         lock.check()
         if overwrite or not all(RunFolder(task.folder).final_rows() for task in tasks):
-            _meet_mistakes(arms, data, here=ray is None)
+            _check_before_starting(arms, data, here=ray is None)
         try:
             rows = run_all(
                 tasks,
@@ -161,7 +161,7 @@ def compare(
         return publish(out)
 
 
-def _meet_mistakes(arms: Sequence[RunConfig], data: Path | None, here: bool) -> None:
+def _check_before_starting(arms: Sequence[RunConfig], data: Path | None, here: bool) -> None:
     """Once and before any process starts; data are downloaded now, too. ``here``: this machine does the runs."""
     load_problem(arms[0].problem, data)
     for device in {arm.device for arm in arms} if here else ():

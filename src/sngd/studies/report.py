@@ -326,7 +326,8 @@ def _certificates(study: Study) -> str:
         return _section("Certificate", f'<p class="warning">{warning}</p>')
     head = _row("th", ["method", "verdict", "mean ‖∇F‖", "95 % interval", "bound", *_TERMS], ' scope="col"')
     body = [
-        f'<tr><th scope="row">{escape(entry["label"])}</th>{_tags("td", _certified(entry))}</tr>' for entry in entries
+        f'<tr><th scope="row">{escape(entry["label"])}</th>{_tags("td", _certificate_cells(entry))}</tr>'
+        for entry in entries
     ]
     note = (
         "The bound is on E‖∇F(w̄)‖ for an iterate w̄ drawn at random from those that a step was taken from; beside it "
@@ -341,7 +342,7 @@ def _certificates(study: Study) -> str:
     )
 
 
-def _certified(entry: Entry) -> list[str]:
+def _certificate_cells(entry: Entry) -> list[str]:
     measured, terms = entry["measured"], entry["terms"]
     mean = [_short(measured["value"]), f"[{_short(measured['low'])}, {_short(measured['high'])}]"] if measured else None
     numbers = [_short(entry["bound"]), *(_short(value(terms or {}, name)) for name in _TERMS)]
@@ -415,7 +416,7 @@ def _edge_notes(grid: Sequence[float], chosen: dict[str, float]) -> list[str]:
 
 def _configuration(study: Study) -> str:
     keys = list(dict.fromkeys(key for run in study.runs for key in run.config if key != "label"))
-    by_arm = {label: {key: _distinct(runs, key) for key in keys} for label, runs in study.arms.items()}
+    by_arm = {label: {key: _setting_of_arm(runs, key) for key in keys} for label, runs in study.arms.items()}
     common = {key: texts.pop() for key in keys if len(texts := {arm[key] for arm in by_arm.values()}) == 1}
     content = _pairs(common)
     names = [key for key in keys if all(arm[key] == label for label, arm in by_arm.items())]  # repeat the label
@@ -430,7 +431,7 @@ def _configuration(study: Study) -> str:
     return _section("Configuration", content)
 
 
-def _distinct(runs: Sequence[Run], key: str) -> str:
+def _setting_of_arm(runs: Sequence[Run], key: str) -> str:
     """The setting in all runs of an arm: one value, or several after one another (its seeds)."""
     return ", ".join(dict.fromkeys(_setting(run.config.get(key)) for run in runs))
 
