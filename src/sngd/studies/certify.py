@@ -85,7 +85,7 @@ class Constants(TypedDict):
     gap: float | None
 
 
-class Judged(TypedDict):
+class AssumptionEntry(TypedDict):
     """An assumption and whether it holds."""
 
     name: str
@@ -108,7 +108,7 @@ class Entry(TypedDict):
     vacuous: bool
     first_grad_norm: float | None
     constants: Constants
-    assumptions: list[Judged]
+    assumptions: list[AssumptionEntry]
 
 
 class Certificates(TypedDict):

@@ -265,15 +265,15 @@ def _plot(panel: Panel, lines: list[_Line], look: dict[str, Style], references: 
 
 def _mean_trace(line: _Line, style: Style, group: str) -> _Trace:
     curve = line.curve
-    spread = list(zip(_plain(curve.low), _plain(curve.high), strict=True))
+    spread = list(zip(_round_for_chart(curve.low), _round_for_chart(curve.high), strict=True))
     varies = (curve.high > curve.low).any()
     return {
         "type": "scatter",
         "mode": "lines",
         "name": escape(line.name),  # plotly reads names as HTML
         "legendgroup": group,
-        "x": _plain(curve.cost),
-        "y": _plain(curve.mean),
+        "x": _round_for_chart(curve.cost),
+        "y": _round_for_chart(curve.mean),
         "customdata": spread,
         "line": {"color": style.color, "dash": style.dash, "width": line.width},
         "hovertemplate": "%{y:.4g}" + (" [%{customdata[0]:.4g}, %{customdata[1]:.4g}]" if varies else ""),
@@ -298,8 +298,8 @@ def _band_trace(curve: Band, style: Style, group: str) -> _Trace:
         "type": "scatter",
         "mode": "lines",
         "legendgroup": group,
-        "x": [*_plain(curve.cost), *_plain(curve.cost[::-1])],
-        "y": [*_plain(curve.high), *_plain(curve.low[::-1])],
+        "x": [*_round_for_chart(curve.cost), *_round_for_chart(curve.cost[::-1])],
+        "y": [*_round_for_chart(curve.high), *_round_for_chart(curve.low[::-1])],
         "fill": "toself",
         "fillcolor": f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.2)",
         "line": {"width": 0, "color": style.color},
@@ -307,7 +307,7 @@ def _band_trace(curve: Band, style: Style, group: str) -> _Trace:
     }
 
 
-def _plain(numbers: Iterable[float]) -> list[float | None]:
+def _round_for_chart(numbers: Iterable[float]) -> list[float | None]:
     """Six digits are more than a chart shows; what is not finite becomes null, which JSON has."""
     return [float(f"{number:.6g}") if math.isfinite(number) else None for number in numbers]
 
