@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 
@@ -32,6 +33,13 @@ def test_the_table_is_complete_and_every_figure_exists():
         assert claim.figures
         assert set(claim.figures) <= set(FIGURES)
     assert claims.ALTERNATIVES in FIGURES
+
+
+def test_every_judge_takes_what_its_figures_measure():
+    for claim in CLAIMS.values():
+        hints = get_type_hints(claim.judge)
+        assert hints.pop("return") is Evidence
+        assert list(hints.values()) == [FIGURES[figure].schema for figure in claim.figures], claim.name
 
 
 # ---- C7 ------------------------------------------------------------------------------------------------------

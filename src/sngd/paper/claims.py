@@ -29,7 +29,7 @@ class Claim(NamedTuple):
     text: str
     where: str
     figures: tuple[str, ...]
-    judge: Callable[..., Evidence]
+    judge: Callable[..., Evidence]  # of the figures' measurements, in their own types, which a test sees to
     ambiguous: bool = False
 
 

@@ -240,27 +240,27 @@ def as_json(verdict: Verdict) -> VerdictEntry:
 
 def cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str]]]:
     """One row for each claim: header and cells, ready for a terminal or Markdown."""
-    rows = [[v.claim, v.text, v.outcome, "; ".join(map(_brief, _deciding(v)))] for v in verdicts]
+    rows = [[v.claim, v.text, v.outcome, "; ".join(map(_requirement_text, _decisive_quantities(v)))] for v in verdicts]
     return ["claim", "text", "verdict", "decided by"], rows
 
 
-def _deciding(verdict: Verdict) -> list[Quantity]:
+def _decisive_quantities(verdict: Verdict) -> list[Quantity]:
     """The failures if there are any, else the essential requirements."""
     quantities = verdict.evidence.quantities if verdict.evidence else ()
     return [q for q in quantities if q.met is False] or [q for q in quantities if q.essential]
 
 
-def _brief(quantity: Quantity) -> str:
+def _requirement_text(quantity: Quantity) -> str:
     return f"{quantity.name}: {quantity.measured}, required {quantity.required}"
 
 
 def quantity_cells(evidence: Evidence) -> tuple[list[str], list[list[str]]]:
     """One row for each quantity: header and cells."""
-    rows = [[q.name, q.measured, q.required or "–", _mark(q)] for q in evidence.quantities]
+    rows = [[q.name, q.measured, q.required or "–", _met_text(q)] for q in evidence.quantities]
     return ["quantity", "measured", "required", "met"], rows
 
 
-def _mark(quantity: Quantity) -> str:
+def _met_text(quantity: Quantity) -> str:
     if quantity.met is None:
         return ""
     return ("yes" if quantity.met else "no") + (", essential" if quantity.essential else "")
@@ -272,13 +272,13 @@ def reading_cells(verdicts: Sequence[Verdict]) -> tuple[list[str], list[list[str
     names = list(dict.fromkeys(reading.name for verdict in several for reading in verdict.readings))
     rows = []
     for verdict in several:
-        outcomes = {reading.name: _told(reading) for reading in verdict.readings}
+        outcomes = {reading.name: _outcome_text(reading) for reading in verdict.readings}
         depends = f"depends on: {', '.join(verdict.depends_on)}" if verdict.depends_on else "does not depend on them"
         rows.append([verdict.claim, *(outcomes.get(name, "–") for name in names), depends])
     return ["claim", *names, "the verdict"], rows
 
 
-def _told(reading: ReadingOutcome) -> str:
+def _outcome_text(reading: ReadingOutcome) -> str:
     return reading.outcome + (f" ({len(reading.changed)} changed)" if reading.changed else "")
 
 

@@ -85,7 +85,7 @@ class Constants(TypedDict):
     gap: float | None
 
 
-class Judged(TypedDict):
+class AssumptionEntry(TypedDict):
     """An assumption and whether it holds."""
 
     name: str
@@ -108,7 +108,7 @@ class Entry(TypedDict):
     vacuous: bool
     first_grad_norm: float | None
     constants: Constants
-    assumptions: list[Judged]
+    assumptions: list[AssumptionEntry]
 
 
 class Certificates(TypedDict):
@@ -224,9 +224,11 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
     method = METHODS.get(str(config.get("method")))
     rule = _rule(method)
     if diverged := [str(run.seed) for run in runs if run.diverged]:
-        return _refused(label, seeds, steps, "runs", "violated", f"the run of seed {', '.join(diverged)} diverged")
+        return _not_certified(
+            label, seeds, steps, "runs", "violated", f"the run of seed {', '.join(diverged)} diverged"
+        )
     if method is None or rule is None:
-        return _refused(label, seeds, steps, "method", "unchecked", f"no theorem covers {config.get('method')}")
+        return _not_certified(label, seeds, steps, "method", "unchecked", f"no theorem covers {config.get('method')}")
     plan = played(_plan(method, runs[0]), steps)
     source = constants.sources
     # SPIDER wants L in mean square over the samples; F's own can refute that one, not stand in for it.
@@ -235,7 +237,7 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
     theorem = find_theorem(rule, smoothness, plan)
     if theorem is None:
         reason = f"the theorem for {method.name} is for a constant learning rate"
-        return _refused(label, seeds, steps, "method", "unchecked", reason)
+        return _not_certified(label, seeds, steps, "method", "unchecked", reason)
     exact = method.estimate is FULL
     sigma, noise = _no_noise() if exact else judge_noise(constants.sigma, _variances(runs), source[1])
     losses = _curves(runs, "train_loss")
@@ -272,7 +274,9 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
     )
 
 
-def _refused(label: str, seeds: tuple[int, ...], steps: int, name: str, status: Status, detail: str) -> Certificate:
+def _not_certified(
+    label: str, seeds: tuple[int, ...], steps: int, name: str, status: Status, detail: str
+) -> Certificate:
     assumption = Assumption(name, status, detail)
     return Certificate(label, seeds, steps, None, None, None, None, None, None, None, (assumption,))
 

@@ -98,7 +98,7 @@ def compare(
     def do(title: str, tasks: Sequence[Task], lock: FolderLock) -> list[float | None]:
         lock.check()
         if execution.overwrite or not all(RunFolder(task.folder).final_rows() for task in tasks):
-            _meet_mistakes(arms, execution)
+            _check_before_starting(arms, execution)
         try:
             rows = run_all(tasks, execution.also_stopping(lock.lost), title)
         finally:
@@ -136,7 +136,7 @@ def compare(
         return publish(out)
 
 
-def _meet_mistakes(arms: Sequence[RunConfig], execution: Execution) -> None:
+def _check_before_starting(arms: Sequence[RunConfig], execution: Execution) -> None:
     """Once and before any process starts; data are downloaded now, too."""
     load_problem(arms[0].problem, execution.data)
     if execution.ray is None:  # this machine does the runs

@@ -100,11 +100,11 @@ class Diagnosis(NamedTuple):
             "n": self.n,
             "dim": self.dim,
             "oracle_calls": self.oracle_calls,
-            "noise": _plain(self.noise),
-            "smoothness": _plain(self.smoothness),
+            "noise": _to_json(self.noise),
+            "smoothness": _to_json(self.smoothness),
             "curvature": _curvature_json(self.curvature),
             "tracked_points": len(self.rows),
-            "fits": _plain(self.fits),
+            "fits": _to_json(self.fits),
         }
 
 
@@ -238,16 +238,16 @@ def write_diagnosis(diagnosis: Diagnosis, folder: Path, command: str = "") -> li
         return [folder / "diagnosis.json", *draw(diagnosis, folder)]
 
 
-def _plain(content: object) -> JSON:
+def _to_json(content: object) -> JSON:
     """Named tuples as dicts, numbers that are not finite as None."""
     if isinstance(content, float):
         return content if abs(content) < float("inf") else None  # neither infinite nor NaN
     if hasattr(content, "_asdict"):
         content = content._asdict()
     if isinstance(content, Mapping):
-        return {str(key): _plain(part) for key, part in content.items()}
+        return {str(key): _to_json(part) for key, part in content.items()}
     if isinstance(content, list | tuple):
-        return [_plain(part) for part in content]
+        return [_to_json(part) for part in content]
     assert content is None or isinstance(content, str | int)
     return content
 
@@ -257,7 +257,7 @@ def _curvature_json(curvature: Curvature | None) -> dict[str, JSON] | None:
         return None
 
     def end(eigenvalue: Eigenvalue) -> JSON:
-        return _plain({**eigenvalue.interval._asdict(), "residual": eigenvalue.residual})
+        return _to_json({**eigenvalue.interval._asdict(), "residual": eigenvalue.residual})
 
     return {
         "largest": end(curvature.largest),

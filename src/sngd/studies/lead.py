@@ -85,14 +85,14 @@ def lead(study: Study, key: str) -> Ranking | None:
         return None
     unstable = [label for label, runs in study.arms.items() if any(run.diverged for run in runs)]
     answers = {label: answers_of(runs, key) for label, runs in study.arms.items() if label not in unstable}
-    ranking = _ranked(study, key, {label: by_seed for label, by_seed in answers.items() if by_seed})
+    ranking = _rank(study, key, {label: by_seed for label, by_seed in answers.items() if by_seed})
     if not unstable:
         return ranking
     note = f"; not ranked, because runs diverged: {', '.join(unstable)}"
     return replace(ranking, statement=ranking.statement + note)
 
 
-def _ranked(study: Study, key: str, answers: dict[str, dict[int, float]]) -> Ranking:
+def _rank(study: Study, key: str, answers: dict[str, dict[int, float]]) -> Ranking:
     metric = METRICS[key]
     if not answers:
         return Ranking(key, f"no finished run has a {metric.name} to compare")
@@ -110,7 +110,7 @@ def _ranked(study: Study, key: str, answers: dict[str, dict[int, float]]) -> Ran
         _difference(other, [metric.sign * (answers[best][seed] - answers[other][seed]) for seed in seeds])
         for other in others
     ]
-    return _judged(study, Ranking(key, "", best, tuple(leads), len(seeds)))
+    return _judge_lead(study, Ranking(key, "", best, tuple(leads), len(seeds)))
 
 
 def _difference(other: str, differences: list[float]) -> Difference:
@@ -118,7 +118,7 @@ def _difference(other: str, differences: list[float]) -> Difference:
     return Difference(other, statistics.fmean(differences), half_width)
 
 
-def _judged(study: Study, ranking: Ranking) -> Ranking:
+def _judge_lead(study: Study, ranking: Ranking) -> Ranking:
     lead = ranking.leads[0]
     ranking = replace(
         ranking,
@@ -169,10 +169,10 @@ def _terms(ranking: Ranking) -> str:
 def format_difference(difference: Difference, percent: bool = False) -> str:
     """``0.0108 ± 0.0047``: the mean and half the width of its interval, in hundredths if ``percent``."""
     numbers = [difference.mean] if difference.half_width is None else [difference.mean, difference.half_width]
-    return " ± ".join(_alike(numbers, percent))
+    return " ± ".join(_with_common_decimals(numbers, percent))
 
 
-def _alike(values: list[float], percent: bool) -> list[str]:
+def _with_common_decimals(values: list[float], percent: bool) -> list[str]:
     """Numbers to be read together, all with the decimals that give the largest three significant digits."""
     if percent:
         return [f"{100 * number:.2f}" for number in values]

@@ -275,15 +275,15 @@ def _plot(panel: Panel, lines: list[_Line], look: dict[str, Style], references: 
 
 def _mean_trace(line: _Line, style: Style, group: str) -> _Trace:
     curve = line.curve
-    spread = list(zip(_plain(curve.low), _plain(curve.high), strict=True))
+    spread = list(zip(_round_for_chart(curve.low), _round_for_chart(curve.high), strict=True))
     varies = (curve.high > curve.low).any()
     return {
         "type": "scatter",
         "mode": "lines",
         "name": escape(line.name),  # plotly reads names as HTML
         "legendgroup": group,
-        "x": _plain(curve.cost),
-        "y": _plain(curve.mean),
+        "x": _round_for_chart(curve.cost),
+        "y": _round_for_chart(curve.mean),
         "customdata": spread,
         "line": {"color": style.color, "dash": style.dash, "width": line.width},
         "hovertemplate": "%{y:.4g}" + (" [%{customdata[0]:.4g}, %{customdata[1]:.4g}]" if varies else ""),
@@ -308,8 +308,8 @@ def _band_trace(curve: Band, style: Style, group: str) -> _Trace:
         "type": "scatter",
         "mode": "lines",
         "legendgroup": group,
-        "x": [*_plain(curve.cost), *_plain(curve.cost[::-1])],
-        "y": [*_plain(curve.high), *_plain(curve.low[::-1])],
+        "x": [*_round_for_chart(curve.cost), *_round_for_chart(curve.cost[::-1])],
+        "y": [*_round_for_chart(curve.high), *_round_for_chart(curve.low[::-1])],
         "fill": "toself",
         "fillcolor": f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.2)",
         "line": {"width": 0, "color": style.color},
@@ -317,7 +317,7 @@ def _band_trace(curve: Band, style: Style, group: str) -> _Trace:
     }
 
 
-def _plain(numbers: Iterable[float]) -> list[float | None]:
+def _round_for_chart(numbers: Iterable[float]) -> list[float | None]:
     """Six digits are more than a chart shows; what is not finite becomes null, which JSON has."""
     return [float(f"{number:.6g}") if math.isfinite(number) else None for number in numbers]
 
@@ -336,7 +336,8 @@ def _certificates(study: Study) -> str:
         return _section("Certificate", f'<p class="warning">{warning}</p>')
     head = _row("th", ["method", "verdict", "mean ‖∇F‖", "95 % interval", "bound", *_TERMS], ' scope="col"')
     body = [
-        f'<tr><th scope="row">{escape(entry["label"])}</th>{_tags("td", _certified(entry))}</tr>' for entry in entries
+        f'<tr><th scope="row">{escape(entry["label"])}</th>{_tags("td", _certificate_cells(entry))}</tr>'
+        for entry in entries
     ]
     note = (
         "The bound is on E‖∇F(w̄)‖ for an iterate w̄ drawn at random from those that a step was taken from; beside it "
@@ -351,7 +352,7 @@ def _certificates(study: Study) -> str:
     )
 
 
-def _certified(entry: Entry) -> list[str]:
+def _certificate_cells(entry: Entry) -> list[str]:
     measured, terms = entry["measured"], entry["terms"]
     mean = [_short(measured["value"]), f"[{_short(measured['low'])}, {_short(measured['high'])}]"] if measured else None
     numbers = [_short(entry["bound"]), *(_short(value(terms or {}, name)) for name in _TERMS)]
@@ -425,7 +426,7 @@ def _edge_notes(grid: Sequence[float], chosen: dict[str, float]) -> list[str]:
 
 def _configuration(study: Study) -> str:
     keys = list(dict.fromkeys(key for run in study.runs for key in run.config if key != "label"))
-    by_arm = {label: {key: _distinct(runs, key) for key in keys} for label, runs in study.arms.items()}
+    by_arm = {label: {key: _setting_of_arm(runs, key) for key in keys} for label, runs in study.arms.items()}
     common = {key: texts.pop() for key in keys if len(texts := {arm[key] for arm in by_arm.values()}) == 1}
     content = _pairs(common)
     names = [key for key in keys if all(arm[key] == label for label, arm in by_arm.items())]  # repeat the label
@@ -440,7 +441,7 @@ def _configuration(study: Study) -> str:
     return _section("Configuration", content)
 
 
-def _distinct(runs: Sequence[Run], key: str) -> str:
+def _setting_of_arm(runs: Sequence[Run], key: str) -> str:
     """The setting in all runs of an arm: one value, or several after one another (its seeds)."""
     return ", ".join(dict.fromkeys(_setting(run.config.get(key)) for run in runs))
 

@@ -80,7 +80,12 @@ def cells(study: Study) -> tuple[list[str], list[list[Cell]]]:
     header += [METRICS[key].name + (" (%)" if METRICS[key].percent else "") for key in shown]
     rows = []
     for summary in summaries:
-        row = [Cell(summary.label), Cell(_plain(summary.lr)), Cell(_plain(summary.budget)), Cell(_seeds(summary))]
+        row = [
+            Cell(summary.label),
+            Cell(_number_text(summary.lr)),
+            Cell(_number_text(summary.budget)),
+            Cell(_seeds(summary)),
+        ]
         row += [
             Cell(format_spread(getattr(summary, key), METRICS[key].percent), best.get(key) == summary.label)
             for key in shown
@@ -123,7 +128,7 @@ def format_spread(spread: Spread | None, percent: bool = False) -> str:
     return f"{mean:.{decimals}f}" + ("" if deviation is None else f" ± {deviation:.{decimals}f}")
 
 
-def _plain(number: float | None) -> str:
+def _number_text(number: float | None) -> str:
     return "–" if number is None else f"{number:.4g}"
 
 

@@ -140,7 +140,7 @@ def test_a_start_from_which_every_rate_diverges_is_stored_and_read_back():
     """It has no largest stable rate: SGD is not run from there, and the file must say so."""
     settings = relaxed.Size(2, (1e5,), 5, {"SGD": (3.0,)})
     runs = [relaxed._runs(settings, "SGD", 3.0, 1e5)]
-    patient = relaxed._patient(settings, runs, 1e5)
+    patient = relaxed._measure_unbudgeted(settings, runs, 1e5)
     assert patient == {"lrs": [None, None], "calls": [None, None]}
     assert decode(json.dumps(patient).encode(), relaxed.Patient, "file") == patient
 

@@ -19,13 +19,13 @@ from sngd.paper.trained.experiments import (
     Arm,
     Experiment,
     device_of,
+    experiments_by_reading,
     fig2,
     fig3,
     fig3_scaled,
     learning_rates,
     scaled,
 )
-from sngd.paper.trained.experiments import alternatives as alternative_experiments
 from sngd.paper.trained.sensitivity import FACTOR, Plateau, plateau
 from sngd.studies.execution.execution import Execution
 from sngd.training.plan_words import build_plan
@@ -129,7 +129,7 @@ def test_learning_rates_span_three_decades(method):
 
 
 def test_alternatives_change_what_they_say():
-    readings = alternative_experiments("small")
+    readings = experiments_by_reading("small")
     assert list(readings) == list(READINGS)
     problems = {name: {e.problem for part in found.values() for e in part} for name, found in readings.items()}
     assert problems["no augmentation"] == {"cifar10-resnet8:4000:unaugmented", "cifar10-resnet8:1000:unaugmented"}
@@ -234,16 +234,16 @@ def test_plateaus_of_measured_runs(tmp_path):
 
 def test_counting_a_difference_once():
     period = 1024 + 15 * 64  # B = 1024, M = 16, b = 32
-    assert alternatives.counted_once(0, 1024, 16, 32) == 0
-    assert alternatives.counted_once(1024, 1024, 16, 32) == 1024
-    assert alternatives.counted_once(1024 + 64, 1024, 16, 32) == 1024 + 32
-    assert alternatives.counted_once(3 * period, 1024, 16, 32) == 3 * (1024 + 15 * 32)
+    assert alternatives.count_once(0, 1024, 16, 32) == 0
+    assert alternatives.count_once(1024, 1024, 16, 32) == 1024
+    assert alternatives.count_once(1024 + 64, 1024, 16, 32) == 1024 + 32
+    assert alternatives.count_once(3 * period, 1024, 16, 32) == 3 * (1024 + 15 * 32)
 
 
 def test_recounted_arms_end_at_one_budget(tmp_path):
     measured = runs.measure("fig2", "quick", fake("fig2", "quick", tmp_path, diverge={"SNGD, α=0.1": 2}))
-    before, after = measured["experiments"]["batch-32"], alternatives.recounted(measured)["experiments"]["batch-32"]
-    budget = alternatives.counted_once(4 * N, 1024, 16, 32) / N
+    before, after = measured["experiments"]["batch-32"], alternatives.recount(measured)["experiments"]["batch-32"]
+    budget = alternatives.count_once(4 * N, 1024, 16, 32) / N
     assert after["epochs"] == pytest.approx(budget)
     assert 3 < budget < 4
     for arm in after["arms"].values():
@@ -303,8 +303,8 @@ def test_the_paper_s_profile_goes_where_gpus_are(monkeypatch, profile, here, gpu
 def test_divergence_and_tuning_are_in_the_legend(tmp_path):
     measured = runs.measure("fig4", "quick", fake("fig4", "quick", tmp_path, diverge={"SNGM": 1}))
     arms = measured["experiments"]["large-batch"]["arms"]
-    assert pictures._shown("SNGM", arms["SNGM"], True) == "SNGM * (tuned: α=0.1, 1 of 3 diverged)"
-    assert pictures._shown("S-SGD", arms["S-SGD"], False) == "S-SGD"
+    assert pictures._legend_text("SNGM", arms["SNGM"], True) == "SNGM * (tuned: α=0.1, 1 of 3 diverged)"
+    assert pictures._legend_text("S-SGD", arms["S-SGD"], False) == "S-SGD"
 
 
 def test_stored_runs_are_measured_anew_and_stored_measurements_suffice(tmp_path):

@@ -314,12 +314,12 @@ def test_the_interval_across_seeds_is_fishers(fig2, fig3):
 @given(st.floats(-3, 3), st.floats(-3, 3), st.lists(st.floats(0.1, 5), min_size=3, max_size=9))
 def test_a_straight_line_has_no_variation(slope, height, gaps):
     x = [sum(gaps[: i + 1]) for i in range(len(gaps))]
-    assert judges._off_the_line(x, [slope * t + height for t in x]) == pytest.approx(0, abs=1e-9)
+    assert judges._deviation_from_line(x, [slope * t + height for t in x]) == pytest.approx(0, abs=1e-9)
 
 
 def test_variation_of_noise_is_its_deviation():
     y = [0.3 * math.sin(12.9898 * i * i) for i in range(4000)]  # as good as independent, of deviation 0.3/√2
-    assert judges._off_the_line(list(range(4000)), y) == pytest.approx(0.3 / math.sqrt(2), rel=0.05)
+    assert judges._deviation_from_line(list(range(4000)), y) == pytest.approx(0.3 / math.sqrt(2), rel=0.05)
 
 
 def test_a_diverging_smooth_curve_is_not_smooth(fig2, fig3):

@@ -234,7 +234,7 @@ def _steps_by_distance(settings: Size, *, on_manifold: bool, dim: int = 10) -> S
             for distance in settings.distances
         ]
         theory[arm.label] = [
-            _predicted(arm, distance if on_manifold else distance / dim**0.5) for distance in settings.distances
+            _predict_steps(arm, distance if on_manifold else distance / dim**0.5) for distance in settings.distances
         ]
     return {"dim": dim, "distances": list(settings.distances), "steps": steps, "theory": theory}
 
@@ -255,7 +255,7 @@ def _steps_to_leave(walk: Iterator[Tensor]) -> int | None:
     return next((t for t, w in enumerate(islice(walk, LIMIT + 1)) if w.norm() >= RADIUS), None)
 
 
-def _predicted(arm: MethodAtRate, unstable: float) -> float:
+def _predict_steps(arm: MethodAtRate, unstable: float) -> float:
     """Steps to leave from a point with the given unstable coordinate: of GD on the quadratic, or NGD's bound."""
     if arm.method == "NGD":
         return 5 * math.sqrt(CONDITION) * RADIUS / arm.lr
@@ -280,7 +280,9 @@ def _tensor(settings: Size) -> TensorMeasured:
     best: dict[str, float] = {}
     for method in ("Noisy-GD", "Saddle-NGD"):
         curves = partial(_tensor_losses, dim=settings.components, steps=settings.steps, every=every)
-        tuning[method] = [(lr, _final([curves(MethodAtRate(method, lr), seed) for seed in TUNING_SEEDS])) for lr in LRS]
+        tuning[method] = [
+            (lr, _mean_of_tail([curves(MethodAtRate(method, lr), seed) for seed in TUNING_SEEDS])) for lr in LRS
+        ]
         best[method] = min(tuning[method], key=lambda pair: pair[1])[0]
         losses[method] = [curves(MethodAtRate(method, best[method]), seed) for seed in range(settings.seeds)]
     return {
@@ -317,7 +319,7 @@ def _value(problem: Problem) -> Callable[[Tensor], Tensor]:
     return value
 
 
-def _final(curves: Sequence[Sequence[float]]) -> float:
+def _mean_of_tail(curves: Sequence[Sequence[float]]) -> float:
     """Mean over seeds and the last tenth of the run, so that no lucky step decides."""
     tails = [loss for curve in curves for loss in curve[-max(1, len(curve) // 10) :]]
     return sum(tails) / len(tails)
@@ -434,15 +436,17 @@ def judge(measured: Escape) -> Evidence:
         *_distances(measured["from_manifold"], "from near its stable manifold"),
         every(
             "runs of NGD and SNGD from a sharp minimum that end in the flat one",
-            *_ended_flat(measured, "NGD", "SNGD"),
+            *_count_ending_flat(measured, "NGD", "SNGD"),
             essential=True,
         ),
-        never("runs of GD and SGD that do", *_ended_flat(measured, "GD", "SGD")),
+        never("runs of GD and SGD that do", *_count_ending_flat(measured, "GD", "SGD")),
         every(
             "runs from a saddle that Saddle-NGD leaves before Noisy-GD, both with lr 0.1, over all dimensions",
-            *_earlier(measured["dimension"]["steps"], "Saddle-NGD, lr 0.1", "Noisy-GD, lr 0.1"),
+            *_count_earlier(measured["dimension"]["steps"], "Saddle-NGD, lr 0.1", "Noisy-GD, lr 0.1"),
         ),
-        every("runs of tensor decomposition in which Saddle-NGD halves F before Noisy-GD", *_halved_first(measured)),
+        every(
+            "runs of tensor decomposition in which Saddle-NGD halves F before Noisy-GD", *_count_halving_first(measured)
+        ),
         reported("final F of Saddle-NGD over that of Noisy-GD", _final_ratio(measured)),
     ]
     return Evidence(
@@ -463,9 +467,11 @@ def _distances(measured: StepsByDistance, place: str) -> Iterator[Quantity]:
     steps, distances = measured["steps"], measured["distances"]
     slow, quick = "GD, lr 0.1", "NGD, lr 0.1"
     yield every(
-        f"runs {place} in which NGD leaves before GD, both with lr 0.1", *_earlier(steps, quick, slow), essential=True
+        f"runs {place} in which NGD leaves before GD, both with lr 0.1",
+        *_count_earlier(steps, quick, slow),
+        essential=True,
     )
-    yield reported(f"runs {place} in which it leaves before GD with lr 1/L", *_earlier(steps, quick, "GD, lr 1"))
+    yield reported(f"runs {place} in which it leaves before GD with lr 1/L", *_count_earlier(steps, quick, "GD, lr 1"))
     within = [
         t <= bound
         for seeds, bound in zip(steps[quick], measured["theory"][quick], strict=True)
@@ -480,7 +486,7 @@ def _distances(measured: StepsByDistance, place: str) -> Iterator[Quantity]:
     yield at_most(name, Interval(*map(exp, late)), 1.1)
 
 
-def _earlier(steps: Steps, first: str, second: str) -> tuple[int, int]:
+def _count_earlier(steps: Steps, first: str, second: str) -> tuple[int, int]:
     """In how many of the pairs (same place, same seed) ``first`` takes fewer steps; and how many pairs there are."""
     pairs = [
         (_count(a), _count(b))
@@ -503,19 +509,19 @@ def _slope(distances: Sequence[float], steps: Sequence[int]) -> float:
     return linear_regression([log10(distance) for distance in distances], steps).slope
 
 
-def _ended_flat(measured: Escape, *methods: str) -> tuple[int, int]:
+def _count_ending_flat(measured: Escape, *methods: str) -> tuple[int, int]:
     """How many of the methods' paths, which begin in the sharp minimum's hole, end nearer to the flat one at 0."""
     ends = [measured["trajectories"]["sharp_and_flat"][method][-1] for method in methods]
     return sum(math.hypot(*end) < math.dist(end, SHARP) for end in ends), len(ends)
 
 
-def _halved_first(measured: Escape) -> tuple[int, int]:
+def _count_halving_first(measured: Escape) -> tuple[int, int]:
     losses = measured["tensor"]["losses"]
-    ours, theirs = ([_halved(curve) for curve in losses[name]] for name in ("Saddle-NGD", "Noisy-GD"))
+    ours, theirs = ([_step_of_halving(curve) for curve in losses[name]] for name in ("Saddle-NGD", "Noisy-GD"))
     return sum(a < b for a, b in zip(ours, theirs, strict=True)), len(ours)
 
 
-def _halved(curve: Sequence[float]) -> float:
+def _step_of_halving(curve: Sequence[float]) -> float:
     return next((t for t, loss in enumerate(curve) if loss < curve[0] / 2), math.inf)
 
 

@@ -152,7 +152,7 @@ def measure(profile: str = "quick") -> Relaxed:
         "gradients": list(settings.gradients),
         "lrs": {method: list(lrs) for method, lrs in settings.lrs.items()},
         "runs": runs,
-        "patient": [_patient(settings, runs, gradient) for gradient in settings.gradients],
+        "patient": [_measure_unbudgeted(settings, runs, gradient) for gradient in settings.gradients],
     }
 
 
@@ -241,7 +241,7 @@ def _bound(gap: float, lr: float, steps: int) -> float | None:
     return sngd_bound(smoothness, sigma=SIGMA, gap=gap, lr=lr, batch_size=BATCH_SIZE, steps=steps).total
 
 
-def _patient(settings: Size, runs: Sequence[RunsMeasured], gradient: float) -> Patient:
+def _measure_unbudgeted(settings: Size, runs: Sequence[RunsMeasured], gradient: float) -> Patient:
     lrs = [_largest_stable(runs, _SGD, gradient, seed) for seed in range(settings.seeds)]
     calls = [_calls_without_budget(gradient, seed, lr) for seed, lr in enumerate(lrs)]
     return {"lrs": lrs, "calls": calls}
@@ -250,14 +250,14 @@ def _patient(settings: Size, runs: Sequence[RunsMeasured], gradient: float) -> P
 def _largest_stable(runs: Sequence[RunsMeasured], method: str, gradient: float, seed: int) -> float | None:
     """The largest rate of the grid up to which no rate diverges; None if the smallest does."""
     stable = None
-    for run in _of(runs, method, gradient):
+    for run in _runs_of(runs, method, gradient):
         if run["diverged"][seed]:
             break
         stable = run["lr"]
     return stable
 
 
-def _of(runs: Sequence[RunsMeasured], method: str, gradient: float) -> list[RunsMeasured]:
+def _runs_of(runs: Sequence[RunsMeasured], method: str, gradient: float) -> list[RunsMeasured]:
     """A method's runs from one start, with ascending lr."""
     return [run for run in runs if run["method"] == method and run["gradient"] == gradient]
 
@@ -275,12 +275,12 @@ def _calls_without_budget(gradient: float, seed: int, lr: float | None) -> int |
 def judge(measurements: Relaxed) -> Evidence:
     """The evidence on C9 in what ``measure`` returned."""
     runs, gradients, seeds = measurements["runs"], measurements["gradients"], measurements["seeds"]
-    lr, far = _one_for_all(measurements, _SNGD), f"from ‖∇F(w_0)‖ = {gradients[-1]:g}"
+    lr, far = _best_single_rate(measurements, _SNGD), f"from ‖∇F(w_0)‖ = {gradients[-1]:g}"
     diverging = [diverged for run in runs if run["method"] == _SNGD for diverged in run["diverged"]]
-    reached = [hit for gradient in gradients for hit in _reached(measurements, _SNGD, lr, gradient)]
+    reached = [hit for gradient in gradients for hit in _reaches_target(measurements, _SNGD, lr, gradient)]
     over_bound = [_ratio_to_bound(run) for run in runs if run["method"] == _SNGD and run["bound"][0] is not None]
     comparable = _comparable(measurements)
-    thrown = [d for run in _of(runs, _SGD, gradients[-1]) if run["lr"] in comparable for d in run["diverged"]]
+    thrown = [d for run in _runs_of(runs, _SGD, gradients[-1]) if run["lr"] in comparable for d in run["diverged"]]
     exponents = [_stability_exponent(measurements, seed) for seed in range(seeds)]
     tuned = _tuned_calls(measurements)
     quantities = [
@@ -298,13 +298,17 @@ def judge(measurements: Relaxed) -> Evidence:
             essential=True,
         ),
         every(
-            f"runs of SGD at comparable rates ({_listed(comparable)}) {far} that diverge",
+            f"runs of SGD at comparable rates ({_join(comparable)}) {far} that diverge",
             sum(thrown),
             len(thrown),
             essential=True,
         ),
         at_most("exponent of ‖∇F(w_0)‖ in SGD's largest stable lr (theory: −1)", mean_interval(exponents, LEVEL), -0.5),
-        above(f"calls of SGD without budget, at its largest stable lr, over SNGD's {far}", _patience(measurements), 1),
+        above(
+            f"calls of SGD without budget, at its largest stable lr, over SNGD's {far}",
+            _unbudgeted_ratio(measurements),
+            1,
+        ),
         *_context(measurements, tuned),
     ]
     tame = [gradient for gradient, calls in zip(gradients, tuned, strict=True) if calls is not None]
@@ -317,35 +321,35 @@ def judge(measurements: Relaxed) -> Evidence:
             f"a closed-form objective in {DIM} dimensions with L0 = L1 = 1, batch size {BATCH_SIZE} and noise "
             f"σ = {SIGMA:g}; the paper names no objective",
             "SGD diverges for where it starts, not everywhere: with a rate tuned to the start it reaches the target "
-            f"within the budget from ‖∇F(w_0)‖ = {_listed(tame) or 'none of the starts'}",
+            f"within the budget from ‖∇F(w_0)‖ = {_join(tame) or 'none of the starts'}",
         ),
     )
 
 
-def _reached(measurements: Relaxed, method: str, lr: float, gradient: float) -> list[bool]:
+def _reaches_target(measurements: Relaxed, method: str, lr: float, gradient: float) -> list[bool]:
     """For each seed: is the mean ‖∇F‖ of the last tenth at most the target?"""
-    final = _at(measurements, method, lr, gradient)["final"]
+    final = _runs_at(measurements, method, lr, gradient)["final"]
     return [value is not None and value <= measurements["target"] for value in final]
 
 
-def _at(measurements: Relaxed, method: str, lr: float, gradient: float) -> RunsMeasured:
-    (run,) = (run for run in _of(measurements["runs"], method, gradient) if run["lr"] == lr)
+def _runs_at(measurements: Relaxed, method: str, lr: float, gradient: float) -> RunsMeasured:
+    (run,) = (run for run in _runs_of(measurements["runs"], method, gradient) if run["lr"] == lr)
     return run
 
 
 def _mean_calls(measurements: Relaxed, method: str, lr: float, gradient: float) -> float | None:
     """Mean over seeds of the calls until the target; None if a seed does not end there."""
-    if not all(_reached(measurements, method, lr, gradient)):
+    if not all(_reaches_target(measurements, method, lr, gradient)):
         return None
-    return fmean(calls for calls in _at(measurements, method, lr, gradient)["calls"] if calls is not None)
+    return fmean(calls for calls in _runs_at(measurements, method, lr, gradient)["calls"] if calls is not None)
 
 
-def _one_for_all(measurements: Relaxed, method: str) -> float:
+def _best_single_rate(measurements: Relaxed, method: str) -> float:
     """The method's best single rate: most runs at the target, then fewest calls from the farthest start."""
     gradients = measurements["gradients"]
 
     def cost(lr: float) -> tuple[int, float]:
-        hits = sum(hit for gradient in gradients for hit in _reached(measurements, method, lr, gradient))
+        hits = sum(hit for gradient in gradients for hit in _reaches_target(measurements, method, lr, gradient))
         return -hits, _mean_calls(measurements, method, lr, gradients[-1]) or math.inf
 
     return float(min(measurements["lrs"][method], key=cost))
@@ -357,7 +361,7 @@ def _comparable(measurements: Relaxed) -> list[float]:
     good = [
         lr / target
         for lr in lrs[_SNGD]
-        if all(all(_reached(measurements, _SNGD, lr, gradient)) for gradient in measurements["gradients"])
+        if all(all(_reaches_target(measurements, _SNGD, lr, gradient)) for gradient in measurements["gradients"])
     ]
     return [lr for lr in lrs[_SGD] if good and min(good) <= lr <= max(good)]
 
@@ -385,11 +389,11 @@ def _tuned_calls(measurements: Relaxed) -> list[float | None]:
     return [min((calls for calls in at_start if calls is not None), default=None) for at_start in at_starts]
 
 
-def _patience(measurements: Relaxed) -> Interval:
+def _unbudgeted_ratio(measurements: Relaxed) -> Interval:
     """Geometric mean over seeds; a run that was given up, or has no stable rate, counts as ``PATIENCE``."""
-    lr, farthest = _one_for_all(measurements, _SNGD), measurements["gradients"][-1]
+    lr, farthest = _best_single_rate(measurements, _SNGD), measurements["gradients"][-1]
     slow = [calls or PATIENCE for calls in measurements["patient"][-1]["calls"]]
-    quick = [calls or measurements["steps"] for calls in _at(measurements, _SNGD, lr, farthest)["calls"]]
+    quick = [calls or measurements["steps"] for calls in _runs_at(measurements, _SNGD, lr, farthest)["calls"]]
     mean = mean_interval([log(a / b) for a, b in zip(slow, quick, strict=True)], LEVEL)
     return Interval(*map(exp, mean))
 
@@ -397,7 +401,7 @@ def _patience(measurements: Relaxed) -> Interval:
 def _context(measurements: Relaxed, tuned: Sequence[float | None]) -> Iterator[Quantity]:
     """What SGD tuned to each start, and SGD with clipping, do: nothing is required of it."""
     gradients = measurements["gradients"]
-    lr, clipped = (_one_for_all(measurements, method) for method in (_SNGD, _CLIPPED))
+    lr, clipped = (_best_single_rate(measurements, method) for method in (_SNGD, _CLIPPED))
     own = [_mean_calls(measurements, _SNGD, lr, gradient) for gradient in gradients]
     pairs = [(theirs, ours) for theirs, ours in zip(tuned, own, strict=True) if theirs is not None]
     yield reported(
@@ -412,7 +416,7 @@ def _context(measurements: Relaxed, tuned: Sequence[float | None]) -> Iterator[Q
         yield reported(f"calls of SNGD over those of clipped SGD (lr {clipped:g}) {far}", own[-1] / theirs)
 
 
-def _listed(numbers: Sequence[float]) -> str:
+def _join(numbers: Sequence[float]) -> str:
     return ", ".join(f"{number:g}" for number in numbers)
 
 
@@ -464,7 +468,7 @@ def _draw_stable(ax: Axes, measurements: Relaxed) -> None:
 def _draw_calls(ax: Axes, measurements: Relaxed) -> None:
     gradients, look = measurements["gradients"], styles(METHODS)
     for method in (_CLIPPED, _SNGD):
-        lr = _one_for_all(measurements, method)
+        lr = _best_single_rate(measurements, method)
         calls = [_mean_calls(measurements, method, lr, gradient) or math.nan for gradient in gradients]
         label = f"{method}, lr {lr:g} from every start"
         ax.plot(gradients, calls, color=look[method].color, label=label, **_MARKERS[method])
@@ -482,7 +486,7 @@ def _draw_final(ax: Axes, measurements: Relaxed) -> None:
     farthest, look = measurements["gradients"][-1], styles(METHODS)
     roof = 10 * farthest
     for method in (_SGD, _CLIPPED, _SNGD):
-        runs = _of(measurements["runs"], method, farthest)
+        runs = _runs_of(measurements["runs"], method, farthest)
         kept = [(run["lr"], mean) for run in runs if (mean := _mean_final(run)) is not None]
         lost = [run["lr"] for run in runs if None in run["final"]]
         if kept:

@@ -171,11 +171,11 @@ def measure(profile: str = "quick") -> Variance:
         "seeds": settings.seeds,
         "periods": settings.periods,
         "lrs": list(settings.lrs),
-        "problems": {name: _measured(case(), settings) for name, case in CASES.items()},
+        "problems": {name: _measure_case(case(), settings) for name, case in CASES.items()},
     }
 
 
-def _measured(case: Case, settings: Size) -> CaseMeasured:
+def _measure_case(case: Case, settings: Size) -> CaseMeasured:
     seeds = range(settings.seeds)
     spider = [[_spider_errors(case, lr, settings.periods, seed) for seed in seeds] for lr in settings.lrs]
     return {
@@ -237,14 +237,14 @@ def _spider_errors(case: Case, lr: float, periods: int, seed: int) -> _SpiderErr
     errors: dict[str, list[float]] = {"spider": [], "anchor": [], "drift": [], "beside": []}
     for step in range(periods * period):
         exact = run.estimate(run.full)
-        errors["beside"].append(_squared(run.estimate(beside) - exact))
+        errors["beside"].append(_squared_norm(run.estimate(beside) - exact))
         error = run.estimate(spider) - exact  # last: the step is along this gradient
         if step % period == 0:
             at_anchor = error
-            errors["anchor"].append(_squared(error))
+            errors["anchor"].append(_squared_norm(error))
         if step % period == period - 1:
-            errors["spider"].append(_squared(error))
-            errors["drift"].append(_squared(error - at_anchor))
+            errors["spider"].append(_squared_norm(error))
+            errors["drift"].append(_squared_norm(error - at_anchor))
         run.optimizer.step()
     return _SpiderErrors(*(fmean(errors[key]) for key in _SpiderErrors._fields))
 
@@ -255,12 +255,12 @@ def _sngd_error(case: Case, lr: float, periods: int, seed: int) -> float:
     errors = []
     for _ in range(periods * case.period):
         exact = run.estimate(run.full)
-        errors.append(_squared(run.estimate(estimator) - exact))
+        errors.append(_squared_norm(run.estimate(estimator) - exact))
         run.optimizer.step()
     return fmean(errors)
 
 
-def _squared(vector: Tensor) -> float:
+def _squared_norm(vector: Tensor) -> float:
     return float(vector.square().sum())
 
 
@@ -270,7 +270,7 @@ def _squared(vector: Tensor) -> float:
 def judge(measurements: Variance) -> Evidence:
     """The evidence on C10 in what ``measure`` returned."""
     lrs, problems = measurements["lrs"], measurements["problems"]
-    quantities = [quantity for name in problems for quantity in _judged(name, lrs, problems[name])]
+    quantities = [quantity for name in problems for quantity in _judge_case(name, lrs, problems[name])]
     bounded = [ratio for measured in problems.values() for ratio in _ratios_to_bound(lrs, measured)]
     exceeded = sum(mean_interval(ratio, LEVEL).low > 1 for ratio in bounded)
     quantities.append(never("drifts above eq. 15's bound, where L is known", exceeded, len(bounded), essential=True))
@@ -289,7 +289,7 @@ def judge(measurements: Variance) -> Evidence:
     )
 
 
-def _judged(name: str, lrs: Sequence[float], measured: CaseMeasured) -> list[Quantity]:
+def _judge_case(name: str, lrs: Sequence[float], measured: CaseMeasured) -> list[Quantity]:
     sngd, drift = _slopes(lrs, measured["sngd"]), _slopes(lrs, measured["drift"])
     growth = [log10(last / first) for first, last in zip(measured["spider"][0], measured["spider"][-1], strict=True)]
     span = f"from α = {lrs[0]:g} to {lrs[-1]:g}"

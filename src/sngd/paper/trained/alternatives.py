@@ -1,7 +1,7 @@
 """Where the paper is ambiguous: the same experiments under other readings, so that the verdicts can be compared.
 
 Most readings need runs of their own, see ``READINGS`` in the table. One does not: how SPIDER's gradients are
-counted changes the axis only, so it is ``recounted`` from the measurements of the runs that there are.
+counted changes the axis only, so ``recount`` computes it from the measurements of the runs that there are.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def measure(profile: str, out: Path) -> Alternatives:
                 own = {key: _with_arms(found, over[key]["arms"] | found["arms"]) for key, found in own.items()}
             if own:
                 readings[name]["figures"][figure] = {"figure": figure, "profile": profile, "experiments": own}
-    spider = {figure: recounted(found) for figure, found in readings[base]["figures"].items() if has_spider(found)}
+    spider = {figure: recount(found) for figure, found in readings[base]["figures"].items() if has_spider(found)}
     readings[COUNTED_ONCE] = {"what": _WHAT, "figures": spider}
     return {
         "figure": "alternatives",
@@ -92,20 +92,20 @@ def has_spider(measurements: FigureMeasured) -> bool:
     return any("period" in arm["params"] for e in measurements["experiments"].values() for arm in e["arms"].values())
 
 
-def recounted(measurements: FigureMeasured) -> FigureMeasured:
+def recount(measurements: FigureMeasured) -> FigureMeasured:
     """A figure's measurements if a sample of SPIDER's difference counted once, not twice.
 
     SPIDER's runs then spent less, so every arm is cut at the budget that the cheapest arm of its experiment ends with,
     and its final values are those of its curve there (linear between evaluations; null after divergence).
     """
-    experiments = {key: _recounted(found) for key, found in measurements["experiments"].items()}
+    experiments = {key: _recount_experiment(found) for key, found in measurements["experiments"].items()}
     return {**measurements, "experiments": experiments}
 
 
-def _recounted(experiment: ExperimentMeasured) -> ExperimentMeasured:
+def _recount_experiment(experiment: ExperimentMeasured) -> ExperimentMeasured:
     costs = {label: _costs(arm, experiment) for label, arm in experiment["arms"].items()}
     budget = min(axis[-1] for label, axis in costs.items() if not experiment["arms"][label]["diverged"])
-    arms = {label: _cut(arm, costs[label], budget) for label, arm in experiment["arms"].items()}
+    arms = {label: _cut_at_budget(arm, costs[label], budget) for label, arm in experiment["arms"].items()}
     return {**experiment, "epochs": budget, "arms": arms}
 
 
@@ -115,10 +115,10 @@ def _costs(arm: ArmMeasured, experiment: ExperimentMeasured) -> list[float]:
         return costs
     anchor, period, b = arm["params"]["anchor_batch_size"], arm["params"]["period"], experiment["batch_size"]
     n = experiment["n"]
-    return [counted_once(cost * n, anchor, period, b) / n for cost in costs]
+    return [count_once(cost * n, anchor, period, b) / n for cost in costs]
 
 
-def counted_once(calls: float, anchor: float, period: float, batch_size: int) -> float:
+def count_once(calls: float, anchor: float, period: float, batch_size: int) -> float:
     """Oracle calls of SPIDER with its difference samples counted once, from the number with them counted twice.
 
     A period is an anchor, B calls, and M − 1 differences of 2b calls each, the first of the M steps having none.
@@ -127,9 +127,9 @@ def counted_once(calls: float, anchor: float, period: float, batch_size: int) ->
     return float(periods * (anchor + (period - 1) * batch_size) + min(rest, anchor) + max(0, rest - anchor) / 2)
 
 
-def _cut(arm: ArmMeasured, costs: Sequence[float], budget: float) -> ArmMeasured:
+def _cut_at_budget(arm: ArmMeasured, costs: Sequence[float], budget: float) -> ArmMeasured:
     kept = [*(cost for cost in costs if cost < budget), budget]
-    losses, accuracies = ([_at(kept, costs, seed) for seed in arm["curves"][key]] for key in CURVE_KEYS)
+    losses, accuracies = ([_interpolate(kept, costs, seed) for seed in arm["curves"][key]] for key in CURVE_KEYS)
     return {
         **arm,
         "final": {"train_loss": [seed[-1] for seed in losses], "test_accuracy": [seed[-1] for seed in accuracies]},
@@ -137,7 +137,7 @@ def _cut(arm: ArmMeasured, costs: Sequence[float], budget: float) -> ArmMeasured
     }
 
 
-def _at(wanted: Sequence[float], costs: Sequence[float], values: Sequence[float | None]) -> list[float | None]:
+def _interpolate(wanted: Sequence[float], costs: Sequence[float], values: Sequence[float | None]) -> list[float | None]:
     """Linear between the costs; null beyond the last value."""
     numbers = np.interp(wanted, costs, np.array(values, dtype=np.float64), right=np.nan)  # null becomes NaN
     return [None if np.isnan(number) else float(number) for number in numbers]

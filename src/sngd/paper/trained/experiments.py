@@ -95,7 +95,7 @@ def device_of(profile: str, gpus: float | None = None) -> str:
 
 # ---- Figure 2: a small model ---------------------------------------------------------------------------------
 
-_UNSAID = "several seeds; the paper does not say how many it has"
+_SEEDS_UNSTATED = "several seeds; the paper does not say how many it has"
 BATCH_SIZES = (32, 128)
 
 
@@ -105,7 +105,7 @@ def fig2(batch_size: int) -> Experiment:
         Arm(f"{label}, α={lr:g}", method, lr)
         for (label, method), lr in product((("SPIDER-SFO", "spider-sfo"), ("SNGD", "sngd")), (0.001, 0.1))
     )
-    return Experiment(f"batch-{batch_size}", "mnist-mlp", batch_size, 20, arms, seeds=5, departures=(_UNSAID,))
+    return Experiment(f"batch-{batch_size}", "mnist-mlp", batch_size, 20, arms, seeds=5, departures=(_SEEDS_UNSTATED,))
 
 
 # ---- Figure 3: large models ----------------------------------------------------------------------------------
@@ -137,7 +137,7 @@ def fig3(depth: int) -> Experiment:
         resnet_arms(160),
         seeds=3,
         weight_decay=1e-4,
-        departures=(_UNSAID, _NORMALIZED),
+        departures=(_SEEDS_UNSTATED, _NORMALIZED),
     )
 
 
@@ -171,18 +171,19 @@ FIG4 = Experiment(
     seeds=3,
     weight_decay=1e-4,
     grid=(0.01, 0.03, 0.1, 0.3, 1, 3, 10),
-    departures=(_UNSAID, _NORMALIZED, "the grid of learning rates is not the paper's, which gives none"),
+    departures=(_SEEDS_UNSTATED, _NORMALIZED, "the grid of learning rates is not the paper's, which gives none"),
 )
 
 # ---- beyond the paper: how much the learning rate matters ----------------------------------------------------
 
 _RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
-_LEAST = {"sgd": 0.01, "sngd": 0.003, "s-sngd": 0.01, "sngm": 0.001, "adamw": 0.0001}  # the best is inside on MNIST
+# Of each method's rates; the best one on MNIST is inside.
+_LOWEST_RATE = {"sgd": 0.01, "sngd": 0.003, "s-sngd": 0.01, "sngm": 0.001, "adamw": 0.0001}
 
 
 def learning_rates(method: str) -> tuple[float, ...]:
     """Three decades about the method's best."""
-    start = _RATES.index(_LEAST[method])
+    start = _RATES.index(_LOWEST_RATE[method])
     return _RATES[start : start + 7]
 
 
@@ -190,7 +191,7 @@ def sensitivity(problem: str, batch_size: int, epochs: float, seeds: int) -> Exp
     """Each method with each of its learning rates, evaluated at the end."""
     arms = tuple(
         Arm(f"{method}, α={lr:g}", method, lr, POLY if method == "s-sngd" else "constant", beyond=True)
-        for method in _LEAST
+        for method in _LOWEST_RATE
         for lr in learning_rates(method)
     )
     return Experiment("learning-rates", problem, batch_size, epochs, arms, seeds, eval_every=epochs)

@@ -39,7 +39,7 @@ Values = list[float | None]  # one a seed, the smaller the better; None for a ru
 def judge_large_rate(fig2: FigureMeasured) -> Evidence:
     """C1 from Figure 2: final training loss and test accuracy of SNGD, α = 0.1, against SPIDER-SFO's two curves."""
     comparisons = [
-        _compared(key, experiment, criterion, "SNGD, α=0.1", competitor)
+        _compare(key, experiment, criterion, "SNGD, α=0.1", competitor)
         for key, experiment in fig2["experiments"].items()
         for competitor, criterion in product(("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.001"), FINAL)
     ]
@@ -49,7 +49,7 @@ def judge_large_rate(fig2: FigureMeasured) -> Evidence:
 def judge_small_rate(fig2: FigureMeasured) -> Evidence:
     """C2 from Figure 2: SPIDER-SFO against SNGD, both with α = 0.001, along the curve and where it ends."""
     comparisons = [
-        _compared(key, experiment, criterion, "SPIDER-SFO, α=0.001", "SNGD, α=0.001")
+        _compare(key, experiment, criterion, "SPIDER-SFO, α=0.001", "SNGD, α=0.001")
         for key, experiment in fig2["experiments"].items()
         for criterion in (ALONG, LOSS)
     ]
@@ -66,7 +66,7 @@ def judge_stages(fig3: FigureMeasured) -> Evidence:
     """C4 from Figure 3: both S-SNGD against SNGD and SPIDER-SFO with either α."""
     competitors = [f"{method}, α={lr}" for method in ("SNGD", "SPIDER-SFO") for lr in (0.5, 0.1)]
     comparisons = [
-        _compared(key, experiment, criterion, staged, competitor)
+        _compare(key, experiment, criterion, staged, competitor)
         for key, experiment in fig3["experiments"].items()
         for staged, competitor, criterion in product(STAGED, competitors, FINAL)
     ]
@@ -77,11 +77,11 @@ def judge_large_batch(fig4: FigureMeasured) -> Evidence:
     """C6 from Figure 4: S-SNGD against S-SGD, each with the learning rate that its tuning chose."""
     experiments = fig4["experiments"]
     comparisons = [
-        _compared(key, experiment, criterion, "S-SNGD", "S-SGD")
+        _compare(key, experiment, criterion, "S-SNGD", "S-SGD")
         for key, experiment in experiments.items()
         for criterion in FINAL
     ]
-    tunings = [experiment["tuning"] for experiment in experiments.values() if _has(experiment, "S-SNGD", "S-SGD")]
+    tunings = [experiment["tuning"] for experiment in experiments.values() if _has_arms(experiment, "S-SNGD", "S-SGD")]
     fair = sum(tuning is not None and "S-SGD" not in tuning["at_edge"] for tuning in tunings)
     # A competitor whose best rate may lie outside of its grid was not tuned to its best.
     name = "experiments in which S-SGD's α is tuned, to one inside of the grid that both have"
@@ -99,7 +99,7 @@ def _against_others(fig4: FigureMeasured) -> Iterator[Quantity]:
     for key, experiment in fig4["experiments"].items():
         others = [label for label, arm in experiment["arms"].items() if arm["beyond"]]
         for other, criterion in product(others, FINAL):
-            if found := _compared(key, experiment, criterion, "S-SNGD", other):
+            if found := _compare(key, experiment, criterion, "S-SNGD", other):
                 yield replace(found, required="", met=None)
 
 
@@ -150,30 +150,30 @@ def judge_variation(fig2: FigureMeasured, fig3: FigureMeasured) -> Evidence:
     context = [
         quantity
         for key, experiment, labels in settings
-        if _has(experiment, *labels)
+        if _has_arms(experiment, *labels)
         for label in labels
-        for quantity in _rises(key, experiment, label)
+        for quantity in _count_rises(key, experiment, label)
     ]
     note = "variation is of the logarithm of the training loss, once a quarter of the budget is spent"
     return _evidence([fig2, fig3], comparisons, context, [note], extra="; Fisher's F for deviations across seeds")
 
 
 def _variation_along(key: str, experiment: ExperimentMeasured, smooth: str, rough: str) -> Quantity | None:
-    if not _has(experiment, smooth, rough):
+    if not _has_arms(experiment, smooth, rough):
         return None
     arms = [experiment["arms"][label] for label in (smooth, rough)]
-    if min(len(_late(arm["curves"]["grads_over_n"], arm)) for arm in arms) < 3:
+    if min(len(_after_first_quarter(arm["curves"]["grads_over_n"], arm)) for arm in arms) < 3:
         return None
     name = f"{key}: variation along the curve, {rough} / {smooth}"
-    return _contest(name, *map(_roughness, arms), ratio=True)
+    return _compare_values(name, *map(_roughness, arms), ratio=True)
 
 
 def _roughness(arm: ArmMeasured) -> Values:
-    costs = _late(arm["curves"]["grads_over_n"], arm)
-    return [None if losses is None else _off_the_line(costs, losses) for losses in _late_logs(arm)]
+    costs = _after_first_quarter(arm["curves"]["grads_over_n"], arm)
+    return [None if losses is None else _deviation_from_line(costs, losses) for losses in _log_losses(arm)]
 
 
-def _off_the_line(x: Sequence[float], y: Sequence[float]) -> float:
+def _deviation_from_line(x: Sequence[float], y: Sequence[float]) -> float:
     """Of at least three points with increasing x; see ``judge_variation``."""
     squares = []
     for i in range(1, len(x) - 1):
@@ -183,15 +183,15 @@ def _off_the_line(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def _variation_across(key: str, experiment: ExperimentMeasured, smooth: str, rough: str) -> Quantity | None:
-    if not _has(experiment, smooth, rough):
+    if not _has_arms(experiment, smooth, rough):
         return None
     name = f"{key}: deviation across seeds, {rough} / {smooth}"
-    ours, theirs = (_late_logs(experiment["arms"][label]) for label in (smooth, rough))
+    ours, theirs = (_log_losses(experiment["arms"][label]) for label in (smooth, rough))
     left = [losses for losses in theirs if losses]
     if len(ours) < 2:
         return None
     if None in ours or len(left) < 2:
-        return _diverged(name, ours.count(None), theirs.count(None), len(ours))
+        return _count_divergence(name, ours.count(None), theirs.count(None), len(ours))
     return above(name, _deviation_ratio(left, [losses for losses in ours if losses]), 1)
 
 
@@ -207,16 +207,16 @@ def _deviation(curves: Sequence[Sequence[float]]) -> float:
     return max(sqrt(fmean(variance(at_once) for at_once in zip(*curves, strict=True))), _TINY)
 
 
-def _rises(key: str, experiment: ExperimentMeasured, label: str) -> Iterator[Quantity]:
-    curves = [losses for losses in _late_logs(experiment["arms"][label]) if losses]
+def _count_rises(key: str, experiment: ExperimentMeasured, label: str) -> Iterator[Quantity]:
+    curves = [losses for losses in _log_losses(experiment["arms"][label]) if losses]
     rises = [later > earlier for losses in curves for earlier, later in pairwise(losses)]
     if rises:
         yield reported(f"{key}: evaluations at which the training loss rose, {label}", sum(rises), len(rises))
 
 
-def _late_logs(arm: ArmMeasured) -> list[list[float] | None]:
+def _log_losses(arm: ArmMeasured) -> list[list[float] | None]:
     """Logarithms of the training loss, a list a seed; None for a run that diverged."""
-    return [curve and [log(max(y, _TINY)) for y in _late(curve, arm)] for curve in _loss_curves(arm)]
+    return [curve and [log(max(y, _TINY)) for y in _after_first_quarter(curve, arm)] for curve in _loss_curves(arm)]
 
 
 def _loss_curves(arm: ArmMeasured) -> list[list[float] | None]:
@@ -225,7 +225,7 @@ def _loss_curves(arm: ArmMeasured) -> list[list[float] | None]:
     return [None if seed in arm["diverged"] else cast(list[float], curve) for seed, curve in runs]
 
 
-def _late(values: Sequence[float], arm: ArmMeasured) -> list[float]:
+def _after_first_quarter(values: Sequence[float], arm: ArmMeasured) -> list[float]:
     """Of a value an evaluation those once a quarter of the budget is spent."""
     costs = arm["curves"]["grads_over_n"]
     return [value for value, cost in zip(values, costs, strict=True) if cost >= costs[-1] / 4]
@@ -243,7 +243,7 @@ def judge_until_milestone(fig3: FigureMeasured) -> Evidence:
     quantities = [
         quantity
         for key, experiment in fig3["experiments"].items()
-        if _has(experiment, STAGED[1], "SNGD, α=0.5")
+        if _has_arms(experiment, STAGED[1], "SNGD, α=0.5")
         for quantity in _equal(key, experiment, STAGED[1], "SNGD, α=0.5")
     ]
     return Evidence(
@@ -316,21 +316,21 @@ ALONG = Criterion("mean training loss along the curve", _mean_losses)
 FINAL = (LOSS, ERROR)
 
 
-def _compared(
+def _compare(
     key: str, experiment: ExperimentMeasured, criterion: Criterion, winner: str, loser: str
 ) -> Quantity | None:
     """How much more ``loser`` has than ``winner``, which must be positive; None if one of them was not run."""
-    if not _has(experiment, winner, loser):
+    if not _has_arms(experiment, winner, loser):
         return None
     name = f"{key}: {criterion.name}, {loser} − {winner}"
-    return _contest(name, *(criterion.values(experiment["arms"][label]) for label in (winner, loser)))
+    return _compare_values(name, *(criterion.values(experiment["arms"][label]) for label in (winner, loser)))
 
 
-def _contest(name: str, ours: Values, theirs: Values, *, ratio: bool = False) -> Quantity:
+def _compare_values(name: str, ours: Values, theirs: Values, *, ratio: bool = False) -> Quantity:
     """``theirs`` − ``ours`` must be above 0, or, with ``ratio``, their geometric mean ratio above 1."""
     left = [value for value in theirs if value is not None]
     if None in ours or not left:
-        return _diverged(name, ours.count(None), theirs.count(None), len(ours))
+        return _count_divergence(name, ours.count(None), theirs.count(None), len(ours))
     pairs = [(a, max(left) if b is None else b) for a, b in zip(ours, theirs, strict=True) if a is not None]
     limit = 1 if ratio else 0
     differences = [log(max(b, _TINY) / max(a, _TINY)) if ratio else b - a for a, b in pairs]
@@ -341,14 +341,14 @@ def _contest(name: str, ours: Values, theirs: Values, *, ratio: bool = False) ->
     return above(name, Interval(*map(exp, mean)) if ratio else mean, limit)
 
 
-def _diverged(name: str, ours: int, theirs: int, seeds: int) -> Quantity:
+def _count_divergence(name: str, ours: int, theirs: int, seeds: int) -> Quantity:
     """In place of a comparison whose winner must not diverge, and whose loser may."""
     if ours:
         return never(f"{name}: runs of the latter that diverged", ours, seeds)
     return every(f"{name}: runs of the former that diverged, none of the latter", theirs, seeds)
 
 
-def _has(experiment: ExperimentMeasured, *labels: str) -> bool:
+def _has_arms(experiment: ExperimentMeasured, *labels: str) -> bool:
     return all(label in experiment["arms"] for label in labels)
 
 
@@ -366,14 +366,14 @@ def _evidence(
     made = [quantity for quantity in comparisons if quantity]
     counts = [
         half("comparisons that hold", sum(bool(q.met) for q in made), len(made), essential=True),
-        reported("comparisons that hold the other way round", sum(map(_reversed, made)), len(made)),
+        reported("comparisons that hold the other way round", sum(map(_holds_other_way, made)), len(made)),
     ]
     arms = [arm for figure in figures for e in figure["experiments"].values() for arm in e["arms"].values()]
     seeds = sorted({len(arm["seeds"]) for arm in arms})
     return Evidence(
         profile=figures[0]["profile"],
         quantities=(*counts, *made, *others) if made else (),
-        test=f"Student's t of differences between runs with the same seed, {_span(seeds)} seeds{extra}; "
+        test=f"Student's t of differences between runs with the same seed, {_range_text(seeds)} seeds{extra}; "
         f"{100 * LEVEL:g} % intervals. Each comparison holds wrongly with at most {50 * (1 - LEVEL):.3g} %, and "
         "so does the whole claim, for which all must hold (intersection–union test)",
         error_rate=round((1 - LEVEL) / 2, 6),
@@ -381,7 +381,7 @@ def _evidence(
     )
 
 
-def _reversed(quantity: Quantity) -> bool:
+def _holds_other_way(quantity: Quantity) -> bool:
     """The whole interval is on the other side, or the claimed winner diverged."""
     if quantity.of is not None:
         return quantity.required == "none" and not quantity.met
@@ -389,7 +389,7 @@ def _reversed(quantity: Quantity) -> bool:
     return quantity.high is not None and quantity.high < limit
 
 
-def _span(numbers: Sequence[int]) -> str:
+def _range_text(numbers: Sequence[int]) -> str:
     return " to ".join(str(number) for number in dict.fromkeys([*numbers[:1], *numbers[-1:]]))
 
 

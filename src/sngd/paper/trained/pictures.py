@@ -62,7 +62,7 @@ def draw(measurements: FigureMeasured, folder: str | os.PathLike[str]) -> list[P
                 _draw_tuning(column[2], experiment, experiment["tuning"], look)
         page.legend(
             [lines[label] for label in labels if label in lines],
-            [_shown(label, arm, tuned) for label, arm in labels.items() if label in lines],
+            [_legend_text(label, arm, tuned) for label, arm in labels.items() if label in lines],
             loc="outside lower center",
             ncols=2,
             frameon=False,
@@ -84,7 +84,7 @@ def _bands(experiment: ExperimentMeasured, panel: Panel) -> dict[str, Band]:
     return bands
 
 
-def _shown(label: str, arm: ArmMeasured, tuned: bool) -> str:
+def _legend_text(label: str, arm: ArmMeasured, tuned: bool) -> str:
     notes = [f"tuned: α={arm['lr']:g}"] if tuned else []
     notes += [f"{len(arm['diverged'])} of {len(arm['seeds'])} diverged"] if arm["diverged"] else []
     starred = f"{label} *" if arm["beyond"] else label
@@ -122,16 +122,16 @@ def page_of(width: float, height: float, title: str, measurements: FigureMeasure
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
     experiments = list(measurements["experiments"].values())
-    text = fill(_notes(experiments), int(15.5 * width))
+    text = fill(_departures_text(experiments), int(15.5 * width))
     foot = 0.1 + 0.15 * len(text.splitlines())  # inches
     figure = Figure(figsize=(width, height + foot), layout="constrained")
     page, bottom = cast("tuple[SubFigure, SubFigure]", figure.subfigures(2, 1, height_ratios=(height, foot)))
     bottom.text(0.01, 0.5, text, fontsize=8, va="center")
-    page.suptitle(f"{title}\n{_circumstances(measurements, experiments)}", fontsize=10.5)
+    page.suptitle(f"{title}\n{_setting_text(measurements, experiments)}", fontsize=10.5)
     return figure, page
 
 
-def _circumstances(measurements: FigureMeasured, experiments: Sequence[ExperimentMeasured]) -> str:
+def _setting_text(measurements: FigureMeasured, experiments: Sequence[ExperimentMeasured]) -> str:
     seeds = sorted({len(arm["seeds"]) for experiment in experiments for arm in experiment["arms"].values()})
     count = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
     environment, device = measurements["environment"], measurements["device"]
@@ -140,7 +140,7 @@ def _circumstances(measurements: FigureMeasured, experiments: Sequence[Experimen
     return f"{measurements['profile']} profile, {where}; {count} seeds: mean, and band from lowest to highest"
 
 
-def _notes(experiments: Sequence[ExperimentMeasured]) -> str:
+def _departures_text(experiments: Sequence[ExperimentMeasured]) -> str:
     stated = "; ".join(departures(experiments))
     beyond = [arm["beyond"] for experiment in experiments for arm in experiment["arms"].values()]
     star = "Nothing here is in the paper." if all(beyond) else "* not in the paper's figure." if any(beyond) else ""

@@ -130,12 +130,12 @@ def measure_experiments(experiments: Sequence[Experiment], out: Path) -> Experim
     """``measure`` for any experiments."""
     studies = [read_study(out / experiment.name) for experiment in experiments]
     first = studies[0].runs[0]
-    measured = {e.name: _measured(e, study) for e, study in zip(experiments, studies, strict=True)}
+    measured = {e.name: _measure_experiment(e, study) for e, study in zip(experiments, studies, strict=True)}
     return {"device": first.settings.device, "environment": first.environment, "experiments": measured}
 
 
-def _measured(experiment: Experiment, study: Study) -> ExperimentMeasured:
-    arms = {arm.label: _arm(arm, _finished(arm, experiment, study)) for arm in experiment.arms}
+def _measure_experiment(experiment: Experiment, study: Study) -> ExperimentMeasured:
+    arms = {arm.label: _measure_arm(arm, _finished_runs(arm, experiment, study)) for arm in experiment.arms}
     last = next(run.answer for run in study.runs if run.answer.get("grads_over_n"))
     tuning = study.tuning
     return {
@@ -151,7 +151,7 @@ def _measured(experiment: Experiment, study: Study) -> ExperimentMeasured:
     }
 
 
-def _finished(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
+def _finished_runs(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
     runs = [run for run in study.arms.get(arm.label, []) if run.finished and run.seed < experiment.seeds]
     if len(runs) < experiment.seeds:
         raise ValueError(
@@ -160,7 +160,7 @@ def _finished(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
     return runs
 
 
-def _arm(arm: Arm, runs: list[Run]) -> ArmMeasured:
+def _measure_arm(arm: Arm, runs: list[Run]) -> ArmMeasured:
     config = runs[0].settings
     costs = np.array(sorted({row["grads_over_n"] for run in runs for row in run.curve}), dtype=np.float64)
     return {

@@ -54,7 +54,7 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     jobs = min(execution.jobs or cores, max(1, len(tasks)))
     context = multiprocessing.get_context("spawn")
     stop, messages = context.Event(), context.Queue()
-    with _deaf_to_interrupts():  # Ctrl-C reaches the workers through `stop`, so that they can save
+    with _ignore_interrupts():  # Ctrl-C reaches the workers through `stop`, so that they can save
         pool = ProcessPoolExecutor(jobs, context, _start_worker, (stop, messages, max(1, cores // jobs)))
         futures = {pool.submit(_work, index, task, execution.portable()): index for index, task in enumerate(tasks)}
 
@@ -100,7 +100,7 @@ def _results(futures: Sequence[Future[Row]], tasks: Sequence[Task]) -> list[Row]
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
+def _ignore_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -116,10 +116,10 @@ _worker: dict[str, Any] = {}  # Any: the arguments of _start_worker, which a spa
 
 def _start_worker(stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int) -> None:
     _worker.update(stop=stop, messages=messages, threads=threads)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _die_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -40,19 +40,19 @@ def run_on_ray(tasks: Sequence[Task], execution: Execution, cluster: RayCluster,
             others stop too.
         Interrupted: ``execution.should_stop`` said so, or one run's workers died again and again.
     """
-    execution = replace(execution, data=execution.data or _data_named_by_environment())
-    with _connected(cluster.address) as ray:
+    execution = replace(execution, data=execution.data or _data_from_environment())
+    with _connect(cluster.address) as ray:
         return _Batch(ray, tasks, execution, cluster, on_progress).run()
 
 
-def _data_named_by_environment() -> Path | None:
+def _data_from_environment() -> Path | None:
     """The cluster's machines have environments of their own."""
     data = os.environ.get("SNGD_DATA")
     return Path(data) if data else None
 
 
 @contextmanager
-def _connected(address: str) -> Iterator[_Ray]:
+def _connect(address: str) -> Iterator[_Ray]:
     try:
         import ray
     except ImportError:
@@ -62,7 +62,7 @@ def _connected(address: str) -> Iterator[_Ray]:
         return
     before = signal.getsignal(signal.SIGTERM)
     try:
-        _reach(address)
+        _check_address(address)
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -77,7 +77,7 @@ def _connected(address: str) -> Iterator[_Ray]:
         ray.shutdown()
 
 
-def _reach(address: str) -> None:
+def _check_address(address: str) -> None:
     """OSError or ValueError at once where Ray would try for many minutes."""
     if address == "auto":
         return
@@ -103,7 +103,7 @@ class _Batch:
         self.rows: dict[int, Row] = {}
         self.begun: set[int] = set()
         self.deaths = [0] * len(tasks)
-        self.resting: dict[int, float] = {}  # runs to be given out again, and when
+        self.restarts: dict[int, float] = {}  # runs to be given out again, and when
         self.error: Exception | None = None
         here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
             ray.get_runtime_context().get_node_id(), soft=False
@@ -145,7 +145,7 @@ class _Batch:
 
     def run(self) -> list[Row]:
         stopping = False
-        while self.pending or self.resting:
+        while self.pending or self.restarts:
             if self.pending:
                 done, _ = self.ray.wait(list(self.pending), timeout=POLL_SECONDS)
             else:
@@ -158,9 +158,9 @@ class _Batch:
                 stopping = True
                 self._stop()
             if stopping:
-                self.resting.clear()
-            for index in [index for index, due in self.resting.items() if due <= time.monotonic()]:
-                del self.resting[index]
+                self.restarts.clear()
+            for index in [index for index, due in self.restarts.items() if due <= time.monotonic()]:
+                del self.restarts[index]
                 self.pending[self._submit(index)] = index
         if self.error is not None:
             raise self.error
@@ -196,18 +196,18 @@ class _Batch:
             if not isinstance(error.cause, Interrupted):
                 self.error = self.error or (error.cause if isinstance(error.cause, Exception) else error)
         except errors.RayError as error:  # the worker is gone, its machine perhaps too
-            self._mourn(index, str(error) or type(error).__name__)
+            self._restart_or_give_up(index, str(error) or type(error).__name__)
         else:
             self.rows[index] = row
             self.on_progress(index, finished(row))
 
-    def _mourn(self, index: int, reason: str) -> None:
+    def _restart_or_give_up(self, index: int, reason: str) -> None:
         self.deaths[index] += 1
         what = f"{self.tasks[index].folder}: its worker died ({_first_sentence(reason)})"
         if self.deaths[index] > RETRIES:
             self.error = self.error or Interrupted(f"{what}, {self.deaths[index]} times; the same command goes on")
         else:
-            self.resting[index] = time.monotonic() + self.deaths[index] ** 2
+            self.restarts[index] = time.monotonic() + self.deaths[index] ** 2
             self.execution.on_warning(f"{what}; the run goes on in another one")
 
 
@@ -240,19 +240,19 @@ def _work(index: int, task: Task, execution: Execution, threads: int, mailbox: _
     if ray.get(mailbox.tell.remote(index, None)):
         raise Interrupted("not started")
     check_there(task)
-    line = _Line(ray, mailbox, index)
+    messenger = _Messenger(ray, mailbox, index)
     if again:
-        _await_lock(task.folder, line)
+        _await_lock(task.folder, messenger)
     execution = replace(
         execution,
         on_warning=lambda text: ray.get(mailbox.tell.remote(index, text)),
-        should_stop=lambda: line.stop,
+        should_stop=lambda: messenger.stop,
     )
-    return do_task(task, execution, threads, on_progress=line.tell)
+    return do_task(task, execution, threads, on_progress=messenger.tell)
 
 
-class _Line:
-    """A worker's line to the mailbox: one message is under way at a time, so that training never waits for it."""
+class _Messenger:
+    """A worker's messenger to the mailbox: one message is under way at a time, so that training never waits for it."""
 
     def __init__(self, ray: _Ray, mailbox: _Actor, index: int) -> None:
         self.ray, self.mailbox, self.index = ray, mailbox, index
@@ -267,14 +267,14 @@ class _Line:
         self.answer = self.mailbox.tell.remote(self.index, progress)
 
 
-def _await_lock(folder: Path, line: _Line) -> None:
+def _await_lock(folder: Path, messenger: _Messenger) -> None:
     """Ray may give a machine up that lives on, cut off: as long as a run's worker lives, nobody else may have it."""
     while True:
         try:
             with RunFolder(folder).locked():
                 return
         except ValueError:
-            line.tell(None)
-            if line.stop:
+            messenger.tell(None)
+            if messenger.stop:
                 raise Interrupted(f"{folder}: its worker was given up and still runs") from None
             time.sleep(1)
