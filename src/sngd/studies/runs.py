@@ -20,7 +20,7 @@ from sngd.training.config import read_config
 from sngd.training.methods import recorded_parameters
 from sngd.training.metrics import Row, read_rows
 from sngd.training.run_folder import is_set_aside
-from sngd.training.schema import Count, Positive, read
+from sngd.training.schema import Count, Line, Positive, read
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,7 +34,7 @@ Environment = dict[str, str | int | float | None]  # versions and machine
 class Trial(TypedDict):
     """A run of the tuning; its loss is None if it diverged."""
 
-    label: str
+    label: Line
     lr: Positive
     train_loss: float | None
 
@@ -52,11 +52,11 @@ class Comparison(TypedDict):
     """compare.json: what ``sngd compare`` was asked to do, and the folders of its runs."""
 
     command: str
-    problem: str
-    methods: list[str]  # labels of the arms, in order
+    problem: Line
+    methods: list[Line]  # labels of the arms, in order
     seeds: list[Count]
     epochs: Positive
-    runs: NotRequired[list[str]]  # an early version did not say
+    runs: NotRequired[list[Line]]  # an early version did not say
     tuning: Tuning | None
 
 

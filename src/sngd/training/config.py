@@ -8,10 +8,11 @@ from typing import Annotated, Any, cast, get_type_hints
 
 import torch
 
+from sngd.checks import shown
 from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
 from sngd.training.plan_words import build_plan, inline
 from sngd.training.sampler import SAMPLERS
-from sngd.training.schema import Declared, check_value, read
+from sngd.training.schema import ONE_LINE, Declared, Line, check_value, read
 from sngd.training.tracking import tracked_names
 
 
@@ -42,9 +43,9 @@ class RunConfig:
             on it in their last bits. Default: torch's.
     """
 
-    problem: str
-    method: str
-    label: str | None = None
+    problem: Line
+    method: Line
+    label: Annotated[str | None, ONE_LINE] = None
     lr: Annotated[float | None, Declared(gt=0)] = None
     batch_size: Annotated[int, Declared(ge=1)] = 128
     epochs: Annotated[float, Declared(gt=0)] = 20.0
@@ -56,8 +57,8 @@ class RunConfig:
     output: Annotated[str, Declared(one_of=("last", "random"))] = "last"
     eval_every: Annotated[float, Declared(gt=0)] = 1.0
     grad_norm: bool = True
-    track: str | None = None
-    device: str = "cpu"
+    track: Annotated[str | None, ONE_LINE] = None
+    device: Line = "cpu"
     threads: Annotated[int | None, Declared(ge=1)] = None
 
     def resolved(self, n: int | None = None) -> "RunConfig":
@@ -126,4 +127,4 @@ def _check_device(name: str) -> None:
     try:
         torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {name!r}") from None
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {shown(name)}") from None
