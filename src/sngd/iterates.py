@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sngd.checks import shown
 from sngd.sharding import all_local, local, shared_seed
 from sngd.state import check_keys, fitted, saved_generator, saved_tensors
 
@@ -159,9 +160,9 @@ class RandomIterate:
         check_keys(state_dict, "total", "iterate", "swapped", "generator")
         total, swapped = state_dict["total"], state_dict["swapped"]
         if not (isinstance(total, int | float) and 0 <= total < math.inf):
-            raise ValueError(f"state_dict's total must be a finite number of at least 0, got {total!r}")
+            raise ValueError(f"state_dict's total must be a finite number of at least 0, got {shown(total)}")
         if not isinstance(swapped, bool) or (swapped and total == 0):
-            raise ValueError(f"state_dict's swapped must be False, or True if total > 0, got {swapped!r}")
+            raise ValueError(f"state_dict's swapped must be False, or True if total > 0, got {shown(swapped)}")
         generator = saved_generator(state_dict, "generator")
         stored = saved_tensors(state_dict, "iterate", self._params, self._names)
         self._stored = stored if total > 0 else None

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sngd.checks import shown
 from sngd.sharding import is_plain, placed_like
 
 
@@ -82,7 +83,7 @@ def saved_count(
     value = state[key]
     if type(value) is not int or value < least or (most is not None and value > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{what}'s {key} must be a whole number {allowed}, got {value!r}")
+        raise ValueError(f"{what}'s {key} must be a whole number {allowed}, got {shown(value)}")
     return value
 
 

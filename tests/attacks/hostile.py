@@ -21,7 +21,8 @@ from attacks import samples
 from attacks.target import CODE, DIFFERENCE, Chance, Found, Target, refused
 from sngd.paper import claims
 from sngd.problems.cifar10_batch import read_binary, read_pickle
-from sngd.problems.idx import read_idx
+from sngd.problems.datasets import mnist
+from sngd.problems.idx import idx_shape, read_idx
 from sngd.studies.runs import read_study
 from sngd.training import train
 from sngd.training.plan_words import inline
@@ -290,26 +291,26 @@ def _python2_bomb(chance: Chance, _canary: Path) -> bytes:
 # ---- data ----------------------------------------------------------------------------------------------------
 
 
-_PROMISED = ((4, 28, 28), (2**20, 28, 28), (1, 2**15, 2**15), (2**32 - 1, 2**32 - 1, 2**32 - 1))
+_PROMISED = ((4, 28, 28), (70_000, 28, 28), (2**20, 28, 28), (4, 2**15, 2**15), (2**32 - 1, 2**32 - 1, 2**32 - 1))
 
 
 def _idx_bombs(where: Path) -> Target:
     """A compressed file of less than a megabyte that holds 600, as its header promises or not."""
     bombs: list[bytes] = []
+    path = where / "mnist" / "train-images-idx3-ubyte"
 
     def prepare() -> None:
-        where.mkdir(parents=True, exist_ok=True)
+        samples.put(samples.idx_files(), path.parent)
         bombs.extend(_bombs())
 
     def attempt(chance: Chance) -> dict[str, int]:
         number = chance.randrange(len(_PROMISED))
         chance.note = f"header promises {_PROMISED[number]}"
-        path = where / "train-images-idx3-ubyte.gz"
         path.write_bytes(bombs[number])
         try:
-            read_idx(path, ndim=3)
+            mnist(where)
         except Exception as error:
-            return refused(error, path)
+            return refused(error, path, path.name)
         return {"read": 1}
 
     return Target(attempt, prepare, goal=50)
@@ -384,6 +385,7 @@ _READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a plan": ("plan.json", read_plan),
     "a stage plan": ("stages.json", lambda path: inline(str(path))),
     "IDX": ("train-labels-idx1-ubyte", lambda path: read_idx(path, ndim=1)),
+    "IDX's header": ("train-labels-idx1-ubyte", lambda path: idx_shape(path, ndim=1)),
     "CIFAR-10, binary": ("data_batch_1.bin", read_binary),
     "CIFAR-10, Python": ("data_batch_1", read_pickle),
 }

@@ -9,13 +9,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from attacks import mutate, samples
 from attacks.target import Chance, Target, refused
 from sngd.paper import claims
 from sngd.problems.cifar10_batch import read_binary, read_pickle
-from sngd.problems.idx import read_idx
+from sngd.problems.datasets import mnist
 from sngd.studies.report import write_report
 from sngd.studies.runs import read_study
 from sngd.studies.table import as_markdown
@@ -44,10 +42,10 @@ def targets(where: Path) -> dict[str, Target]:
         "plan.json": _plan(files / "plan"),
         "stages.json": _stages(files / "stages"),
         "measurements.json": _measurements(files / "measurements"),
-        "idx": _data(files / "idx", samples.idx((4, 28, 28)), lambda path: read_idx(path, ndim=3)),
-        "idx:gzip": _data(files / "gzip", samples.zipped(samples.idx((4, 28, 28))), lambda p: read_idx(p, ndim=3)),
-        "cifar10:binary": _data(files / "binary", samples.cifar_binary(), read_binary),
-        "cifar10:python": _data(files / "pickle", samples.cifar_pickle(), read_pickle),
+        "idx": _idx(files / "idx", lambda content: content),
+        "idx:gzip": _idx(files / "gzip", samples.zipped),
+        "cifar10:binary": _data(files / "binary" / "data_batch_1.bin", samples.cifar_binary(), read_binary),
+        "cifar10:python": _data(files / "pickle" / "data_batch_1", samples.cifar_pickle(), read_pickle),
     }
 
 
@@ -246,11 +244,21 @@ def _stages(where: Path) -> Target:
 # ---- data ----------------------------------------------------------------------------------------------------
 
 
-def _data(where: Path, content: bytes, read: Callable[[Path], Any]) -> Target:
-    path = where / "data"
+def _idx(where: Path, packed: Callable[[bytes], bytes]) -> Target:
+    """The training images of four whole files, read as one data set: a wrong count of images is the labels' as well."""
+    files = {name: packed(content) for name, content in samples.idx_files().items()}
+    path = where / "mnist" / "train-images-idx3-ubyte"
 
     def prepare() -> None:
-        where.mkdir(parents=True, exist_ok=True)
+        samples.put(files, path.parent)
+
+    return _data(path, files[path.name], lambda _path: mnist(where), prepare)
+
+
+def _data(path: Path, content: bytes, read: Callable[[Path], Any], before: Callable[[], None] = lambda: None) -> Target:
+    def prepare() -> None:
+        before()
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         read(path)
 
@@ -259,8 +267,8 @@ def _data(where: Path, content: bytes, read: Callable[[Path], Any]) -> Target:
         try:
             found = read(path)
         except Exception as error:
-            return refused(error, path)
-        assert isinstance(found, torch.Tensor | tuple)
+            return refused(error, path, path.name)
+        assert isinstance(found, tuple)
         return {"read": 1}
 
     return Target(attempt, prepare)

@@ -113,6 +113,13 @@ def idx(shape: tuple[int, ...]) -> bytes:
     return head + bytes(k % 10 for k in range(math.prod(shape)))
 
 
+def idx_files() -> dict[str, bytes]:
+    """MNIST of four images to learn from, and of two."""
+    parts = {"train": 4, "t10k": 2}
+    images = {f"{part}-images-idx3-ubyte": idx((count, 28, 28)) for part, count in parts.items()}
+    return images | {f"{part}-labels-idx1-ubyte": idx((count,)) for part, count in parts.items()}
+
+
 def zipped(content: bytes) -> bytes:
     return gzip.compress(content, mtime=0)
 

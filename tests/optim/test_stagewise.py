@@ -162,3 +162,27 @@ def test_rejects_what_is_no_plan(plan, got):
     ):
         StagewiseLR(optimizer, plan)
     assert "initial_lr" not in optimizer.param_groups[0]  # nothing was touched
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("plan", [[0.5, 0]]),
+        ("last_epoch", "3"),
+        ("last_epoch", -1),
+        ("_step_count", torch.zeros(1, dtype=torch.int64).expand(10**10)),
+        ("_ratios", [1.0, 2.0]),
+        ("_ratios", ["x"]),
+        ("_ratios", None),
+    ],
+)
+def test_a_state_that_is_none_changes_nothing(key, value):
+    optimizer = torch.optim.SGD([param()], lr=0.7)
+    scheduler = StagewiseLR(optimizer, PLAN)
+    play(optimizer, scheduler, 2)
+    before = scheduler.state_dict()
+    with pytest.raises(ValueError, match="stages\\[0\\]" if key == "plan" else f"state_dict's {key} must be"):
+        scheduler.load_state_dict({**before, key: value})
+    with pytest.raises(ValueError, match=f"state_dict lacks '{key}'"):
+        scheduler.load_state_dict({name: entry for name, entry in before.items() if name != key})
+    assert scheduler.state_dict() == before

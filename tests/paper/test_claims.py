@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import get_type_hints
 
@@ -345,3 +346,17 @@ def test_stored_measurements_are_judged_without_measuring(tmp_path, monkeypatch)
     assert verdicts["C8"] == IN_PART
     assert verdicts["C9"] == NOT_TESTED
     assert "C8: reproduced in part" in (tmp_path / "verdicts.md").read_text()
+
+
+@pytest.mark.usefixtures("studies")
+def test_measurements_that_do_not_fit_together_are_named(monkeypatch, tmp_path):
+    reproduce_claims(["C9"], "quick", tmp_path)
+    for error in (KeyError("environment"), OverflowError(34, "too large"), ValueError("zip() argument 2 is shorter")):
+
+        def fails(_measurements, error=error):
+            raise error
+
+        monkeypatch.setitem(CLAIMS, "C9", CLAIMS["C9"]._replace(judge=fails))
+        path = re.escape(str(tmp_path / "relaxed" / "measurements.json"))
+        with pytest.raises(ValueError, match=f"^{path}: C9 cannot be judged by these measurements"):
+            judge(tmp_path, ["C9"])

@@ -71,7 +71,7 @@ def test_bad_binary_files(content: bytes, message: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("read", [read_binary, read_pickle])
 def test_unreadable(read: Read, tmp_path: Path) -> None:
     assert refused(read, tmp_path / "batch") == "cannot be read (No such file or directory)"
-    assert refused(read, tmp_path) == "cannot be read (Is a directory)"
+    assert refused(read, tmp_path) == "is a folder, must be a file"
 
 
 # --- the Python layout

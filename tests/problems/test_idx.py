@@ -119,7 +119,7 @@ def test_absent_file(tmp_path: Path) -> None:
 
 
 def test_folder(tmp_path: Path) -> None:
-    assert refused(tmp_path) == "cannot be read (Is a directory)"
+    assert refused(tmp_path) == "is a folder, must be a file"
 
 
 @pytest.mark.parametrize("pack", [bytes, gzip.compress])

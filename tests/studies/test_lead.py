@@ -1,3 +1,4 @@
+import math
 import statistics
 from pathlib import Path
 
@@ -166,3 +167,7 @@ def test_the_interval_is_student_s(differences):
 )
 def test_differences_as_shown(mean, half_width, percent, text):
     assert format_difference(Difference("a", mean, half_width), percent) == text
+
+
+def test_differences_too_large_for_a_float_are_said_to_be():
+    assert format_difference(Difference("b", 1e308, math.inf)) == "1.00e+308 ± inf"

@@ -38,6 +38,11 @@ def test_survives_json():
         ({"threads": -2}, "threads must be a whole number of at least 1, got -2"),
         ({"weight_decay": -0.1}, "weight_decay must be finite and at least 0, got -0.1"),
         ({"sampling": "sorted"}, "sampling must be 'shuffled' or 'independent', got 'sorted'"),
+        ({"label": "a\nb"}, "label must be one line of at most 1000 characters, without control characters, got 'a"),
+        ({"label": "\ud800"}, "label must be one line of at most 1000 characters, without control characters, got '"),
+        ({"device": "x" * 5000}, "device must be one line of at most 1000 characters"),
+        ({"problem": "x" * 1001}, "problem must be one line of at most 1000 characters"),
+        ({"plan": "x" * 5000}, "unknown plan 'xxx"),
         ({"track": "noise,curvatur"}, "track: unknown quantity 'curvatur', did you mean 'curvature'? must be some of"),
         ({"output": "best"}, "output must be 'last' or 'random', got 'best'"),
         ({"device": "tpu9"}, "device must be 'cpu', 'cuda' or 'cuda:N', got 'tpu9'"),
@@ -142,3 +147,23 @@ def test_the_command_repeats_the_run():
     assert words[:5] == ["sngd", "train", "digits-mlp", "--method", "s-sngd"]
     options = dict(zip(words[5::2], words[6::2], strict=True))
     assert (options["--plan"], options["--seed"], options["--threads"]) == ("[[0.5, 3]]", "2", "1")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "reason"),
+    [
+        ("sampling", "x" * 100_000, "invalid enum value 'xxx"),
+        ("device", "x" * 100_000, "expected `str` of length <= 1000"),
+        ("label", "a\nb", "expected `str` of one line, without control characters - at `$.label`"),
+        ("label", "\u2028", "expected `str` of one line, without control characters - at `$.label`"),
+        ("label", "\ud800", "not JSON"),
+        ("x" * 100_000, 1, "object contains unknown field `xxx"),
+    ],
+)
+def test_a_file_is_refused_in_one_short_line(key, value, reason, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"problem": "p", "method": "sgd", key: value}))
+    with pytest.raises(ValueError, match=f"^{re.escape(f'{path}: {reason}')}") as error:
+        read_config(path)
+    assert len(str(error.value)) < len(str(path)) + 400
+    assert len(str(error.value).splitlines()) == 1

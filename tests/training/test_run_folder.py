@@ -12,7 +12,7 @@ import sys
 import pytest
 import torch
 
-from sngd.training.run_folder import RunFolder, environment, replace_file
+from sngd.training.run_folder import BrokenRun, RunFolder, environment, replace_file
 
 ROW = {"step": 1, "train_loss": 0.5}
 STATE = {
@@ -89,6 +89,14 @@ def test_a_broken_checkpoint_is_named(tmp_path):
         with pytest.raises(
             ValueError, match=f"^{re.escape(str(file))}: cannot be read .*; start again with --overwrite$"
         ):
+            folder.load_checkpoint()
+
+
+def test_what_is_no_checkpoint_inside_is_named(tmp_path):
+    folder = begun(tmp_path)
+    for state in ({**STATE, "iterate": torch.ones(3)}, torch.ones(3), {**STATE, "loop": torch.ones(())}):
+        folder.save_checkpoint(state)
+        with pytest.raises(BrokenRun, match=f"^{re.escape(str(folder.path / 'checkpoint.pt'))}: .*--overwrite$"):
             folder.load_checkpoint()
 
 

@@ -47,3 +47,24 @@ def test_independent_draws_are_uniform_and_repeat():
     counts = torch.bincount(stream(10, kind=Independent).draw(10_000), minlength=10)
     assert ((counts - 1000).abs() < 5 * 900**0.5).all()  # 5 standard deviations of a binomial count
     assert len(set(stream(1000, kind=Independent).draw(1000).tolist())) < 700  # 632 of 1000 are expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        (Shuffled, "drawn", "é"),
+        (Shuffled, "drawn", torch.zeros(3)),
+        (Shuffled, "drawn", -1),
+        (Shuffled, "before_pass", torch.full((5056,), 255, dtype=torch.uint8)),
+        (Independent, "generator", torch.full((5056,), 255, dtype=torch.uint8)),
+        (Independent, "generator", None),
+    ],
+)
+def test_a_state_that_is_none_changes_nothing(kind, key, value):
+    samples, twin = stream(7, kind=kind), stream(7, kind=kind)
+    with pytest.raises(ValueError, match=f"state_dict's {key} must be"):
+        samples.load_state_dict({**samples.state_dict(), key: value})
+    lacking = {name: entry for name, entry in samples.state_dict().items() if name != key}
+    with pytest.raises(ValueError, match=f"state_dict lacks '{key}'"):
+        samples.load_state_dict(lacking)
+    assert torch.equal(samples.draw(20), twin.draw(20))

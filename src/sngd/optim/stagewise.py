@@ -7,7 +7,9 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from sngd.checks import shown
 from sngd.stages import StagePlan
+from sngd.state import check_keys, saved_count
 
 
 class StagewiseLR(LRScheduler):
@@ -69,15 +71,30 @@ class StagewiseLR(LRScheduler):
 
         The optimizer's learning rates are set too, so that it does not matter whether the optimizer's own state is
         loaded before or after this one, or before the scheduler is made.
+
+        Raises:
+            ValueError: an entry is missing or out of its range; nothing is changed then.
         """
-        state = dict(state_dict)
-        self._plan = StagePlan.from_list(state.pop("plan"))
-        super().load_state_dict(state)
+        check_keys(state_dict, "plan", "last_epoch", "_step_count", "_ratios")
+        plan = StagePlan.from_list(state_dict["plan"])
+        for count in ("last_epoch", "_step_count"):
+            saved_count(state_dict, count)
+        ratios = state_dict["_ratios"]
+        groups = len(self._ratios)
+        if not isinstance(ratios, list) or len(ratios) != groups or not all(map(_is_ratio, ratios)):
+            raise ValueError(f"state_dict's _ratios must be {groups} finite numbers ≥ 0, got {shown(ratios)}")
+        known = {key: value for key, value in state_dict.items() if key in self.__dict__}
+        super().load_state_dict(known)
+        self._plan = plan
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
+
+
+def _is_ratio(value: object) -> bool:
+    return isinstance(value, float) and 0 <= value < math.inf
 
 
 def _ratios_to_first(optimizer: Optimizer) -> list[float]:

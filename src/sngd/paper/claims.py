@@ -1,10 +1,12 @@
 """The paper's claims, C1 to C10: which study measures each, and the verdicts computed from its measurements."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple, cast
 
+from sngd.checks import cut
 from sngd.paper.closed_form import conformance, escape, relaxed, variance
 from sngd.paper.reproduce import FIGURES, Measurements, Provenance, provenance, reproduce, stored
 from sngd.paper.trained import judges
@@ -219,11 +221,12 @@ def judge(folder: Path, only: Sequence[str] = ()) -> list[Verdict]:
         only: names such as "C9"; none for all.
 
     Raises:
-        ValueError: unknown claim, or a measurements.json that is none.
+        ValueError: unknown claim, or a measurements.json that is none, or that the claim cannot be judged by.
     """
     chosen = _chosen(only)
     measurements = {figure: stored(figure, folder / figure) for figure in _figures(chosen)}
-    return [_verdict(claim, {name: found for name, found in measurements.items() if found}) for claim in chosen]
+    found = {figure: measured for figure, measured in measurements.items() if measured}
+    return [_verdict(claim, folder, found) for claim in chosen]
 
 
 def _chosen(only: Sequence[str]) -> list[Claim]:
@@ -239,13 +242,15 @@ def _figures(claims: Sequence[Claim]) -> list[str]:
     return [*figures, *([ALTERNATIVES] if any(claim.ambiguous for claim in claims) else [])]
 
 
-def _verdict(claim: Claim, measurements: Mapping[str, Measurements]) -> Verdict:
+def _verdict(claim: Claim, folder: Path, measurements: Mapping[str, Measurements]) -> Verdict:
     verdict = Verdict(claim.name, claim.text, claim.where)
     if not set(claim.figures) <= set(measurements):
         return verdict
-    evidence = claim.judge(*(measurements[figure] for figure in claim.figures))
+    with _judging(claim, folder, claim.figures):
+        evidence = claim.judge(*(measurements[figure] for figure in claim.figures))
     found = measurements.get(ALTERNATIVES) if claim.ambiguous else None
-    readings = _readings(claim, cast(Alternatives, found)["alternatives"]) if found else ()
+    with _judging(claim, folder, [ALTERNATIVES]):
+        readings = _readings(claim, cast(Alternatives, found)["alternatives"]) if found else ()
     sources = [*claim.figures, *([ALTERNATIVES] if readings else [])]
     return replace(
         verdict,
@@ -253,6 +258,17 @@ def _verdict(claim: Claim, measurements: Mapping[str, Measurements]) -> Verdict:
         sources=tuple(f"{figure}/measurements.json" for figure in sources),
         readings=readings,
     )
+
+
+@contextmanager
+def _judging(claim: Claim, folder: Path, figures: Sequence[str]) -> Iterator[None]:
+    """Measurements that do not fit together, lists of unequal length say, fail anywhere in a judge."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, ArithmeticError, AssertionError) as error:
+        files = " or ".join(str(folder / figure / "measurements.json") for figure in figures)
+        reason = cut(f"{type(error).__name__}: {error}")
+        raise ValueError(f"{files}: {claim.name} cannot be judged by these measurements ({reason})") from error
 
 
 def _readings(claim: Claim, alternatives: Mapping[str, ReadingMeasured]) -> tuple[ReadingOutcome, ...]:

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sngd.files import NotRegular, open_file
 from sngd.problems.files import check_labels
 from sngd.problems.problem import DataError, Samples
 
@@ -91,13 +92,15 @@ def _samples(images: Tensor, labels: Tensor, path: Path) -> Samples:
 def _content(path: Path, most: int) -> bytearray:
     """All bytes of a file, whose size is checked before any of them is read."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > most:
                 raise DataError(f"{path}: {size} bytes, must be at most {most}, as for {_MOST} images")
             content = bytearray(size)
             del content[file.readinto(content) :]
             return content
+    except NotRegular as error:
+        raise DataError(str(error)) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sngd.files import NotRegular, open_file
 from sngd.problems.problem import DataError
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -63,13 +64,15 @@ def read_idx(path: str | os.PathLike[str], *, ndim: int) -> Tensor:
 def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
     """The file's content, unpacked if it is compressed; errors of reading become a DataError."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
             file.seek(0)
             with gzip.open(file) if compressed else nullcontext(file) as stream:
                 yield stream
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"{path}: corrupt or truncated gzip stream ({error})") from error
+    except NotRegular as error:
+        raise DataError(str(error)) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
 

@@ -183,7 +183,9 @@ def _with_common_decimals(values: list[float], percent: bool) -> list[str]:
 
 
 def exponent(number: float) -> int:
-    """The power of ten of the leading digit; 0 for 0."""
+    """The power of ten of the leading digit; 0 for 0, 309 for what is too large for a float."""
+    if not math.isfinite(number):
+        return 309
     return math.floor(math.log10(abs(number))) if number else 0
 
 

@@ -20,7 +20,7 @@ from sngd.training.config import RunConfig, StoredConfig, read_config
 from sngd.training.methods import recorded_parameters
 from sngd.training.metrics import Row, read_rows
 from sngd.training.run_folder import Environment, is_set_aside
-from sngd.training.schema import Count, Positive, read
+from sngd.training.schema import Count, Line, Positive, read
 
 Floats = npt.NDArray[np.float64]
 
@@ -31,7 +31,7 @@ _EARLIER = {"sampling": "shuffled"}  # what runs did before their config.json sa
 class Trial(TypedDict):
     """A run of the tuning; its loss is None if it diverged."""
 
-    label: str
+    label: Line
     lr: Positive
     train_loss: float | None
 
@@ -49,11 +49,11 @@ class Comparison(TypedDict):
     """compare.json: what ``sngd compare`` was asked to do, and the folders of its runs."""
 
     command: str
-    problem: str
-    methods: list[str]  # labels of the arms, in order
+    problem: Line
+    methods: list[Line]  # labels of the arms, in order
     seeds: list[Count]
     epochs: Positive
-    runs: NotRequired[list[str]]  # an early version did not say
+    runs: NotRequired[list[Line]]  # an early version did not say
     tuning: Tuning | None
 
 

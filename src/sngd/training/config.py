@@ -8,10 +8,11 @@ from typing import Annotated, Any, NamedTuple, Required, TypedDict, cast, get_ty
 
 import torch
 
+from sngd.checks import shown
 from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
 from sngd.training.plan_words import SPELLING, build_plan, inline
 from sngd.training.sampler import SAMPLERS
-from sngd.training.schema import Declared, check_value, declared, read
+from sngd.training.schema import ONE_LINE, Declared, check_value, declared, read
 from sngd.training.tracking import tracked_names, tracking_cost
 
 
@@ -25,12 +26,14 @@ class RunConfig:
     """
 
     problem: Annotated[
-        str, Declared(help="A name from 'sngd problems', or path/to/file.py:factory for your own.", options=())
+        str,
+        replace(ONE_LINE, help="A name from 'sngd problems', or path/to/file.py:factory for your own.", options=()),
     ]
-    method: Annotated[str, Declared(help="A name from 'sngd methods'.")]
+    method: Annotated[str, replace(ONE_LINE, help="A name from 'sngd methods'.")]
     label: Annotated[
         str | None,
-        Declared(
+        replace(
+            ONE_LINE,
             help="What tables call the arm; its runs differ in their seed only. (default: the method's name)",
             options=(),
         ),
@@ -63,13 +66,14 @@ class RunConfig:
     # The oracle calls of what is tracked are counted apart, as ``tracking_calls``.
     track: Annotated[
         str | None,
-        Declared(
+        replace(
+            ONE_LINE,
             help="Measure at each evaluation, beside the budget, some of smoothness,noise,curvature "
-            f"({tracking_cost()} gradient evaluations)."
+            f"({tracking_cost()} gradient evaluations).",
         ),
     ] = None
     # With several processes "cuda" is another device for each of them.
-    device: Annotated[str, Declared(help="cpu, cuda, cuda:1, …")] = "cpu"
+    device: Annotated[str, replace(ONE_LINE, help="cpu, cuda, cuda:1, …")] = "cpu"
     # Of all processes on a machine together. A setting of the run because sums depend on it in their last bits.
     threads: Annotated[int | None, Declared(ge=1, help="CPU threads of a run. (default: its share of the cores)")] = (
         None
@@ -216,4 +220,4 @@ def _check_device(name: str) -> None:
     try:
         torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {name!r}") from None
+        raise ValueError(f"device must be 'cpu', 'cuda' or 'cuda:N', got {shown(name)}") from None

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
+from sngd.checks import cut
 from sngd.iterates import RandomIterate
 from sngd.problems import Problem, load_problem
 from sngd.problems.problem import Samples
+from sngd.state import saved_generator
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
 from sngd.training.methods import Setting, find_method, recorded_parameters
@@ -157,7 +159,11 @@ def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
     given = {key: value for key, value in config.to_json().items() if key in stored and value is not None}
     given["params"] = {**known.params, **config.params}
     wanted, settings = replace(known, **given).resolved().to_json(), known.to_json()
-    differing = [f"{key} is {settings[key]}, not {wanted[key]}" for key in stored if settings[key] != wanted[key]]
+    differing = [
+        f"{key} is {cut(str(settings[key]))}, not {cut(str(wanted[key]))}"
+        for key in stored
+        if settings[key] != wanted[key]
+    ]
     if differing:
         raise ValueError(f"{files.path}: cannot resume with other settings: {'; '.join(differing)}")
     return known
@@ -372,10 +378,8 @@ class RunState:
                 self.iterate.load_state_dict(state["iterate"])
         if self.tracker is not None:
             self.tracker.oracle_calls = state["tracking_calls"]
-        with part("augmentation"):
-            self.augmentation.set_state(state["augmentation"])
-        with part("rng"):
-            torch.set_rng_state(state["rng"])
+        self.augmentation.set_state(saved_generator(state, "augmentation"))
+        torch.set_rng_state(saved_generator(state, "rng"))
         if self.device.type == "cuda":
             with part("cuda_rng"):
                 torch.cuda.set_rng_state(state["cuda_rng"], self.device)
@@ -389,7 +393,7 @@ def part(name: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = cut(str(error)) or type(error).__name__
         raise ValueError(f"{name} is not this run's ({reason})") from error
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sngd.checks import suggestion
+from sngd.checks import cut, shown, suggestion
 from sngd.estimators import SCSG, SVRG, Estimator, Full, MiniBatch, Spider
 from sngd.optim import SNGD, Perturbed
 from sngd.stages import StagePlan
@@ -319,7 +319,7 @@ def find_method(name: str) -> Method:
     """The row called ``name``; ValueError with the nearest name if there is none."""
     if name not in METHODS:
         meant = suggestion(name, METHODS) or ";"
-        raise ValueError(f"unknown method {name!r}{meant} must be one of {', '.join(METHODS)}")
+        raise ValueError(f"unknown method {shown(name)}{meant} must be one of {', '.join(METHODS)}")
     return METHODS[name]
 
 
@@ -329,9 +329,9 @@ def check_parameters(method: Method, given: Mapping[str, float]) -> None:
     for name, value in given.items():
         if name not in known:
             takes = f"which takes {', '.join(known)}" if known else "which takes none"
-            raise ValueError(f"{name!r} is no parameter of {method.name}, {takes}")
+            raise ValueError(f"{shown(name)} is no parameter of {method.name}, {takes}")
         if not is_finite(value):
-            raise ValueError(f"{name} must be a finite number, got {value!r}")
+            raise ValueError(f"{cut(name)} must be a finite number, got {shown(value)}")
 
 
 _EARLIER = {"chunk_size": 512}  # what runs had before their config.json said so

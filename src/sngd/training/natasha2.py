@@ -50,6 +50,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from sngd.checks import shown
 from sngd.estimators.estimator import Batch, Loss, check_size
 from sngd.estimators.replay import Chance, at_weights, buffers_kept
 from sngd.norms.global_norm import global_norm
@@ -329,7 +330,7 @@ class Natasha2:
         whole = isinstance(lengths, list) and all(type(n) is int and 0 < n < self.period for n in lengths)
         if not whole or not 0 < len(lengths) <= self.sub_epochs:
             allowed = f"1 to {self.sub_epochs} whole numbers from 1 to {self.period - 1}"
-            raise ValueError(f"{what}'s lengths must be a list of {allowed}, got {lengths!r}")
+            raise ValueError(f"{what}'s lengths must be a list of {allowed}, got {shown(lengths)}")
         vectors = {name: saved_tensors(state, name, self.params, self._names, what) for name in _VECTORS}
         return _Epoch(**vectors, lengths=list(lengths))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from sngd import stages
-from sngd.checks import suggestion
+from sngd.checks import shown, suggestion
 from sngd.stages import StagePlan
 from sngd.training.schema import Declared, Positive, read
 
@@ -42,13 +42,13 @@ def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> S
     name, *words = spec.split(":")
     if name not in _PLANS:
         meant = suggestion(name, _PLANS) or ";"
-        raise ValueError(f"unknown plan {name!r}{meant} must be {SPELLING}")
+        raise ValueError(f"unknown plan {shown(name)}{meant} must be {SPELLING}")
     defaults, build = _PLANS[name]
     options: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in (*defaults, "warmup"):
-            raise ValueError(f"plan {spec!r}: {word!r} is no option of {name}, {_allowed(defaults)}")
+            raise ValueError(f"plan {shown(spec)}: {shown(word)} is no option of {name}, {_allowed(defaults)}")
         options[key] = value
     try:
         plan = build({**defaults, **options}, lr, epochs, steps_per_epoch)
@@ -56,7 +56,7 @@ def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> S
             plan = stages.warmed_up(plan, round(_number(options, "warmup") * steps_per_epoch))
         return plan
     except ValueError as error:
-        raise ValueError(f"plan {spec!r}: {error}") from None
+        raise ValueError(f"plan {shown(spec)}: {error}") from None
 
 
 Options = dict[str, str]
@@ -111,12 +111,12 @@ def _number(options: Options, key: str) -> float:
     try:
         return float(options[key])
     except ValueError:
-        raise ValueError(f"{key} must be a number, got {options[key]!r}") from None
+        raise ValueError(f"{key} must be a number, got {shown(options[key])}") from None
 
 
 def _count(options: Options, key: str) -> int:
     if not options[key].isdecimal() or int(options[key]) < 1:
-        raise ValueError(f"{key} must be a whole number of at least 1, got {options[key]!r}")
+        raise ValueError(f"{key} must be a whole number of at least 1, got {shown(options[key])}")
     return int(options[key])
 
 
@@ -128,7 +128,7 @@ def _from_json(spec: str) -> StagePlan:
     try:
         return StagePlan.from_list(json.loads(spec))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"plan {spec[:200]!r}: must be [[lr, steps, weight?], …] in JSON: {error}") from None
+        raise ValueError(f"plan {shown(spec)}: must be [[lr, steps, weight?], …] in JSON: {error}") from None
 
 
 def list_plan(plan: StagePlan) -> str:

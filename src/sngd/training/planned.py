@@ -7,7 +7,7 @@ from typing import Annotated, Any, NotRequired, TypedDict, cast
 from sngd.stages import StagePlan
 from sngd.training.methods import find_method
 from sngd.training.plan_words import list_plan
-from sngd.training.schema import Declared, Positive, read
+from sngd.training.schema import Declared, Line, Positive, read
 
 AtLeastOne = Annotated[int, Declared(ge=1)]
 
@@ -15,7 +15,7 @@ AtLeastOne = Annotated[int, Declared(ge=1)]
 class Planned(TypedDict):
     """What ``sngd plan METHOD … --json`` prints, see ``sngd.theory.Plan``; a run needs the first four."""
 
-    method: str
+    method: Line
     lr: Positive
     batch_size: AtLeastOne
     oracle_calls: AtLeastOne

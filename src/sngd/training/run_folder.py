@@ -17,10 +17,12 @@ from typing import Any, TypedDict
 import torch
 from torch import Tensor
 
+from sngd.checks import cut
+from sngd.training.checkpoint_file import load
 from sngd.training.config import StoredConfig, read_config
 from sngd.training.folder_lock import FolderLock, locked, make_folder, temporary_name
 from sngd.training.metrics import Row, lines_of, parse_rows, read_rows
-from sngd.training.schema import Count, Malformed, NonNegative, UnknownKey, check
+from sngd.training.schema import Count, Malformed, NonNegative, UnknownKey, check, content_of
 
 _FILES = ("config.json", "environment.json", "metrics.jsonl", "checkpoint.pt")
 _ADVICE = "; start again with --overwrite"
@@ -204,14 +206,11 @@ class RunFolder:
             raise BrokenRun(f"{self._checkpoint}: {error}{_ADVICE}") from None
 
     def _loaded(self) -> object:
-        if self._checkpoint.is_dir():
-            raise Malformed(f"{self._checkpoint}: is a folder, must be a file")
+        content = content_of(self._checkpoint)
         try:
-            return torch.load(self._checkpoint, map_location="cpu", weights_only=True)
-        except OSError:  # a disk or a server that fails, not the file
-            raise
+            return load(content)
         except Exception as error:  # a broken zip, a broken pickle, a hostile one: torch has no common type for them
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            reason = cut(str(error)) or type(error).__name__
             raise BrokenRun(f"{self._checkpoint}: cannot be read ({reason}){_ADVICE}") from error
 
     def set_aside_if_broken(self) -> str | None:

@@ -5,6 +5,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sngd.state import check_keys, saved_count, saved_generator
+
 
 class Sampler(Protocol):
     """A stream of sample indices, resumable anywhere."""
@@ -16,7 +18,7 @@ class Sampler(Protocol):
         """For ``torch.load(…, weights_only=True)``."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Go on from a saved state; ValueError, and nothing is changed, if it is none."""
 
 
 class Shuffled:
@@ -57,8 +59,10 @@ class Shuffled:
         return {"drawn": self.drawn, "before_pass": self._before_pass}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.drawn = state["drawn"]
-        self.generator.set_state(state["before_pass"])
+        check_keys(state, "drawn", "before_pass")
+        drawn, generator = saved_count(state, "drawn"), saved_generator(state, "before_pass")
+        self.drawn = drawn
+        self.generator.set_state(generator)
         self._shuffle()
 
 
@@ -81,7 +85,8 @@ class Independent:
         return {"generator": self.generator.get_state()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.generator.set_state(state["generator"])
+        check_keys(state, "generator")
+        self.generator.set_state(saved_generator(state, "generator"))
 
 
 SAMPLERS: dict[str, type[Shuffled] | type[Independent]] = {"shuffled": Shuffled, "independent": Independent}

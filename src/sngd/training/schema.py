@@ -28,7 +28,8 @@ from typing import (
     is_typeddict,
 )
 
-from sngd.checks import suggestion
+from sngd.checks import cut, shown, suggestion
+from sngd.files import NotRegular, read_file
 
 T = TypeVar("T")
 
@@ -39,15 +40,17 @@ _LARGEST = 2**63 - 1
 class Declared:
     """What is declared of a value beside its type.
 
-    A number is greater than ``gt``, at least ``ge``, at most ``le``; a string is ``one_of`` some; ``length`` is the
-    least and the largest number of entries of a list. ``help`` says in a line what it is. ``options`` are its spellings
-    on the command line, "--" before the name if None; with none it has no option there.
+    A number is greater than ``gt``, at least ``ge``, at most ``le``. A string is ``one_of`` some, or ``one_line``:
+    without control characters and ends of lines. ``length`` is the least and the largest number of entries of a list,
+    or of characters of a string. ``help`` says in a line what it is. ``options`` are its spellings on the command line,
+    "--" before the name if None; with none it has no option there.
     """
 
     gt: float | None = None
     ge: float | None = None
     le: float | None = None
     one_of: tuple[str, ...] = ()
+    one_line: bool = False
     length: tuple[int, int] | None = None
     help: str = ""
     options: tuple[str, ...] | None = None
@@ -61,6 +64,11 @@ class Declared:
 Count = Annotated[int, Declared(ge=0)]
 Positive = Annotated[float, Declared(gt=0)]
 NonNegative = Annotated[float, Declared(ge=0)]
+ONE_LINE = Declared(one_line=True, length=(0, 1000))
+Line = Annotated[str, ONE_LINE]  # a name, a path: what messages, tables and folders are called by
+
+# neither control characters, nor what str.splitlines() takes for an end of a line, nor half a character
+_LINE = "^[^\\x00-\\x1f\\x7f-\\x9f\\u2028\\u2029\\ud800-\\udfff]*$"
 
 
 class Malformed(ValueError):
@@ -91,10 +99,11 @@ def read(path: Path, schema: type[T]) -> T:
 
 
 def content_of(path: Path) -> bytes:
-    """The file's bytes; Malformed if ``path`` is a folder."""
-    if path.is_dir():
-        raise Malformed(f"{path}: is a folder, must be a file")
-    return path.read_bytes()
+    """The file's bytes; Malformed if ``path`` is a folder, a pipe or a device."""
+    try:
+        return read_file(path)
+    except NotRegular as error:
+        raise Malformed(str(error)) from None
 
 
 def decode(content: bytes, schema: type[T], where: str) -> T:
@@ -129,8 +138,9 @@ def check(value: object, schema: type[T], where: str, place: str = "") -> T:
         msgspec.convert(value, _strict(cast(Any, schema)))
     except msgspec.ValidationError as error:
         raise _named(error, schema, where, place) from None
-    except RecursionError:
-        raise Malformed(f"{where}: {place} nested too deep") from None
+    except (RecursionError, AttributeError, TypeError, RuntimeError) as error:  # a tensor where a dict must be
+        reason = "nested too deep" if isinstance(error, RecursionError) else f"not plain values ({cut(str(error))})"
+        raise Malformed(f"{where}: {place or 'its content is'} {reason}") from None
     return cast(T, value)
 
 
@@ -146,12 +156,13 @@ def _named(error: Exception, schema: object, where: str, place: str = "") -> Mal
     """msgspec's words behind ``where``: ``FILE: expected `float`, got `str` - at `$.lr` ``, $ being the document."""
     reason, _, inside = str(error).partition(" - at `")
     reason = reason[0].lower() + reason[1:]
-    inside = inside.removesuffix("`").replace("$", f"$.{place}" if place else "$", 1)
+    inside = cut(inside.removesuffix("`").replace("$", f"$.{place}" if place else "$", 1))
     at = f" - at `{inside}`" if inside else f" - at `$.{place}`" if place else ""
     if unknown := re.search(r"unknown field `(.*)`", reason):
         meant = suggestion(unknown[1], sorted(set(_names(schema))))
-        return UnknownKey(f"{where}: {reason}{at}{meant}")
-    return Malformed(f"{where}: {reason}{at}")
+        return UnknownKey(f"{where}: {cut(reason)}{at}{meant}")
+    reason = reason.replace(f"matching regex {_LINE!r}", "of one line, without control characters")
+    return Malformed(f"{where}: {cut(reason)}{at}")
 
 
 def _names(schema: object) -> Iterator[str]:
@@ -201,6 +212,9 @@ def _strict(schema: object, limits: Declared = Declared()) -> Any:
         return Annotated[float, msgspec.Meta(**ends)]
     if schema is str and limits.one_of:
         return Literal[limits.one_of]
+    if schema is str and limits.one_line:
+        least, most = limits.length or (0, None)
+        return Annotated[str, msgspec.Meta(pattern=_LINE, min_length=least, max_length=most)]
     if parts and origin is not Literal:
         made = cast(Any, origin)[tuple(part if part is ... else _strict(part) for part in parts)]
         if limits.length is None:
@@ -240,19 +254,24 @@ def check_value(name: str, value: object, hint: Any) -> None:
     if value is None and NoneType in kinds:
         return
     if bool in kinds and not isinstance(value, bool):
-        raise ValueError(f"{name} must be True or False, got {value!r}")
+        raise ValueError(f"{name} must be True or False, got {shown(value)}")
     if limits.one_of and value not in limits.one_of:
-        raise ValueError(f"{name} must be {' or '.join(map(repr, limits.one_of))}, got {value!r}")
+        raise ValueError(f"{name} must be {' or '.join(map(repr, limits.one_of))}, got {shown(value)}")
     if str in kinds and not isinstance(value, str):
-        raise ValueError(f"{name} must be a string, got {value!r}")
+        raise ValueError(f"{name} must be a string, got {shown(value)}")
+    if isinstance(value, str) and limits.one_line:
+        most = limits.length[1] if limits.length else len(value)
+        if len(value) > most or not re.search(_LINE, value):
+            allowed = f"one line of at most {most} characters, without control characters"
+            raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
     if int in kinds and not (isinstance(value, int) and _within(value, limits) and value <= _LARGEST):
         least = "" if limits.ge is None else f" of at least {limits.ge:g}"
         most = " below 2**63" if isinstance(value, int) and value > _LARGEST else ""
-        raise ValueError(f"{name} must be a whole number{least}{most}, got {value!r}")
+        raise ValueError(f"{name} must be a whole number{least}{most}, got {shown(value)}")
     if float in kinds and not _within(value, limits):
         least = f" and greater than {limits.gt:g}" if limits.gt is not None else ""
         least += f" and at least {limits.ge:g}" if limits.ge is not None else ""
-        raise ValueError(f"{name} must be finite{least}, got {value!r}")
+        raise ValueError(f"{name} must be finite{least}, got {shown(value)}")
 
 
 def parse(name: str, text: str, hint: Any) -> object:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sngd.checks import suggestion
+from sngd.checks import shown, suggestion
 from sngd.diagnose import Eigenvalue, Interval, Objective, extreme_eigenvalues, gradient_noise, local_smoothness
 from sngd.problems.problem import Problem, Samples
 
@@ -92,7 +92,7 @@ def tracked_names(option: str, spelled: str) -> list[str]:
     for name in names:
         if name not in TRACKED:
             meant = suggestion(name, TRACKED) or ";"
-            raise ValueError(f"{option}: unknown quantity {name!r}{meant} must be some of {','.join(TRACKED)}")
+            raise ValueError(f"{option}: unknown quantity {shown(name)}{meant} must be some of {','.join(TRACKED)}")
     return names
 
 
