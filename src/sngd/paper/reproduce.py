@@ -11,7 +11,7 @@ import torch
 
 from sngd.paper.closed_form import conformance, escape, relaxed, scaling, variance
 from sngd.paper.trained import alternatives, pictures, runs, sensitivity
-from sngd.studies.runs import Environment, seconds_spent
+from sngd.studies.runs import Environment, seconds_spent, study_folders
 from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.run_folder import environment, write_json
 from sngd.training.schema import NonNegative, check, read
@@ -156,7 +156,7 @@ def _measured(
     if isinstance(entry, RunFigure):
         if kept is None:
             entry.run(profile, out, command=command, overwrite=overwrite, **options)
-        has_runs = any(out.rglob("compare.json"))
+        has_runs = bool(study_folders(out))
         measurements = entry.measure(profile, out) if kept is None or has_runs else kept
     elif kept is None:
         with _one_thread():
@@ -167,7 +167,7 @@ def _measured(
         seconds = seconds_spent(out) if isinstance(entry, RunFigure) else monotonic() - start
         about = {"command": command, "profile": profile, "environment": environment(), "process_seconds": seconds}
         lock.check()
-        write_json(out / "measurements.json", {**about, "measurements": measurements})
+        write_json(out / "measurements.json", {**about, "measurements": measurements}, compact=True)
     return measurements
 
 

@@ -11,7 +11,7 @@ import torch
 from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
 from sngd.training.plan_words import build_plan, inline
 from sngd.training.sampler import SAMPLERS
-from sngd.training.schema import Declared, check_value, read
+from sngd.training.schema import Declared, check, check_value, read
 from sngd.training.tracking import tracked_names
 
 
@@ -113,12 +113,22 @@ def read_config(path: Path) -> dict[str, Any]:
         ValueError: it has a setting, or a parameter of its method, that is unknown.
     """
     content = cast(dict[str, Any], read(path, RunConfig))
+    _check_known_parameters(content, str(path))
+    return content
+
+
+def check_config(content: dict[str, Any], where: str, place: str) -> None:
+    """As ``read_config``, of settings that were at ``place`` in another file, ``where``."""
+    check(content, cast(type[dict[str, Any]], RunConfig), where, place)
+    _check_known_parameters(content, where)
+
+
+def _check_known_parameters(content: Mapping[str, Any], where: str) -> None:
     if method := METHODS.get(content["method"]):
         try:
             check_parameters(method, content.get("params", {}))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    return content
+            raise ValueError(f"{where}: {error}") from None
 
 
 def _check_device(name: str) -> None:
