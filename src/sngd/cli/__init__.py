@@ -10,6 +10,7 @@ try:
     from sngd.cli.compare import compare, report
     from sngd.cli.console import err
     from sngd.cli.diagnose import diagnose
+    from sngd.cli.pack import pack
     from sngd.cli.plan import plan
     from sngd.cli.reproduce import reproduce
     from sngd.cli.torchrun import first_rank_speaks
@@ -27,7 +28,7 @@ app = typer.Typer(
     "Try first: [bold]sngd compare digits-mlp[/bold] (no network, under a minute), then open the report it names.",
     rich_markup_mode="rich",
 )
-for command in (methods, problems, train, compare, report, plan, certify, diagnose, reproduce):
+for command in (methods, problems, train, compare, report, pack, plan, certify, diagnose, reproduce):
     app.command()(command)
 
 

@@ -13,7 +13,7 @@ from sngd.paper.closed_form import conformance, escape, relaxed, scaling, varian
 from sngd.paper.trained import alternatives, pictures, runs, sensitivity
 from sngd.paper.trained.experiments import PROFILES
 from sngd.studies.execution.execution import Execution
-from sngd.studies.runs import seconds_spent
+from sngd.studies.runs import seconds_spent, study_folders
 from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.run_folder import Environment, environment, write_json
 from sngd.training.schema import NonNegative, check, read
@@ -164,7 +164,7 @@ def _measured(
     if isinstance(entry, RunFigure):
         if kept is None:
             entry.run(profile, out, command, execution)
-        has_runs = any(out.rglob("compare.json"))
+        has_runs = bool(study_folders(out))
         measurements = entry.measure(profile, out) if kept is None or has_runs else kept
     elif kept is None:
         with _one_thread():
@@ -175,7 +175,7 @@ def _measured(
         seconds = seconds_spent(out) if isinstance(entry, RunFigure) else monotonic() - start
         about = {"command": command, "profile": profile, "environment": environment(), "process_seconds": seconds}
         lock.check()
-        write_json(out / "measurements.json", {**about, "measurements": measurements})
+        write_json(out / "measurements.json", {**about, "measurements": measurements}, compact=True)
     return measurements
 
 

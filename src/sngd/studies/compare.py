@@ -12,11 +12,13 @@ from sngd.slug import slug
 from sngd.studies.execution.execution import Execution
 from sngd.studies.execution.parallel import run_all
 from sngd.studies.execution.task import Task
+from sngd.studies.pack import pack_files, unfinished, unpack_files
+from sngd.studies.packed import is_packed
 from sngd.studies.publish import publish
 from sngd.studies.runs import Comparison, Study, Trial, Tuning
 from sngd.training import RunConfig
 from sngd.training.config import SETTINGS
-from sngd.training.folder_lock import FolderLock, locked, make_folder
+from sngd.training.folder_lock import FolderLock, locked, make_folder, turn_to_publish
 from sngd.training.methods import find_method
 from sngd.training.ranks import ALONE
 from sngd.training.run_folder import RunFolder, write_json
@@ -77,7 +79,8 @@ def compare(
 ) -> Study:
     """Run every arm with every seed, in ``out/runs/LABEL/seed-K``, and write compare.json, table, figures and report.
 
-    LABEL is the label's ``sngd.slug.slug``. One comparison at a time can be in ``out``.
+    LABEL is the label's ``sngd.slug.slug``. One comparison at a time can be in ``out``. A packed study is unpacked
+    first, and packed again at the end.
 
     Args:
         arms: resolved configurations of one problem that differ in their labels.
@@ -107,6 +110,9 @@ def compare(
 
     make_folder(out)
     with locked(out, ("compare.json",)) as lock:
+        if was_packed := is_packed(out):
+            with turn_to_publish(out, ()):
+                unpack_files(out, lock)
         names = _arm_folders(arms, out)
         tuning = None
         if grid:
@@ -133,7 +139,11 @@ def compare(
         )
         write_json(out / "compare.json", comparison)
         do("runs", [Task(run, out / folder) for run, folder in zip(runs, folders, strict=True)], lock)
-        return publish(out)
+        study = publish(out)
+        if was_packed and not unfinished(out):
+            with turn_to_publish(out, ()):
+                pack_files(out, lock)
+        return study
 
 
 def _check_before_starting(arms: Sequence[RunConfig], execution: Execution) -> None:

@@ -138,18 +138,29 @@ def plain_style() -> AbstractContextManager[None]:
 
 
 def save(figure: Figure, path: Path, dpi: int) -> list[Path]:
-    """Write ``path``.png and ``path``.svg, each atomically; the same data give the same files.
+    """Write ``path``.png, of 256 colours, and ``path``.svg, each atomically; the same data give the same files.
 
     The folder is made if absent.
     """
     make_folder(path.parent)
-    files = []
-    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):  # no date
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=suffix[1:], dpi=dpi, metadata=metadata)
-        files.append(path.with_suffix(suffix))
-        replace_file(files[-1], buffer.getvalue())
-    return files
+    pictures = {".png": io.BytesIO(), ".svg": io.BytesIO()}
+    figure.savefig(pictures[".svg"], format="svg", dpi=dpi, metadata={"Date": None})
+    figure.savefig(pictures[".png"], format="png", dpi=dpi)
+    for suffix, picture in pictures.items():
+        content = picture.getvalue()
+        replace_file(path.with_suffix(suffix), _with_palette(content) if suffix == ".png" else content)
+    return [path.with_suffix(suffix) for suffix in pictures]
+
+
+def _with_palette(png: bytes) -> bytes:
+    """The picture in 256 colours: a third of the size, and no difference that the eye sees in a drawing of lines."""
+    from PIL import Image  # which matplotlib needs too
+
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
+        dpi = picture.info["dpi"]
+        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True, dpi=dpi)
+    return buffer.getvalue()
 
 
 def draw_panel(ax: Axes, panel: Panel, curves: dict[str, Band], look: dict[str, Style]) -> dict[str, Line2D]:

@@ -1,26 +1,29 @@
 """Run folders read back: what the table, the figures and the report of a study are made from.
 
 A run is a folder with ``config.json``, ``environment.json`` and ``metrics.jsonl``; a study is a folder with runs
-anywhere below it, and a ``compare.json`` if ``sngd compare`` made it. Runs of one *arm* differ in their seed only.
+anywhere below it, and a ``compare.json`` if ``sngd compare`` made it. A packed study (see ``packed``) is read as if its
+run folders were there. Runs of one *arm* differ in their seed only.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
+from sngd.studies.packed import STUDY, ascii_place, is_packed, read_packed
 from sngd.training.config import RunConfig, StoredConfig, read_config
 from sngd.training.methods import recorded_parameters
 from sngd.training.metrics import Row, read_rows
 from sngd.training.run_folder import Environment, is_set_aside
-from sngd.training.schema import Count, Line, Positive, read
+from sngd.training.schema import Count, Line, Positive, check, read
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,7 +62,7 @@ class Comparison(TypedDict):
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder: its settings, where it ran, and its evaluations in order."""
+    """One run: its folder, which a packed one had, its settings, where it ran, and its evaluations in order."""
 
     path: Path
     config: StoredConfig
@@ -133,14 +136,17 @@ def value(row: Mapping[str, object], key: str) -> float | None:
 
 
 def read_run(path: str | os.PathLike[str]) -> Run:
-    """Read one run folder; a run that is still being written is read up to its last complete row.
+    """Read one run; one that is still being written is read up to its last complete row.
 
     Raises:
-        FileNotFoundError: there is no ``config.json`` in ``path``.
+        FileNotFoundError: there is no ``config.json`` in ``path``, nor a packed study that has this run.
         ValueError: a file is not what it should be; the message names the file, the place in it and the reason.
     """
     path = Path(path)
     if not (path / "config.json").is_file():
+        for run in _packed_above(path):
+            if run.path == path:
+                return run
         raise FileNotFoundError(f"{path}: not a run folder, it has no config.json")
     environment = path / "environment.json"
     return Run(
@@ -162,10 +168,11 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
         ValueError: a broken file, runs of several problems, or two runs of one arm with the same seed.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    found = _found(folder)
+    if not found and not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
-    comparison = read_comparison(folder / "compare.json")
-    runs = [read_run(path) for path in _run_folders(folder, comparison)]
+    comparison = comparison_of(folder)
+    runs = [found[path]() for path in _chosen(found, folder, comparison)]
     if not runs:
         raise FileNotFoundError(f"{folder}: no runs in it, no folder has a config.json")
     problems = sorted({str(run.config.get("problem", "?")) for run in runs})
@@ -174,31 +181,96 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
     return Study(folder, problems[0], _arms(runs, comparison["methods"] if comparison else []), comparison)
 
 
+def all_runs(folder: str | os.PathLike[str]) -> list[Run]:
+    """Every run at or below ``folder``, trial runs too, but none that was set aside as damaged.
+
+    Raises:
+        ValueError: a broken file.
+    """
+    return [read_it() for path, read_it in _found(Path(folder)).items() if not any(map(is_set_aside, _upwards(path)))]
+
+
 def seconds_spent(folder: str | os.PathLike[str]) -> float:
     """Seconds that all runs at or below ``folder``, trial runs too, spent in steps, added up.
 
     Raises:
         ValueError: a broken file.
     """
-    paths = (path for path in Path(folder).rglob("metrics.jsonl") if not any(map(is_set_aside, path.parents)))
-    last = (rows[-1] for path in paths if (rows := read_rows(path)))
-    return sum(value(row, "seconds") or 0.0 for row in last)
+    return sum(value(run.answer, "seconds") or 0.0 for run in all_runs(folder))
 
 
-def _run_folders(folder: Path, comparison: Comparison | None) -> Iterator[Path]:
+def study_folders(folder: str | os.PathLike[str]) -> list[Path]:
+    """The folders at or below ``folder`` that hold a comparison, packed or not, in order."""
+    found = (path.parent for name in ("compare.json", STUDY) for path in Path(folder).rglob(name))
+    return sorted({path for path in found if not any(map(is_set_aside, _upwards(path)))})
+
+
+def _found(folder: Path) -> dict[Path, Callable[[], Run]]:
+    """The runs at or below ``folder``, by path and in its order, not read yet; a folder is read rather than a pack.
+
+    Paths below ``folder`` are plain ASCII, as packing makes them: a folder that is being packed is no second run.
+    """
+    found: dict[Path, Callable[[], Run]] = {}
+    for study in folder.rglob(STUDY):
+        found |= {_plain(run.path, folder): partial(_itself, run) for run in _packed_runs(study.parent)}
+    for config in folder.rglob("config.json"):
+        found[_plain(config.parent, folder)] = partial(read_run, config.parent)
+    if not found:
+        found = {run.path: partial(_itself, run) for run in _packed_above(folder) if run.path.is_relative_to(folder)}
+    return dict(sorted(found.items()))
+
+
+def _itself(run: Run) -> Run:
+    return run
+
+
+def _packed_above(path: Path) -> Iterator[Run]:
+    """The runs of the nearest packed study whose folder is ``path`` or above it."""
+    for folder in _upwards(path):
+        if is_packed(folder):
+            yield from _packed_runs(folder)
+            return
+
+
+def _packed_runs(folder: Path) -> Iterator[Run]:
+    for run in read_packed(folder).runs:
+        yield Run(folder / run.place, run.config, run.environment, run.rows)
+
+
+def _upwards(path: Path) -> tuple[Path, ...]:
+    return (path, *path.parents)
+
+
+def _plain(path: Path, folder: Path) -> Path:
+    return folder / ascii_place(path.relative_to(folder).as_posix())
+
+
+def _chosen(found: Mapping[Path, object], folder: Path, comparison: Comparison | None) -> Iterator[Path]:
     if comparison and "runs" in comparison:  # what an earlier comparison left beside them is none of this one's
-        yield from (folder / run for run in comparison["runs"] if (folder / run / "config.json").exists())
+        yield from (path for run in comparison["runs"] if (path := folder / ascii_place(run)) in found)
         return
-    for config in sorted(folder.rglob("config.json")):
-        above = [parent for parent in config.parents if parent.is_relative_to(folder)]
+    for path in found:
+        above = [parent for parent in _upwards(path) if parent.is_relative_to(folder)]
         if not any(_is_tuning(parent, folder) or (is_set_aside(parent) and parent != folder) for parent in above):
-            yield config.parent
+            yield path
 
 
 def _is_tuning(path: Path, folder: Path) -> bool:
     if path == folder or path.name != "tuning":
         return False
-    return path.parent == folder or (path.parent / "compare.json").exists()
+    return path.parent == folder or (path.parent / "compare.json").exists() or is_packed(path.parent)
+
+
+def comparison_of(folder: Path) -> Comparison | None:
+    """What compare.json holds of the study in ``folder``, packed or not, or None: it has none.
+
+    Raises:
+        ValueError: it is not what ``sngd compare`` writes.
+    """
+    if not is_packed(folder):
+        return read_comparison(folder / "compare.json")
+    content = read_packed(folder).comparison
+    return None if content is None else check(cast(Comparison, content), Comparison, str(folder / STUDY), "comparison")
 
 
 def read_comparison(path: Path) -> Comparison | None:

@@ -12,7 +12,7 @@ from sngd.checks import shown
 from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
 from sngd.training.plan_words import SPELLING, build_plan, inline
 from sngd.training.sampler import SAMPLERS
-from sngd.training.schema import ONE_LINE, Declared, check_value, declared, read
+from sngd.training.schema import ONE_LINE, Declared, check, check_value, declared, read
 from sngd.training.tracking import tracked_names, tracking_cost
 
 
@@ -207,12 +207,24 @@ def read_config(path: Path) -> StoredConfig:
         ValueError: it has a setting, or a parameter of its method, that is unknown.
     """
     content = cast(StoredConfig, read(path, RunConfig))  # a dict that RunConfig's fields have checked
+    _check_known_parameters(content, str(path))
+    return content
+
+
+def check_config(content: object, where: str, place: str) -> StoredConfig:
+    """As ``read_config``, of settings that were at ``place`` in another file, ``where``."""
+    check(content, RunConfig, where, place)
+    config = cast(StoredConfig, content)
+    _check_known_parameters(config, where)
+    return config
+
+
+def _check_known_parameters(content: StoredConfig, where: str) -> None:
     if method := METHODS.get(content["method"]):
         try:
             check_parameters(method, content.get("params", {}))
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
-    return content
+            raise ValueError(f"{where}: {error}") from None
 
 
 def _check_device(name: str) -> None:

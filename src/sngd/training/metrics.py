@@ -1,6 +1,9 @@
 """The rows of metrics.jsonl: what each evaluation of a run measured, declared once and read here only."""
 
+import json
+from collections.abc import Iterable, Mapping
 from io import BytesIO
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, NotRequired, TypedDict
 
@@ -57,6 +60,12 @@ def read_rows(path: Path) -> list[Row]:
         Malformed, UnknownKey: (ValueErrors) a line is no such row; the message names file, line and key.
     """
     return parse_rows(lines_of(path), path)
+
+
+def as_lines(rows: Iterable[Mapping[str, object]]) -> bytes:
+    """The rows as metrics.jsonl has them; a number that is not finite becomes null, which JSON can say."""
+    finite = ({k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()} for row in rows)
+    return b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in finite)
 
 
 def parse_rows(lines: list[bytes], path: Path) -> list[Row]:

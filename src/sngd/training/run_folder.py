@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
-from math import isfinite
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,7 +20,7 @@ from sngd.checks import cut
 from sngd.training.checkpoint_file import load
 from sngd.training.config import StoredConfig, read_config
 from sngd.training.folder_lock import FolderLock, locked, make_folder, temporary_name
-from sngd.training.metrics import Row, lines_of, parse_rows, read_rows
+from sngd.training.metrics import Row, as_lines, lines_of, parse_rows, read_rows
 from sngd.training.schema import Count, Malformed, NonNegative, UnknownKey, check, content_of
 
 _FILES = ("config.json", "environment.json", "metrics.jsonl", "checkpoint.pt")
@@ -125,10 +124,9 @@ class RunFolder:
 
     def append(self, row: Mapping[str, object]) -> None:
         """Add a row of metrics; a number that is not finite becomes null, which JSON can say."""
-        finite = {k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()}
         opener = _open_existing if self._lock else None  # ``begin`` made the file: who deletes it, deletes the folder
         with self._writing(), _naming(self._metrics), open(self._metrics, "ab", opener=opener) as file:
-            file.write(json.dumps(finite, allow_nan=False).encode() + b"\n")
+            file.write(as_lines([row]))
             file.flush()
             os.fsync(file.fileno())
 
@@ -300,8 +298,10 @@ def _naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_json(path: Path, content: Any) -> None:
-    replace_file(path, json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False).encode() + b"\n")
+def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
+    """``compact``: all in one line, of a file so large that nobody reads it."""
+    form: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 2}
+    replace_file(path, json.dumps(content, **form, allow_nan=False, ensure_ascii=False).encode() + b"\n")
 
 
 def environment() -> Environment:

@@ -1,0 +1,33 @@
+"""A finished study as few files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sngd.cli.console import out, print_json
+from sngd.cli.options import Json
+
+
+def pack(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder, or one above several studies.")],
+    unpack: Annotated[bool, typer.Option("--unpack", help="The other way: make the run folders again.")] = False,
+    drop_weights: Annotated[
+        bool, typer.Option("--drop-weights", help="Delete the runs' weights (checkpoint.pt), which are kept otherwise.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Make few files of every finished study: study.json (settings, environments) and rows.jsonl.gz (evaluations).
+
+    report, certify, compare and reproduce work from them as from run folders. A study with unfinished runs is refused.
+    """
+    from sngd.studies import pack as packing
+
+    if unpack and drop_weights:
+        raise ValueError("--drop-weights is for packing, --unpack is not that: give one of them")
+    done = packing.unpack(folder) if unpack else packing.pack(folder, drop_weights=drop_weights)
+    if as_json:
+        print_json({"folder": str(folder), "studies": [str(study) for study in done]})
+        return
+    for study in done:
+        out.print(f"{'unpacked' if unpack else 'packed'}: {study}", soft_wrap=True, highlight=False)

@@ -1,0 +1,311 @@
+"""A packed study is read as its run folders were, whatever interrupts the packing."""
+
+import gzip
+import json
+import os
+import shutil
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from fake_runs import write_comparison, write_run, write_study
+
+from sngd.studies import pack as packing
+from sngd.studies.certify import certify
+from sngd.studies.compare import compare
+from sngd.studies.pack import pack, unpack
+from sngd.studies.packed import ROWS, STUDY, is_packed, read_packed
+from sngd.studies.publish import publish
+from sngd.studies.runs import Run, all_runs, read_run, read_study, seconds_spent, study_folders
+from sngd.training import RunConfig
+from sngd.training.folder_lock import locked
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file but locks."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def contents(folder: Path) -> tuple:
+    """All that readers get of a study, but the places of its runs."""
+    study = read_study(folder)
+    asked = {name: value for name, value in study.comparison.items() if name != "runs"}
+    arms = {label: [whole(run) for run in arm] for label, arm in study.arms.items()}
+    return study.problem, arms, asked, [whole(run) for run in all_runs(folder)], seconds_spent(folder)
+
+
+def whole(run: Run) -> tuple:
+    return run.config, run.environment, run.rows
+
+
+@pytest.fixture
+def study(tmp_path):
+    """As ``compare`` leaves it: tuned, and listing its runs; files as the engine writes them."""
+    folder = write_study(tmp_path / "study", seeds=2, epochs=3)
+    comparison = json.loads((folder / "compare.json").read_text())
+    listed = [f"runs/{label}/seed-{seed}" for label in comparison["methods"] for seed in range(2)]
+    write_comparison(folder, **{**comparison, "runs": listed})
+    settings = [field.name for field in fields(RunConfig)]
+    for path in [*folder.rglob("config.json"), *folder.rglob("environment.json"), folder / "compare.json"]:
+        content = json.loads(path.read_text())
+        ordered = {name: content[name] for name in settings if name in content} | content
+        path.write_text(json.dumps(ordered if path.name == "config.json" else content, indent=2) + "\n")
+    return folder
+
+
+def test_a_packed_study_is_read_as_its_folders(study):
+    before, paths = contents(study), [run.path for run in all_runs(study)]
+    assert pack(study) == [study]
+    assert sorted(tree(study)) == [ROWS, STUDY]
+    assert contents(study) == before
+    assert [run.path for run in all_runs(study)] == paths
+    run = study / "runs" / "sngd" / "seed-1"
+    assert read_run(run).seed == 1
+    assert [found.seed for found in read_study(study / "runs" / "sngd").runs] == [0, 1]
+    with pytest.raises(FileNotFoundError, match="not a run folder"):
+        read_run(study / "runs" / "sngd" / "seed-2")
+
+
+def test_unpacking_gives_the_same_bytes(study):
+    before = tree(study)
+    pack(study)
+    unpack(study)
+    assert tree(study) == before
+
+
+def test_what_a_run_wrote_comes_back_byte_for_byte(tmp_path):
+    arms = [RunConfig("digits-mlp", m, epochs=1, threads=1).resolved() for m in ("sgd", "sngd")]
+    compare(arms, [0, 1], tmp_path, grid=[0.1], jobs=1)
+    before = tree(tmp_path)
+    pack(tmp_path)
+    assert {name for name in tree(tmp_path) if "checkpoint.pt" not in name} == {
+        ROWS, STUDY, "table.md", "report.html", "figures/curves.png"
+    }  # fmt: skip
+    unpack(tmp_path)
+    assert tree(tmp_path) == {name: content for name, content in before.items() if name != "figures/curves.svg"}
+
+
+def test_the_same_runs_make_the_same_files(study, tmp_path):
+    shutil.copytree(study, tmp_path / "other")
+    pack(study)
+    packed = tree(study)
+    assert pack(study) == [study]
+    assert tree(study) == packed
+    pack(tmp_path / "other")
+    assert tree(tmp_path / "other") == packed
+
+
+def test_report_table_and_certificates_are_those_of_the_folders(study):
+    publish(study)
+    certify(study)
+    publish(study)
+    before = tree(study)
+    pack(study)
+    certify(study)
+    publish(study)
+    after = tree(study)
+    shown = ("table.md", "report.html", "figures/curves.png", "figures/curves.svg", "certificate.json")
+    assert {name: after[name] for name in shown} == {name: before[name] for name in shown}
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def kill(monkeypatch):
+    """``kill(n)``: the n-th change of the disk from now on, and every later one, does not happen; None: all do."""
+    left: list[int | None] = [None]
+
+    def mortal(function):
+        def change(*args, **kwargs):
+            if left[0] is not None:
+                left[0] -= 1
+                if left[0] <= 0:
+                    raise Killed
+            return function(*args, **kwargs)
+
+        return change
+
+    for name in ("replace", "unlink", "rmdir", "mkdir", "rename"):
+        monkeypatch.setattr(os, name, mortal(getattr(os, name)))
+
+    def arm(n):
+        left[0] = n
+
+    return arm
+
+
+@pytest.mark.parametrize("names", ["plain", "not ASCII"])
+@pytest.mark.parametrize("way", [pack, unpack])
+def test_a_kill_at_any_moment_loses_nothing(tmp_path, kill, way, names):
+    arm = "sngd" if names == "plain" else "α=0.1"
+    origin = tmp_path / "origin"
+    for seed in range(2):
+        write_run(origin / "runs" / arm / f"seed-{seed}", "sngd", seed, epochs=2)
+    listed = [f"runs/{arm}/seed-{seed}" for seed in range(2)]
+    write_comparison(origin, methods=["sngd"], seeds=[0, 1], runs=listed)
+    study = tmp_path / "study"
+    shutil.copytree(origin, study)
+    pack(study)
+    wanted, packed = contents(study), tree(study)
+    if way is unpack:
+        origin = tmp_path / "packed"
+        shutil.copytree(study, origin)
+    moments = 0
+    while True:
+        shutil.rmtree(study)
+        shutil.copytree(origin, study)
+        kill(moments + 1)
+        try:
+            way(study)
+            break
+        except Killed:
+            moments += 1
+        finally:
+            kill(None)
+        assert contents(study) == wanted
+        pack(study)
+        assert tree(study) == packed
+    assert moments > 8
+
+
+def test_unfinished_and_absent_runs_are_named_and_kept(study, tmp_path):
+    good = write_study(tmp_path / "good", seeds=2, epochs=3)
+    shutil.rmtree(study / "runs" / "sgd" / "seed-0")
+    shutil.rmtree(study / "runs" / "sngd" / "seed-1")
+    write_run(study / "runs" / "sngd" / "seed-1", "sngd", 1, epochs=3, stop=1)
+    before = tree(study)
+    with pytest.raises(ValueError, match=r"study: 2 runs have not finished \(runs/sngd/seed-1, runs/sgd/seed-0\)"):
+        pack(tmp_path)
+    assert tree(study) == before
+    assert is_packed(good)
+
+
+def test_nothing_to_pack_is_said(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        pack(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="no runs in it"):
+        pack(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no packed study in it"):
+        unpack(tmp_path)
+
+
+def test_a_folder_of_runs_without_a_comparison_is_one_study(tmp_path):
+    for seed in range(2):
+        write_run(tmp_path / "α" / str(seed), "sngd", seed, epochs=2)
+    before = [run.rows for run in read_study(tmp_path).runs]
+    pack(tmp_path)
+    assert [run.rows for run in read_study(tmp_path).runs] == before
+    assert all(run.place.isascii() for run in read_packed(tmp_path).runs)
+
+
+def test_one_run_is_a_study_too(tmp_path):
+    write_run(tmp_path / "run", "sngd", epochs=2)
+    before = read_run(tmp_path / "run")
+    pack(tmp_path / "run")
+    assert sorted(tree(tmp_path / "run")) == [ROWS, STUDY]
+    assert read_run(tmp_path / "run") == before
+
+
+def test_studies_below_are_packed_each_for_itself(tmp_path):
+    one, other = (write_study(tmp_path / name, seeds=1, epochs=2) for name in ("one", "other"))
+    assert pack(tmp_path) == [one, other] == study_folders(tmp_path)
+    assert not is_packed(tmp_path)
+
+
+def test_weights_and_other_files_stay_unless_asked(study):
+    run = study / "runs" / "sngd" / "seed-0"
+    (run / "checkpoint.pt").write_bytes(b"weights")
+    (run / "notes.txt").write_bytes(b"mine")
+    pack(study)
+    assert sorted(tree(run)) == ["checkpoint.pt", "notes.txt"]
+    pack(study, drop_weights=True)
+    assert sorted(tree(run)) == ["notes.txt"]
+
+
+def test_runs_that_were_added_are_taken_in(study):
+    pack(study)
+    write_run(study / "extra", "sngd", 5, epochs=3)
+    assert len(all_runs(study)) == 10
+    pack(study)
+    assert read_packed(study).runs[0].place == "extra"
+    assert len(all_runs(study)) == 10
+    assert sorted(tree(study)) == [ROWS, STUDY]
+
+
+def test_another_process_in_the_study_is_met(study):
+    before = tree(study)
+    with locked(study, ()), pytest.raises(ValueError, match="another process is working"):
+        pack(study)
+    assert tree(study) == before
+
+
+def test_folders_stay_if_what_was_written_reads_back_otherwise(study, monkeypatch):
+    before = tree(study)
+    monkeypatch.setattr(packing, "_equal", lambda *_: False)
+    with pytest.raises(RuntimeError, match="reads back as something else"):
+        pack(study)
+    (study / ROWS).unlink()
+    assert tree(study) == before
+
+
+def test_compare_goes_on_from_a_packed_study_and_packs_it_again(tmp_path):
+    arms = [RunConfig("digits-mlp", "sngd", epochs=1, threads=1).resolved()]
+    first = compare(arms, [0], tmp_path, jobs=1)
+    pack(tmp_path, drop_weights=True)
+    stored = {run.place: run.rows for run in read_packed(tmp_path).runs}
+    study = compare(arms, [0, 1], tmp_path, jobs=1)
+    assert [run.seed for run in study.runs] == [0, 1]
+    assert is_packed(tmp_path)
+    again = {run.place: run.rows for run in read_packed(tmp_path).runs}
+    assert again["runs/sngd/seed-0"] == stored["runs/sngd/seed-0"] == first.runs[0].rows  # seconds too: not repeated
+    assert len(again) == 2
+
+
+# ---- broken files --------------------------------------------------------------------------------------------
+
+
+def changed(study, change):
+    content = json.loads((study / STUDY).read_text())
+    change(content)
+    (study / STUDY).write_text(json.dumps(content))
+
+
+BROKEN = {
+    "later": (lambda c: c.update(format=2), "format must be 1, is 2"),
+    "outside": (lambda c: c["runs"][0].update(place="../x"), r"place must be a path below .*runs\[0\]\.place"),
+    "absolute": (lambda c: c["runs"][0].update(place="/x"), "place must be a path below"),
+    "twice": (lambda c: c["runs"][0].update(place=c["runs"][1]["place"]), "two runs have the same place"),
+    "environment": (lambda c: c["runs"][1].update(environment=7), r"no environment 7 - at `\$\.runs\[1\]"),
+    "setting": (lambda c: c["runs"][0]["settings"].update(lr=-1), r"- at `\$\.runs\[0\]\.settings\.lr`"),
+    "unknown": (lambda c: c["settings"].update(momentun=1), "unknown field `momentun`"),
+    "comparison": (lambda c: c["comparison"].update(epochs="x"), r"- at `\$\.comparison\.epochs`"),
+    "fewer": (lambda c: c["runs"].pop(), "has no run"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_broken_study_file_is_named(study, change, message):
+    pack(study)
+    changed(study, change)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_study(study)
+    assert str(study) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"plain", r"rows\.jsonl\.gz: not gzip"),
+        (gzip.compress(b'{"run": 0}\n'), r"rows\.jsonl\.gz, line 1: .*missing required field"),
+        (gzip.compress(b"{}\n" * 9)[:-9], r"rows\.jsonl\.gz: not gzip"),
+    ],
+    ids=["no gzip", "no row", "cut short"],
+)
+def test_broken_rows_are_named(study, content, message):
+    pack(study)
+    (study / ROWS).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_study(study)
