@@ -10,7 +10,8 @@ RESULTS ?= runs/reproduce-all-$(PROFILE)
 ATTACK_MINUTES ?= 5
 ATTACK  ?=
 
-.PHONY: demo reproduce check test attack lint types docs clean
+.NOTPARALLEL: # what is quick to fail comes first
+.PHONY: demo reproduce check test suite attack lint types docs clean
 
 demo: .venv/.lab
 	$(BIN)/sngd compare $(PROBLEM) --methods sgd,sngd,s-sngd --seeds 3 --out $(DEMO)
@@ -19,11 +20,15 @@ reproduce: .venv/.lab
 	$(BIN)/sngd reproduce all --profile $(PROFILE) --out $(RESULTS)
 
 # In a minute and a half: what to run before each commit.
-check: .venv/.installed lint types
+check: lint types
 	$(BIN)/pytest -m "not slow"
 
-test: .venv/.installed lint types
-	$(BIN)/pytest --cov
+test: lint types suite
+
+# Tracing lines makes tests a third slower: coverage is that of the fast ones, and they fail before the slow ones begin.
+suite: .venv/.installed
+	$(BIN)/pytest -m "not slow" --cov
+	$(BIN)/pytest -m slow
 
 attack: .venv/.installed
 	PYTHONPATH=tests $(BIN)/python -m attacks --minutes $(ATTACK_MINUTES) $(ATTACK)

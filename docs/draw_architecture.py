@@ -9,6 +9,7 @@ needs no package, so that the same code gives the same file, and `tests/test_arc
 import ast
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
 from html import escape
 from pathlib import Path
 from textwrap import wrap
@@ -81,6 +82,7 @@ def _imported_from(node: ast.ImportFrom, path: Path) -> set[str]:
     return {f"sngd.{alias.name}" for alias in node.names} if node.module == "sngd" else {node.module}
 
 
+@cache
 def graph() -> dict[str, set[str]]:
     """The rooms that each room imports, in functions too."""
     found = {}
@@ -102,6 +104,7 @@ def misplaced() -> list[str]:
     ]
 
 
+@cache
 def packages(room: str) -> set[str]:
     """The packages beside `sngd` that importing a room imports."""
     return {name.split(".")[0] for name in imports(rooms()[room], at_once=True)} - {"sngd"}
