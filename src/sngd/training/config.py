@@ -8,6 +8,7 @@ from typing import Annotated, Any, cast, get_type_hints
 
 import torch
 
+from sngd.stages import StagePlan
 from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
 from sngd.training.plan_words import build_plan, inline
 from sngd.training.sampler import SAMPLERS
@@ -77,6 +78,17 @@ class RunConfig:
         )
         config._check()
         return config
+
+    def stage_plan(self, n: int) -> StagePlan:
+        """The stage plan of the run on ``n`` samples: the budget and the method's mean cost of a step give its length.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        method = find_method(self.method)
+        values = parameter_values(method, self.params, self.batch_size, n)
+        steps_per_epoch = n / method.estimate.cost(self.batch_size, n, values).mean
+        return build_plan(self.plan or method.plan, self.lr or method.lr, self.epochs, steps_per_epoch)
 
     def _check(self) -> None:
         for name, hint in get_type_hints(type(self), include_extras=True).items():

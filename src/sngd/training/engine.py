@@ -20,7 +20,6 @@ from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
 from sngd.training.methods import Setting, find_method, recorded_parameters
 from sngd.training.metrics import Row
-from sngd.training.plan_words import build_plan
 from sngd.training.ranks import ALONE, Forward, Ranks, on_all_ranks
 from sngd.training.run_folder import RunFolder
 from sngd.training.sampler import SAMPLERS, Sampler
@@ -210,8 +209,6 @@ class Run:
 
     def __init__(self, config: RunConfig, problem: Problem, ranks: Ranks = ALONE) -> None:
         assert config.lr is not None
-        assert config.plan is not None
-        plan, lr = config.plan, config.lr
         self.config, self.ranks, self.device = config, ranks, ranks.device(config.device)
         if config.batch_size > problem.n:
             raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
@@ -224,12 +221,12 @@ class Run:
                 model=self.model,
                 n=problem.n,
                 batch_size=config.batch_size,
-                lr=lr,
+                lr=config.lr,
                 weight_decay=config.weight_decay,
                 generator=lambda purpose: _generator(config.seed, purpose),
                 values=config.params,
             ),
-            lambda cost: build_plan(plan, lr, config.epochs, problem.n / cost),
+            config.stage_plan(problem.n),
         )
         if self.finished:
             least = self.loop.next_cost
