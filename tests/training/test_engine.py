@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,28 @@ def test_a_row_says_what_the_model_does(tmp_path, plain):
         assert row[f"{part}_accuracy"] == (outputs.argmax(1) == y).double().mean().item()
     gradients = torch.autograd.grad(problem.loss(model(problem.train[0]), problem.train[1]), list(model.parameters()))
     assert row["grad_norm"] == pytest.approx(torch.cat([g.flatten() for g in gradients]).norm().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("ends", ["finished", "interrupted", "broken"])
+def test_what_a_run_sets_for_the_whole_process_is_put_back(tmp_path, plain, ends):
+    cudnn, seen = torch.backends.cudnn, []
+
+    def problem():
+        seen.append((torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark))
+        if ends == "broken":
+            raise ValueError("no such data")
+        return plain()
+
+    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = False, True
+    try:
+        with nullcontext() if ends == "finished" else pytest.raises((ValueError, Interrupted)):
+            train(replace(CONFIG, threads=2), tmp_path, problem=problem, should_stop=lambda: ends == "interrupted")
+        assert seen == [(2, True, False)]
+        assert (torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark) == (before[0], False, True)
+    finally:
+        torch.set_num_threads(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
 def test_the_gradient_norm_can_be_left_out(tmp_path, tiny):

@@ -3,7 +3,7 @@
 import hashlib
 import re
 from dataclasses import replace
-from itertools import repeat
+from itertools import product, repeat
 from math import inf
 
 import pytest
@@ -11,8 +11,10 @@ import torch
 
 from reference import methods as naive
 from reference.training import generator
+from sngd import stages
 from sngd.training import METHODS, RunConfig, train
-from sngd.training.methods import check_parameters, find_method, parameter_values
+from sngd.training.methods import Setting, check_parameters, find_method, parameter_values
+from sngd.training.natasha2 import epoch_cost
 from sngd.training.run_folder import RunFolder
 
 N, B_LARGE, B, M, STEPS, LR, SEED = 60, 24, 4, 3, 9, 0.05, 3
@@ -141,6 +143,55 @@ def test_oracle_calls_are_exact(tmp_path, tiny, method, cost):
     assert after_steps(config, tmp_path, tiny, STEPS)[1] == cost
 
 
+RANDOM_PERIODS = {"scsg": 30**0.5, "natasha2": (4 / 3) ** 0.5}  # a bound on the standard deviation of a period
+COST_PARAMS = PARAMS | {"natasha2": {"anchor_batch_size": B_LARGE, "sub_epochs": 2, "oja_steps": 3}}
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_cost_of_a_row_is_what_its_method_counts_over_many_periods(method):
+    """Step by step, and in the mean; on a convex problem, so that natasha2 has no negative curvature to follow."""
+    row, periods = METHODS[method], 400 if method in RANDOM_PERIODS else 5
+    values = parameter_values(row, COST_PARAMS.get(method, {}), B, N)
+    cost = row.estimate.cost(B, N, values)
+    torch.manual_seed(0)
+    model, x, y = torch.nn.Linear(3, 1), torch.randn(N, 3), torch.randn(N, 1)
+    setting = Setting(model, N, B, 0.01, 0.0, lambda purpose: generator(SEED, purpose), values)
+    loop = row.build(setting, stages.constant(0.01, 10**6))
+    counted = []
+    while counted.count(cost.anchor) < periods or (len(counted) % cost.period and method not in RANDOM_PERIODS):
+        before, announced, size = loop.oracle_calls, loop.next_cost, loop.next_batch_size
+        batch = torch.arange(N) if size is None else torch.randint(N, (size,))
+        loop.step(lambda batch: torch.nn.functional.mse_loss(model(x[batch]), y[batch]), batch)
+        counted.append(loop.oracle_calls - before)
+        assert counted[-1] == announced
+    assert set(counted) == ({cost.anchor, cost.between} if cost.period > 1 else {cost.anchor})
+    if method in RANDOM_PERIODS:  # the last period lacks its end, the steps behind the last anchor
+        error = 5 * RANDOM_PERIODS[method] / periods**0.5 + cost.period / periods
+        assert len(counted) / periods == pytest.approx(cost.period, abs=error)
+    else:
+        assert sum(counted) == periods * cost.of_a_period
+        assert sum(counted) / len(counted) == cost.mean
+        assert [sum(counted[:steps]) for steps in range(len(counted))] == list(map(cost.of_steps, range(len(counted))))
+
+
+@pytest.mark.parametrize(("anchor", "sub_epochs", "m"), [(24, 2, 3), (64, 4, 4), (4, 3, 2), (40, 1, 10)])
+def test_the_cost_of_natasha2_is_the_mean_over_all_lengths_of_its_sub_epochs(anchor, sub_epochs, m):
+    lengths = [sum(ends) for ends in product(range(m), repeat=sub_epochs)]
+    inner = sum(max(0, n - 1) for n in lengths) / len(lengths)
+    cost = epoch_cost(B, anchor, sub_epochs, 20)
+    assert (cost.anchor, cost.between) == (2 * anchor, 2 * B)
+    assert cost.period == pytest.approx(20 + 1 + inner, rel=1e-14)
+
+
+@pytest.mark.parametrize("method", ["gd", "sgd", "spider-sfo", "svrg"])
+def test_the_stage_plan_is_as_long_as_the_run(tmp_path, plain, method):
+    """The budget is four periods, whatever they cost."""
+    config = replace(CONFIG, method=method, params=PARAMS.get(method, {}), plan="constant")
+    cost = find_method(method).estimate.cost(B, N, parameter_values(METHODS[method], config.params, B, N))
+    config = replace(config, epochs=4 * cost.of_a_period / N)
+    assert config.stage_plan(N).steps == train(config, tmp_path, problem=plain)["step"] == 4 * cost.period
+
+
 # --- reductions
 
 
@@ -193,7 +244,7 @@ def test_every_row_is_described():
     for method in METHODS.values():
         assert method.summary
         assert method.paper
-        assert method.estimate.cost
+        assert method.estimate.cost_text
         assert method.output in ("last", "random")
         values = parameter_values(method, {}, 128, 60_000)
         assert all(0 <= value < inf for value in values.values())

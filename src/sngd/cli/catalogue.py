@@ -21,7 +21,7 @@ def methods(as_json: Json = False) -> None:
             "step": m.step_rule.formula,
             "plan": m.plan,
             "output": m.output,
-            "cost": f"{m.estimate.cost} oracle calls a step",
+            "cost": f"{m.estimate.cost_text} oracle calls a step",
             "lr": m.lr,
             "parameters": [
                 {"name": p.name, "symbol": p.symbol, "default": p.shown_default, "what": p.what} for p in m.parameters

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sngd.cost import Cost, differences
 from sngd.estimators.estimator import Batch, Estimator, Loss, check_chunk_size, check_size, check_size_of
 from sngd.estimators.replay import Chance, at_weights, buffers_kept
 from sngd.norms.global_norm import global_norm
@@ -54,15 +55,15 @@ class DifferenceEstimator(Estimator):
 
     @property
     def next_cost(self) -> int:
-        return self.anchor_batch_size if self.age == 0 else 2 * self.batch_size
+        return int(self._cost.anchor if self.age == 0 else self._cost.between)
 
     @property
     def mean_cost(self) -> float:
-        return (self.anchor_batch_size + 2 * self.batch_size * (self._mean_period - 1)) / self._mean_period
+        return self._cost.mean
 
     @property
-    def _mean_period(self) -> float:
-        return self.period
+    def _cost(self) -> Cost:
+        return differences(self.anchor_batch_size, self.batch_size, self.period)
 
     def estimate(self, loss: Loss, batch: Batch) -> Tensor:
         """Set ``p.grad`` to the estimate at the present weights; see ``Estimator.estimate``.

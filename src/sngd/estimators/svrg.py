@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sngd.cost import Cost, differences_of_random_periods
 from sngd.estimators.difference import DifferenceEstimator
 from sngd.estimators.estimator import Batch, Loss
 from sngd.sharding import all_local, own_generator
@@ -79,10 +80,7 @@ class SCSG(SVRG):
         chunk_size: int | None = None,
     ) -> None:
         super().__init__(model, n=anchor_batch_size, batch_size=batch_size, period=1, chunk_size=chunk_size)
-        if self.anchor_batch_size < self.batch_size:
-            raise ValueError(
-                f"anchor_batch_size must be at least batch_size = {self.batch_size}, got {anchor_batch_size}"
-            )
+        differences_of_random_periods(self.anchor_batch_size, self.batch_size)  # a ValueError if B < b
         self.generator = generator or own_generator(self.params)
 
     @property
@@ -94,8 +92,8 @@ class SCSG(SVRG):
         return super()._anchor(loss, batch)
 
     @property
-    def _mean_period(self) -> float:
-        return self.anchor_batch_size / self.batch_size
+    def _cost(self) -> Cost:
+        return differences_of_random_periods(self.anchor_batch_size, self.batch_size)
 
     def _draw_period(self) -> int:
         chance = self.batch_size / self.anchor_batch_size  # of each step to be the period's last

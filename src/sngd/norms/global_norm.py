@@ -185,8 +185,10 @@ def _norms(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     short: list[Tensor] = []
     long: list[Tensor] = []
     for t in tensors:
-        n = t.numel()
-        (small if n <= _SMALL and t.dim() == 1 else short if n <= limit else long).append(t)
+        if t.dim() == 1 and t.numel() <= _SMALL:
+            small.append(t)
+        else:
+            (short if t.numel() <= limit else long).append(t)
     if small:
         merged = torch.cat(small) if len(small) > 1 else small[0]
         (short if merged.numel() <= limit else long).append(merged)

@@ -9,7 +9,6 @@ from statistics import fmean
 from typing import Annotated, NamedTuple, NotRequired, TypedDict, cast
 
 import torch
-from torch import nn
 
 from sngd.checks import non_negative
 from sngd.diagnose.certificate import (
@@ -36,7 +35,6 @@ from sngd.studies.runs import Run, Study, read_study, value
 from sngd.theory import RelaxedSmooth, Smooth, Smoothness
 from sngd.training.config import StoredConfig
 from sngd.training.folder_lock import turn_to_publish
-from sngd.training.loop import Composed
 from sngd.training.methods import (
     CAPPED,
     FULL,
@@ -46,11 +44,9 @@ from sngd.training.methods import (
     NORMALIZED,
     SPIDER,
     Method,
-    Setting,
     parameter_values,
 )
 from sngd.training.metrics import Row
-from sngd.training.plan_words import build_plan
 from sngd.training.run_folder import write_json
 from sngd.training.schema import Count, Declared, NonNegative, read
 
@@ -229,7 +225,7 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
         )
     if method is None or rule is None:
         return _not_certified(label, seeds, steps, "method", "unchecked", f"no theorem covers {config.get('method')}")
-    plan = played(_plan(method, runs[0]), steps)
+    plan = played(runs[0].settings.stage_plan(_samples(runs[0])), steps)
     source = constants.sources
     # SPIDER wants L in mean square over the samples; F's own can refute that one, not stand in for it.
     usable = rule != "spider" or constants.smoothness is not None
@@ -293,24 +289,6 @@ def _rule(method: Method | None) -> Rule | None:
     if method.estimate in (MINIBATCH, FULL) and method.step_rule is GRADIENT:
         return "gradient"
     return "spider" if method.estimate is SPIDER and method.step_rule is CAPPED else None
-
-
-def _plan(method: Method, run: Run) -> StagePlan:
-    """The stage plan of a run, made as the engine makes it."""
-    config, n = run.settings, _samples(run)
-    setting = Setting(
-        model=nn.Linear(1, 1),
-        n=n,
-        batch_size=config.batch_size,
-        lr=config.lr or method.lr,
-        weight_decay=0.0,
-        generator=lambda _: torch.Generator(),
-        values=_options(method, run),
-    )
-    spelled = config.plan or method.plan
-    loop = method.build(setting, lambda cost: build_plan(spelled, setting.lr, config.epochs, n / cost))
-    assert isinstance(loop, Composed)  # the only other kind has no theorem
-    return loop.plan
 
 
 def _samples(run: Run) -> int:

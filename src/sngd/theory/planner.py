@@ -17,6 +17,7 @@ from math import ceil, isclose, sqrt
 from typing import Any
 
 from sngd.checks import non_negative, positive
+from sngd.cost import differences
 from sngd.stages import StagePlan, constant, geometric, harmonic
 from sngd.theory.bounds import Bound, sgd_bound, sngd_bound, spider_sfo_bound, stagewise_bound
 from sngd.theory.smoothness import Smooth, Smoothness, check_lr
@@ -302,7 +303,7 @@ def _sgd(name: str, problem: _Problem) -> Plan:
 
 
 def _spider_sfo(name: str, problem: _Problem) -> Plan:
-    """The published parameters with n_0 = 1; a difference costs two oracle calls a sample."""
+    """The published parameters with n_0 = 1."""
     smoothness, sigma, gap = _smooth(problem), problem.sigma, problem.gap
     epsilon, target = problem.accuracy(5)
     ratio = sigma / epsilon
@@ -310,7 +311,6 @@ def _spider_sfo(name: str, problem: _Problem) -> Plan:
     anchor_batch_size, batch_size = _batch_size(sqrt(2) * ratio), max(1, _ceil(2 * ratio))
     period = max(1, _floor(ratio))
     steps = _ceil(4 * smoothness.L * gap / epsilon**2)
-    anchors = -(-steps // period)
     bound = spider_sfo_bound(
         smoothness,
         sigma=sigma,
@@ -332,7 +332,7 @@ def _spider_sfo(name: str, problem: _Problem) -> Plan:
         lr,
         batch_size,
         steps,
-        anchors * anchor_batch_size + (steps - anchors) * 2 * batch_size,
+        differences(anchor_batch_size, batch_size, period).of_steps(steps),
         bound,
         options={"anchor_batch_size": anchor_batch_size, "period": period, "max_scale": max_scale},
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple, Required, TypedDict, cast, get_ty
 import torch
 
 from sngd.checks import shown
+from sngd.stages import StagePlan
 from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
 from sngd.training.plan_words import SPELLING, build_plan, inline
 from sngd.training.sampler import SAMPLERS
@@ -96,6 +97,17 @@ class RunConfig:
         )
         config._check()
         return config
+
+    def stage_plan(self, n: int) -> StagePlan:
+        """The stage plan of the run on ``n`` samples: the budget and the method's mean cost of a step give its length.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        method = find_method(self.method)
+        values = parameter_values(method, self.params, self.batch_size, n)
+        steps_per_epoch = n / method.estimate.cost(self.batch_size, n, values).mean
+        return build_plan(self.plan or method.plan, self.lr or method.lr, self.epochs, steps_per_epoch)
 
     def _check(self) -> None:
         for setting in SETTINGS.values():

@@ -22,9 +22,8 @@ from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
 from sngd.training.methods import Setting, find_method, recorded_parameters
 from sngd.training.metrics import Row
-from sngd.training.plan_words import build_plan
 from sngd.training.ranks import ALONE, Forward, Ranks, on_all_ranks
-from sngd.training.run_folder import RunFolder
+from sngd.training.run_folder import Checkpoint, RunFolder
 from sngd.training.sampler import SAMPLERS, Sampler
 from sngd.training.tensorboard import EventFiles
 from sngd.training.tracking import Tracker, tracked_names, training_objective
@@ -95,18 +94,14 @@ def train(
             if ranks.first:
                 kept.enter_context(files.locked())
             found = _find(files, config, resume, overwrite) if ranks.first else None
-        settings, checkpoint = ranks.from_first(found)
+        settings, checkpoint, rows = _Found(*ranks.from_first(found and tuple(found)))
         config = RunConfig(**settings)
-        torch.set_num_threads(ranks.threads(config.threads or 1))
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False  # or no run repeats itself
-        if checkpoint is not None and checkpoint["finished"]:
-            return _last_row(files, events, checkpoint["rows"], ranks)
+        if rows is not None:
+            return _last_row(files, events, rows, ranks)
+        kept.enter_context(_repeatable(ranks.threads(config.threads or 1)))
         with ranks.agreed():
             ranks.device(config.device)  # if it is not there, say so before data are loaded
-        for turn in (0, 1):  # the first on a machine may download what the others find then
-            with ranks.agreed():
-                if turn == min(ranks.local_rank, 1):
-                    loaded = problem() if problem else load_problem(config.problem, data)
+        loaded = ranks.one_a_machine_first(problem or partial(load_problem, config.problem, data))
         with ranks.agreed():
             config = config.resolved(loaded.n)
             run = RunState(config, loaded, ranks)
@@ -123,16 +118,38 @@ def train(
         return _loop(run, files, events, on_progress, should_stop)
 
 
-def _find(files: RunFolder, config: RunConfig, resume: bool, overwrite: bool) -> tuple[dict[str, Any], Any]:
-    """The settings to train with, and the checkpoint to go on from if there is one."""
+class _Found(NamedTuple):
+    """The settings to train with, and how far the folder's run is."""
+
+    settings: dict[str, Any]
+    checkpoint: Checkpoint | None  # to go on from
+    rows: int | None  # of metrics, if the run has ended
+
+
+def _find(files: RunFolder, config: RunConfig, resume: bool, overwrite: bool) -> _Found:
     begun = files.exists() and not overwrite
     if begun and not resume:
         raise ValueError(f"{files.path}: holds a run already; --resume goes on with it, --overwrite throws it away")
-    config = _agree(config, files) if begun else config.resolved()
-    checkpoint: Mapping[str, Any] | None = files.load_checkpoint() if begun else None
-    if begun and checkpoint is None and (rows := files.final_rows()):
-        checkpoint = {"finished": True, "rows": rows}  # it has ended, and its weights were not kept
-    return config.to_json(), checkpoint
+    if not begun:
+        return _Found(config.resolved().to_json(), None, None)
+    settings, checkpoint = _agree(config, files).to_json(), files.load_checkpoint()
+    if checkpoint is None:  # without one a run has ended if it has a final row: its weights were not kept
+        return _Found(settings, None, files.final_rows() or None)
+    return _Found(settings, None, checkpoint["rows"]) if checkpoint["finished"] else _Found(settings, checkpoint, None)
+
+
+@contextmanager
+def _repeatable(threads: int) -> Iterator[None]:
+    """Inside, torch computes with so many CPU threads and cuDNN's deterministic kernels, or no run repeats itself."""
+    cudnn = torch.backends.cudnn  # its own context manager, flags(), would set what is not named here to defaults
+    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
+    torch.set_num_threads(threads)
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
 def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ranks) -> Row:
@@ -216,8 +233,6 @@ class RunState:
 
     def __init__(self, config: RunConfig, problem: Problem, ranks: Ranks = ALONE) -> None:
         assert config.lr is not None
-        assert config.plan is not None
-        plan, lr = config.plan, config.lr
         self.config, self.ranks, self.device = config, ranks, ranks.device(config.device)
         if config.batch_size > problem.n:
             raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
@@ -230,12 +245,12 @@ class RunState:
                 model=self.model,
                 n=problem.n,
                 batch_size=config.batch_size,
-                lr=lr,
+                lr=config.lr,
                 weight_decay=config.weight_decay,
                 generator=lambda purpose: _generator(config.seed, purpose),
                 values=config.params,
             ),
-            lambda cost: build_plan(plan, lr, config.epochs, problem.n / cost),
+            config.stage_plan(problem.n),
         )
         if self.finished:
             least = self.loop.next_cost

@@ -9,7 +9,6 @@ from sngd.estimators import Estimator
 from sngd.estimators.estimator import Batch, Loss
 from sngd.optim import StagewiseLR
 from sngd.stages import StagePlan
-from sngd.training.natasha2 import Natasha2
 
 
 class Loop(Protocol):
@@ -92,26 +91,3 @@ class Composed:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for name in ("estimator", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
-
-
-class SelfDriven:
-    """Natasha2, which has no step rule or plan apart: its learning rate is constant, its iterates weigh the same."""
-
-    iterate_weight = 1.0
-    skipped_steps = 0
-
-    def __init__(self, method: Natasha2) -> None:
-        self.method, self.lr = method, method.lr
-        self.step, self.state_dict, self.load_state_dict = method.step, method.state_dict, method.load_state_dict
-
-    @property
-    def oracle_calls(self) -> int:
-        return self.method.oracle_calls
-
-    @property
-    def next_batch_size(self) -> int | None:
-        return self.method.next_batch_size
-
-    @property
-    def next_cost(self) -> int:
-        return self.method.next_cost

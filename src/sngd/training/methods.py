@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sngd.checks import cut, shown, suggestion
+from sngd.cost import Cost, differences, differences_of_random_periods, same_every_step
 from sngd.estimators import SCSG, SVRG, Estimator, Full, MiniBatch, Spider
 from sngd.optim import SNGD, Perturbed
 from sngd.stages import StagePlan
-from sngd.training.loop import Composed, Loop, SelfDriven
-from sngd.training.natasha2 import Natasha2
+from sngd.training.loop import Composed, Loop
+from sngd.training.natasha2 import Natasha2, epoch_cost
 from sngd.training.schema import is_finite
 
 
@@ -58,10 +59,14 @@ class Parameter(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """An estimator: its formula, its oracle calls a step, and how it is built."""
+    """An estimator: its formula, its oracle calls a step in words and in numbers, and how it is built.
+
+    ``cost`` maps (b, n, values of the parameters by name) to the oracle calls of its steps.
+    """
 
     formula: str
-    cost: str
+    cost_text: str
+    cost: Callable[[int, int, Mapping[str, float]], Cost]
     build: Callable[[Setting], Estimator]
     parameters: tuple[Parameter, ...] = ()
 
@@ -92,11 +97,23 @@ MOMENTUM = Parameter("momentum", "β", "momentum", 0.9)
 STD = Parameter("std", "σ_ξ", "standard deviation of the noise's entries", 0.01)
 EVERY = Parameter("every", "q", "steps between perturbations", 10)
 
-MINIBATCH = Estimate("g = (1/b) Σ ∇f(w; a)", "b", lambda s: MiniBatch(s.model, s.batch_size))
-FULL = Estimate("g = ∇F(w)", "n", lambda s: Full(s.model, s.n, s.count("chunk_size")), (CHUNK,))
+MINIBATCH = Estimate(
+    "g = (1/b) Σ ∇f(w; a)",
+    "b",
+    lambda b, _n, _v: same_every_step(b),
+    lambda s: MiniBatch(s.model, s.batch_size),
+)
+FULL = Estimate(
+    "g = ∇F(w)",
+    "n",
+    lambda _b, n, _v: same_every_step(n),
+    lambda s: Full(s.model, s.n, s.count("chunk_size")),
+    (CHUNK,),
+)
 SPIDER = Estimate(
     "g ← (1/b) Σ [∇f(w; a) − ∇f(w_prev; a)] + g, anew every M steps from B samples",
     "B at an anchor, else 2b",
+    lambda b, _n, v: differences(v["anchor_batch_size"], b, v["period"]),
     lambda s: Spider(
         s.model,
         anchor_batch_size=s.count("anchor_batch_size"),
@@ -109,12 +126,14 @@ SPIDER = Estimate(
 ANCHORED = Estimate(
     "g = (1/b) Σ [∇f(w; a) − ∇f(w̃; a)] + ∇F(w̃), w̃ anew every M steps",
     "n at an anchor, else 2b",
+    lambda b, n, v: differences(n, b, v["period"]),
     lambda s: SVRG(s.model, n=s.n, batch_size=s.batch_size, period=s.count("period"), chunk_size=s.count("chunk_size")),
     (PASS, CHUNK),
 )
 ANCHORED_BATCH = Estimate(
     "g = (1/b) Σ [∇f(w; a) − ∇f(w̃; a)] + ∇f_B(w̃), w̃ anew after N steps, N geometric with mean B/b",
     "B at an anchor, else 2b",
+    lambda b, _n, v: differences_of_random_periods(v["anchor_batch_size"], b),
     lambda s: SCSG(
         s.model,
         anchor_batch_size=s.count("anchor_batch_size"),
@@ -190,38 +209,36 @@ class Method:
         """Its own parameters, beside learning rate, batch size, weight decay and plan."""
         return self.estimate.parameters + self.step_rule.parameters
 
-    def build(self, setting: Setting, plan: Callable[[float], StagePlan]) -> Loop:
-        """The method at work; ``plan`` makes a stage plan from the mean number of oracle calls a step."""
-        estimator = self.estimate.build(setting)
-        return Composed(estimator, self.step_rule.build(setting), plan(estimator.mean_cost))
+    def build(self, setting: Setting, plan: StagePlan) -> Loop:
+        """The method at work, with the learning rates of ``plan``."""
+        return Composed(self.estimate.build(setting), self.step_rule.build(setting), plan)
 
 
 class Natasha2Method(Method):
     """The one method with a loop of its own."""
 
-    def build(self, setting: Setting, plan: Callable[[float], StagePlan]) -> Loop:
-        if len(plan(1.0)) > 1 or setting.weight_decay:
+    def build(self, setting: Setting, plan: StagePlan) -> Loop:
+        if len(plan) > 1 or setting.weight_decay:
             raise ValueError(
                 "natasha2 has a constant learning rate and no weight decay: leave out plan and weight_decay"
             )
-        return SelfDriven(
-            Natasha2(
-                setting.model,
-                setting.lr,
-                batch_size=setting.batch_size,
-                anchor_batch_size=setting.count("anchor_batch_size"),
-                sub_epochs=setting.count("sub_epochs"),
-                delta=setting["delta"],
-                hessian_lipschitz=setting["hessian_lipschitz"],
-                oja_steps=setting.count("oja_steps"),
-                generator=setting.generator("natasha2"),
-            )
+        return Natasha2(
+            setting.model,
+            setting.lr,
+            batch_size=setting.batch_size,
+            anchor_batch_size=setting.count("anchor_batch_size"),
+            sub_epochs=setting.count("sub_epochs"),
+            delta=setting["delta"],
+            hessian_lipschitz=setting["hessian_lipschitz"],
+            oja_steps=setting.count("oja_steps"),
+            generator=setting.generator("natasha2"),
         )
 
 
 NATASHA_ESTIMATE = Estimate(
     "SCSG's, of f(w) + L max{0, ‖w − y‖ − δ/L₂}² with a retraction to the sub-epoch's start",
     "2b; 2B when curvature is measured (a Hessian-vector product counts as two)",
+    lambda b, _n, v: epoch_cost(b, v["anchor_batch_size"], v["sub_epochs"], v["oja_steps"]),
     ANCHORED_BATCH.build,
     (
         ANCHOR,

@@ -39,7 +39,7 @@ curvature comparable to −L.
 **Cost.** One oracle call is one ∇f(w; a); a Hessian-vector product of one sample, which is a gradient and a second
 backward pass through it, counts as two. A search costs 2T oja_batch_size, measuring the curvature and the anchor 2B,
 an epoch of N inner steps 2b(N − 1): at the first x_t = x̃, so the difference is zero and not evaluated. The mean of N is
-p(m − 1)/2; with probability m^{−p} it is 0, and y stays.
+p(m − 1)/2; with probability m^{−p} it is 0, and y stays. ``epoch_cost`` adds this up.
 """
 
 from dataclasses import dataclass
@@ -51,6 +51,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sngd.checks import shown
+from sngd.cost import Cost, at_least_one
 from sngd.estimators.estimator import Batch, Loss, check_size
 from sngd.estimators.replay import Chance, at_weights, buffers_kept
 from sngd.norms.global_norm import global_norm
@@ -91,10 +92,15 @@ class Natasha2:
     Attributes:
         oracle_calls: ∇f(w; a) evaluated so far; a Hessian-vector product of one sample counts as two.
         curvature_steps: moves along negative curvature so far.
+        iterate_weight: of every iterate in a random output; all weigh the same.
+        skipped_steps: actions that found no direction; there are none.
 
     Raises:
         ValueError: an argument is out of its range, the generator is not on the CPU, or nothing is trainable.
     """
+
+    iterate_weight = 1.0
+    skipped_steps = 0
 
     def __init__(
         self,
@@ -122,8 +128,8 @@ class Natasha2:
         self.batch_size = check_size("batch_size", batch_size)
         self.anchor_batch_size = check_size("anchor_batch_size", anchor_batch_size)
         self.sub_epochs = check_size("sub_epochs", sub_epochs)
-        default_period = max(2, self.anchor_batch_size // (self.sub_epochs * self.batch_size))
-        self.period = default_period if period is None else check_size("period", period)
+        usual = _usual_period(self.batch_size, self.anchor_batch_size, self.sub_epochs)
+        self.period = usual if period is None else check_size("period", period)
         if self.period < 2:  # of x_0 … x_{m−1} only x_0 would be left, and nothing ever moved
             raise ValueError(f"period must be at least 2, got {period}")
         self.delta = _check_positive("delta", delta)
@@ -333,6 +339,24 @@ class Natasha2:
             raise ValueError(f"{what}'s lengths must be a list of {allowed}, got {shown(lengths)}")
         vectors = {name: saved_tensors(state, name, self.params, self._names, what) for name in _VECTORS}
         return _Epoch(**vectors, lengths=list(lengths))
+
+
+def epoch_cost(batch_size: int, anchor_batch_size: float, sub_epochs: float, oja_steps: float) -> Cost:
+    """Oracle calls of the actions of an epoch with m = B/(pb), if no negative curvature is followed before it.
+
+    Where it is followed, as many searches and measurements come on top as there are moves, which depends on f.
+
+    Raises:
+        ValueError: one of the arguments is less than 1.
+    """
+    at_least_one(batch_size=batch_size, anchor_batch_size=anchor_batch_size, sub_epochs=sub_epochs, oja_steps=oja_steps)
+    m = _usual_period(batch_size, anchor_batch_size, sub_epochs)
+    inner_steps = sub_epochs * (m - 1) / 2 - 1 + m**-sub_epochs  # E max{0, N − 1}: the first is made with the anchor
+    return Cost(2 * anchor_batch_size, 2 * batch_size, oja_steps + 1 + inner_steps)
+
+
+def _usual_period(batch_size: int, anchor_batch_size: float, sub_epochs: float) -> int:
+    return max(2, int(anchor_batch_size // (sub_epochs * batch_size)))
 
 
 @dataclass

@@ -27,6 +27,7 @@ TIMEOUT = timedelta(minutes=30)  # for a rank that hangs, or downloads; one that
 _MESSAGE_BYTES = 1024
 
 E = TypeVar("E", bound=Exception)
+T = TypeVar("T")
 Forward = Callable[[Tensor], Tensor]  # inputs to outputs: a model, or one whose gradients are summed
 
 
@@ -141,6 +142,17 @@ class Ranks:
             content = torch.frombuffer(buffer.getbuffer(), dtype=torch.uint8)
         _broadcast(content)
         return torch.load(io.BytesIO(content.numpy().tobytes()), map_location="cpu", weights_only=True)
+
+    def one_a_machine_first(self, make: Callable[[], T]) -> T:
+        """What ``make`` makes, on the first rank of each machine and then on its others; communicates.
+
+        So a first rank can download what the others find then. Errors are shared as by ``agreed``.
+        """
+        for my_turn in (self.local_rank == 0, self.local_rank != 0):
+            with self.agreed():
+                if my_turn:
+                    made = make()
+        return made
 
     def any(self, condition: bool) -> bool:
         """Whether it holds on some rank; communicates, and no rank returns before all have asked."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 
+from sngd.cost import differences
 from sngd.paper.trained.experiments import READINGS, experiments_by_reading
 from sngd.paper.trained.pictures import page_of
 from sngd.paper.trained.runs import (
@@ -121,10 +122,12 @@ def _costs(arm: ArmMeasured, experiment: ExperimentMeasured) -> list[float]:
 def count_once(calls: float, anchor: float, period: float, batch_size: int) -> float:
     """Oracle calls of SPIDER with its difference samples counted once, from the number with them counted twice.
 
-    A period is an anchor, B calls, and M − 1 differences of 2b calls each, the first of the M steps having none.
+    A period is an anchor and M − 1 differences, of which half the calls count.
     """
-    periods, rest = divmod(calls, anchor + (period - 1) * 2 * batch_size)
-    return float(periods * (anchor + (period - 1) * batch_size) + min(rest, anchor) + max(0, rest - anchor) / 2)
+    twice = differences(anchor, batch_size, period)
+    once = twice._replace(between=batch_size)
+    periods, rest = divmod(calls, twice.of_a_period)
+    return float(periods * once.of_a_period + min(rest, anchor) + max(0, rest - anchor) / 2)
 
 
 def _cut_at_budget(arm: ArmMeasured, costs: Sequence[float], budget: float) -> ArmMeasured:
