@@ -26,7 +26,7 @@ class RunConfig:
         label: what tables call the arm; runs that differ in their seed only share it. Default: the method's name.
         lr: α > 0, of the first stage. Default: the method's.
         batch_size: b ≥ 1, at most n.
-        epochs: budget, in oracle calls over n, > 0. No run spends more.
+        epochs: budget, in oracle calls over n, > 0 and at most 1e9. No run spends more.
         seed: ≥ 0; draws the initial weights, the order of the samples and the random output. Methods that share a
             seed share the first two.
         weight_decay: λ ≥ 0.
@@ -48,7 +48,7 @@ class RunConfig:
     label: Annotated[str | None, ONE_LINE] = None
     lr: Annotated[float | None, Declared(gt=0)] = None
     batch_size: Annotated[int, Declared(ge=1)] = 128
-    epochs: Annotated[float, Declared(gt=0)] = 20.0
+    epochs: Annotated[float, Declared(gt=0, le=1e9)] = 20.0
     seed: Annotated[int, Declared(ge=0)] = 0
     weight_decay: Annotated[float, Declared(ge=0)] = 0.0
     plan: str | None = None
