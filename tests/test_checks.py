@@ -31,7 +31,7 @@ def test_the_middle_is_cut():
 
 def test_a_long_name_is_refused_shortly():
     for name in ("x" * 100_000, "spidder"):
-        with pytest.raises(ValueError, match=r"^method must be one of spider, got '") as error:
+        with pytest.raises(ValueError, match="method must be one of spider, got") as error:
             check_one_of("method", name, ["spider"])
         assert len(str(error.value)) < 300
         assert suggestion(name, ["spider"]) == (", did you mean 'spider'?" if len(name) < 100 else "")

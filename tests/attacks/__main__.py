@@ -9,11 +9,13 @@ import argparse
 import importlib
 import json
 import os
+import pickle
 import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -89,44 +91,52 @@ def _attack(chosen: Sequence[str], minutes: float, tries: int | None, seed: int,
     together = [job for job in jobs if job.attack not in ALONE]
     alone = [job for job in jobs if job.attack in ALONE]
     share = (_SHARE_ALONE if together else 1.0) if alone else 0.0
-    counts = _in_lanes(_lanes(together, 2), goals, 60 * minutes * (1 - share), seed, where)
-    counts += _in_lanes([alone], goals, 60 * minutes * share, seed, where)
-    order = {(job.attack, job.name): number for number, job in enumerate(jobs)}
-    return sorted(counts, key=lambda one: order[one.attack, one.target])
+    counts = {job: Counts(job.attack, job.name, seed) for job in jobs}
+    _in_turns(together, counts, goals, 60 * minutes * (1 - share), 2, where)
+    _in_turns(alone, counts, goals, 60 * minutes * share, 1, where)
+    return list(counts.values())
 
 
-def _lanes(jobs: Sequence[Job], number: int) -> list[list[Job]]:
-    """The jobs dealt out so that each lane has about the same weight."""
-    lanes: list[list[Job]] = [[] for _ in range(number)]
-    for job in sorted(jobs, key=lambda job: -job.target.weight):
-        min(lanes, key=lambda lane: sum(one.target.weight for one in lane)).append(job)
-    return lanes
+def _in_turns(
+    jobs: Sequence[Job],
+    counts: dict[Job, Counts],
+    goals: Mapping[Job, int],
+    seconds: float,
+    lanes: int,
+    where: Path,
+) -> None:
+    """In ``lanes`` processes at once, a slice of the time for the job that is furthest from its goal, again and again.
+
+    So all come equally near to their goals, however long their tries take; each is tried once at least.
+    """
+    deadline = time.monotonic() + seconds
+    piece = max(1.0, seconds * lanes / (4 * max(1, len(jobs))))
+    running: dict[int, Job] = {}
+    while True:
+        in_time = time.monotonic() < deadline
+        waiting = [
+            job
+            for job in jobs
+            if job not in running.values() and counts[job].tried < goals[job] and (in_time or not counts[job].tried)
+        ]
+        if waiting and len(running) < lanes:
+            job = min(waiting, key=lambda job: counts[job].tried / goals[job])
+            path = where / f"{jobs.index(job)}.counts"
+            running[fork(partial(_slice, job, counts[job], goals[job], piece, path))] = job
+        elif running:
+            child, status = os.wait()
+            if status:
+                raise SystemExit("an attack itself failed, see above")
+            job = running.pop(child)
+            counts[job] = pickle.loads((where / f"{jobs.index(job)}.counts").read_bytes())
+        else:
+            return
 
 
-def _in_lanes(
-    lanes: Sequence[Sequence[Job]], goals: Mapping[Job, int], seconds: float, seed: int, where: Path
-) -> list[Counts]:
-    """Each lane in a process of its own, its jobs one after the other."""
-    paths = [where / f"lane-{number}-{id(lane)}.json" for number, lane in enumerate(lanes)]
-    lanes_and_paths = list(zip(lanes, paths, strict=True))
-    children = [
-        fork(lambda lane=lane, path=path: _lane(lane, goals, seconds, seed, path)) for lane, path in lanes_and_paths
-    ]
-    for child in children:
-        if os.waitpid(child, 0)[1]:
-            raise SystemExit("an attack itself failed, see above")
-    return [Counts.from_json(one) for path in paths for one in json.loads(path.read_text("utf-8"))]
-
-
-def _lane(jobs: Sequence[Job], goals: Mapping[Job, int], seconds: float, seed: int, path: Path) -> None:
-    """What a job leaves of its share of the time goes to those after it."""
-    deadline, done = time.monotonic() + seconds, []
-    for number, job in enumerate(jobs):
-        weights = [one.target.weight for one in jobs[number:]]
-        share = max(0.0, deadline - time.monotonic()) * weights[0] / sum(weights)
-        done.append(survey(job.attack, job.name, job.target, seed, seconds=share, count=goals[job]))
-        print(f"{job.attack}/{job.name}: {done[-1].tried} tries", file=sys.stderr, flush=True)
-    path.write_text(json.dumps([one.as_json() for one in done]), "utf-8")
+def _slice(job: Job, counts: Counts, goal: int, seconds: float, path: Path) -> None:
+    survey(counts, job.target, seconds=seconds, count=goal)
+    print(f"{job.attack}/{job.name}: {counts.tried:,} of {goal:,} tries", file=sys.stderr, flush=True)
+    path.write_bytes(pickle.dumps(counts))
 
 
 def _report(counts: Sequence[Counts], minutes: float, seed: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def _target(where: Path, attack: Attack) -> Target:
         finally:
             samples.remove(folder)
 
-    return Target(attempt, seconds=60, goal=100)
+    return Target(attempt, seconds=60, goal=40)
 
 
 def _clear(ended: Ended, folder: Path) -> dict[str, int]:

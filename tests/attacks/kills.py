@@ -35,7 +35,7 @@ def _method(where: Path, method: str) -> Target:
         samples.remove(folder)
         return {"kills": kills, "ended alike": 1}
 
-    return Target(attempt, seconds=60, weight=3, goal=18)
+    return Target(attempt, seconds=60, goal=18)
 
 
 class Whole:

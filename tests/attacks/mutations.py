@@ -118,7 +118,7 @@ def _checkpoint(where: Path, change: Callable[[Chance, RunFolder, dict[str, Any]
         chance.note = f"{method}: {chance.note}"
         return _resume(config(method), folder)
 
-    return Target(attempt, prepare, weight=3)
+    return Target(attempt, prepare)
 
 
 def _changed_state(chance: Chance, run: RunFolder, state: dict[str, Any], _content: bytes) -> None:
@@ -156,7 +156,7 @@ def _study_file(where: Path, part: str, name: str) -> Target:
             return refused(error, study)
         return {"read": 1}
 
-    return Target(attempt, prepare, weight=2)
+    return Target(attempt, prepare)
 
 
 def _measurements(where: Path) -> Target:
@@ -187,7 +187,7 @@ def _measurements(where: Path) -> Target:
             return refused(error, path)
         return {"read": 1}
 
-    return Target(attempt, prepare, weight=2)
+    return Target(attempt, prepare)
 
 
 # ---- plans ---------------------------------------------------------------------------------------------------

@@ -23,13 +23,12 @@ _GROWN = 77  # exit status of a process that has grown too much: another one goe
 _PREPARE_SECONDS = 120.0
 
 
-def survey(attack: str, name: str, target: Target, seed: int, *, seconds: float, count: int) -> Counts:
-    """Try ``target`` up to ``count`` times, for up to ``seconds`` beside its preparation, and at least once."""
-    counts = Counts(attack, name, seed)
+def survey(counts: Counts, target: Target, *, seconds: float, count: int) -> None:
+    """Try ``target`` on, up to ``count`` times in all, for up to ``seconds`` beside its preparation, at least once."""
+    end = counts.seconds + seconds
     Chance.board = mmap(-1, 160)
-    while counts.tried < count and (not counts.tried or counts.seconds < seconds):
-        _go_on(counts, target, seconds - counts.seconds, count)
-    return counts
+    while counts.tried < count and (not counts.tried or counts.seconds < end):
+        _go_on(counts, target, end - counts.seconds, count)
 
 
 def _go_on(counts: Counts, target: Target, seconds: float, count: int) -> None:

@@ -80,7 +80,7 @@ def _forked(where: Path, study: Callable[[Path], None], goal: int) -> Target:
             raise Found(ERROR, f"does not go on: {type(ended.error).__name__}: {ended.error}"[:300])
         return _alike(folder, known["results"], kills)
 
-    return Target(attempt, prepare, seconds=120, goal=goal, weight=4)
+    return Target(attempt, prepare, seconds=120, goal=goal)
 
 
 def _alike(folder: Path, expected: dict[str, Any], kills: int) -> dict[str, int]:
@@ -138,7 +138,7 @@ def _typed(where: Path, words: str, goal: int) -> Target:
             raise Found(ERROR, f"exit code {last.returncode}: {' '.join(last.stderr.split())[-250:]}", "does not go on")
         return _alike(folder, known["results"], kills)
 
-    return Target(attempt, prepare, seconds=300, goal=goal, weight=6)
+    return Target(attempt, prepare, seconds=300, goal=goal)
 
 
 def _killed(command: list[str], seconds: float) -> bool:

@@ -60,15 +60,13 @@ class Target:
         prepare: called once in the process that tries, before the first try and the measurement of memory.
         seconds: what one try may take.
         megabytes: by how much the process may grow.
-        weight: the share of the time, relative to other targets.
-        goal: tries after which five minutes are well spent.
+        goal: tries that are wanted. Time is shared so that all targets come equally near to theirs.
     """
 
     attempt: Callable[[Chance], dict[str, int]]
     prepare: Callable[[], object] = lambda: None
     seconds: float = 10.0
     megabytes: float = 200.0
-    weight: float = 1.0
     goal: int = 20_000
 
 

@@ -356,7 +356,7 @@ def test_measurements_that_do_not_fit_together_are_named(monkeypatch, tmp_path):
         def fails(_measurements, error=error):
             raise error
 
-        monkeypatch.setitem(CLAIMS, "C9", CLAIMS["C9"]._replace(judge=fails))
+        monkeypatch.setitem(claims.CLAIMS, "C9", claims.CLAIMS["C9"]._replace(judge=fails))
         path = re.escape(str(tmp_path / "relaxed" / "measurements.json"))
         with pytest.raises(ValueError, match=f"^{path}: C9 cannot be judged by these measurements"):
             judge(tmp_path, ["C9"])

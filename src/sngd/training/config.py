@@ -43,7 +43,9 @@ class RunConfig:
         None
     )
     batch_size: Annotated[int, Declared(ge=1, help="Samples a step, b.")] = 128
-    epochs: Annotated[float, Declared(gt=0, help="Budget: gradient evaluations over n. No method spends more.")] = 20.0
+    epochs: Annotated[
+        float, Declared(gt=0, le=1e9, help="Budget: gradient evaluations over n. No method spends more.")
+    ] = 20.0
     # Methods that share a seed share these two; the random output is drawn by it, too.
     seed: Annotated[int, Declared(ge=0, help="Draws initial weights and sample order.")] = 0
     weight_decay: Annotated[float, Declared(ge=0, help="λ: adds λw to every gradient.")] = 0.0

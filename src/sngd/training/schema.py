@@ -271,6 +271,7 @@ def check_value(name: str, value: object, hint: Any) -> None:
     if float in kinds and not _within(value, limits):
         least = f" and greater than {limits.gt:g}" if limits.gt is not None else ""
         least += f" and at least {limits.ge:g}" if limits.ge is not None else ""
+        least += f" and at most {limits.le:g}" if limits.le is not None and is_finite(value) else ""
         raise ValueError(f"{name} must be finite{least}, got {shown(value)}")
 
 
@@ -308,7 +309,8 @@ def _within(value: object, limits: Declared) -> bool:
     if not is_finite(value):
         return False
     number = cast(float, value)
-    return (limits.gt is None or number > limits.gt) and (limits.ge is None or number >= limits.ge)
+    high_enough = (limits.gt is None or number > limits.gt) and (limits.ge is None or number >= limits.ge)
+    return high_enough and (limits.le is None or number <= limits.le)
 
 
 def is_finite(value: object) -> bool:
