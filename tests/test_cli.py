@@ -411,6 +411,34 @@ def test_compare_then_report(sngd, monkeypatch, tmp_path):
     assert [(row["label"], row["runs"]) for row in table["methods"]] == [("sgd", 1)]
 
 
+def test_pack_and_unpack(sngd, tmp_path):
+    words = ["compare", "digits-mlp", "--methods", "sgd,sngd", "--seeds", 1, "--jobs", 1, *FAST]
+    assert sngd(*words)[0] == 0
+    folder = tmp_path / "runs" / "compare-digits-mlp"
+    table, before = (folder / "table.md").read_bytes(), digits(folder)
+    assert sngd("pack", "runs") == (0, "packed: runs/compare-digits-mlp\n", "")
+    assert not list(folder.rglob("config.json"))
+    assert digits(folder) == before  # weights are kept
+    assert sngd("report", folder)[0] == 0
+    assert (folder / "table.md").read_bytes() == table
+
+    code, out, _ = sngd(*words, "--json")  # goes on from the packed study, repeats nothing, and packs it again
+    assert code == 0
+    assert [row["finished"] for row in json.loads(out)["methods"]] == [1, 1]
+    assert digits(folder) == before
+    assert not list(folder.rglob("config.json"))
+
+    code, out, _ = sngd("pack", "--unpack", folder, "--json")
+    assert (code, json.loads(out)["studies"]) == (0, [str(folder)])
+    assert len(list(folder.rglob("config.json"))) == 2
+    assert sngd("pack", folder, "--drop-weights")[0] == 0
+    assert not (folder / "runs").exists()
+    assert sngd("pack", folder, "--unpack", "--drop-weights")[2] == (
+        "sngd: --drop-weights is for packing, --unpack is not that: give one of them\n"
+    )
+    assert sngd("pack", "nowhere")[0] == 2
+
+
 def test_compare_tunes_every_method_on_the_same_grid(sngd, tmp_path):
     words = ["compare", "digits-mlp", "--methods", "sgd,sngd", "--seeds", "7,9", "--grid", "0.001,0.3", *FAST]
     code, out, _ = sngd(*words, "--json")

@@ -10,7 +10,9 @@ from fake_runs import write_run, write_study
 
 from sngd.paper.reproduce import FIGURES, stored
 from sngd.studies.certify import Certificates
-from sngd.studies.runs import read_comparison, read_run, read_study
+from sngd.studies.pack import pack
+from sngd.studies.packed import read_packed
+from sngd.studies.runs import all_runs, read_comparison, read_study, study_folders
 from sngd.theory import Smooth, plan
 from sngd.training.config import read_config
 from sngd.training.metrics import read_rows
@@ -23,12 +25,11 @@ WRONG = ["x", "", -1, 0, 0.5, 1e300, 10**400, True, None, [], {}, [[]], {"x": 1}
 
 
 def test_all_committed_results_are_read():
-    configs = [path.parent for path in RESULTS.rglob("config.json")]
-    assert len(configs) > 400
-    for folder in configs:
-        assert read_run(folder).finished
-    for path in RESULTS.rglob("compare.json"):
-        assert read_study(path.parent).runs
+    runs = all_runs(RESULTS)
+    assert len(runs) > 400
+    assert all(run.finished for run in runs)
+    for folder in study_folders(RESULTS):
+        assert read_study(folder).runs
     figures = [path.parent for path in RESULTS.rglob("measurements.json")]
     assert len(figures) == len(FIGURES)
     for folder in figures:
@@ -45,6 +46,8 @@ def documents(folder):
     (run / "metrics.jsonl").write_bytes((run / "metrics.jsonl").read_bytes().splitlines(keepends=True)[0])
     yield run / "metrics.jsonl", read_rows
     yield folder / "study" / "compare.json", read_comparison
+    pack(write_study(folder / "packed", seeds=2, epochs=2))
+    yield folder / "packed" / "study.json", lambda path: (read_study(path.parent), read_packed(path.parent))
     (folder / "plan.json").write_text(json.dumps(plan("s-sngd", Smooth(1.0), 0.3, 1.0, target=1.0).as_json()))
     yield folder / "plan.json", read_plan
     (folder / "stages.json").write_text("[[0.5, 3], [0.1, 4, 2.0]]")

@@ -122,7 +122,7 @@ def _read_rows(path: Path, runs: int) -> list[list[Row]]:
         row = cast(dict[str, Any], decode(line, _NumberedRow, f"{path}, line {number}"))
         index = row.pop("run")
         if index >= runs:
-            raise Malformed(f"{path}, line {number}: {STUDY} has no run {index} - at `$.run`")
+            raise Malformed(f"{path}, line {number}: {path.with_name(STUDY)} has no run {index} - at `$.run`")
         rows[index].append(cast(Row, row))
     return rows
 

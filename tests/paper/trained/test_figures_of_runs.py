@@ -28,6 +28,7 @@ from sngd.paper.trained.experiments import (
 )
 from sngd.paper.trained.sensitivity import FACTOR, Plateau, plateau
 from sngd.studies.execution.execution import Execution
+from sngd.studies.pack import pack
 from sngd.training.plan_words import build_plan
 from studies.fake_runs import write_comparison, write_run
 
@@ -319,6 +320,20 @@ def test_stored_runs_are_measured_anew_and_stored_measurements_suffice(tmp_path)
     (alone / "measurements.json").write_text(json.dumps(stored))
     assert [path.name for path in reproduce("fig2", "quick", alone, reuse=True)] == ["fig2.png", "fig2.svg"]
     assert json.loads((alone / "measurements.json").read_text()) == stored
+
+
+def test_packed_runs_are_measured_as_their_folders(tmp_path):
+    fake("fig4", "quick", tmp_path)
+    old = {"figure": "fig4", "profile": "quick", "experiments": {}}
+    (tmp_path / "measurements.json").write_text(json.dumps({"profile": "quick", "measurements": old}))
+    reproduce("fig4", "quick", tmp_path, reuse=True)
+    stored = (tmp_path / "measurements.json").read_bytes()
+    pack(tmp_path)
+    assert not list(tmp_path.rglob("config.json"))
+    reproduce("fig4", "quick", tmp_path, reuse=True)
+    assert (tmp_path / "measurements.json").read_bytes() == stored
+    (tmp_path / "measurements.json").unlink()
+    assert runs.measure("fig4", "quick", tmp_path) == json.loads(stored)["measurements"]
 
 
 @pytest.mark.slow
