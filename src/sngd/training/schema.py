@@ -252,9 +252,9 @@ def check_value(name: str, value: object, hint: Any) -> None:
     if str in kinds and not isinstance(value, str):
         raise ValueError(f"{name} must be a string, got {shown(value)}")
     if isinstance(value, str) and limits.one_line:
-        most = limits.length[1] if limits.length else len(value)
-        if len(value) > most or not re.search(_LINE, value):
-            allowed = f"one line of at most {most} characters, without control characters"
+        longest = limits.length[1] if limits.length else len(value)
+        if len(value) > longest or not re.search(_LINE, value):
+            allowed = f"one line of at most {longest} characters, without control characters"
             raise ValueError(f"{name} must be {allowed}, got {shown(value)}")
     if int in kinds and not (isinstance(value, int) and _within(value, limits) and value <= _LARGEST):
         least = "" if limits.ge is None else f" of at least {limits.ge:g}"
