@@ -3,15 +3,15 @@
 import errno
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 
 class NotRegular(ValueError):
     """A folder, a pipe, a device or a socket stands where a file must be."""
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """The regular file at ``path``, or the one that it is a link to, opened for reading bytes.
 
     A pipe would keep its reader waiting, and a device can go on for ever. Both are refused before a byte is read.

@@ -25,8 +25,6 @@ from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Self
 
-from sngd.checks import shown
-
 
 @dataclass(frozen=True, slots=True)
 class Stage:
@@ -141,7 +139,7 @@ def _as_stage(index: int, item: Stage | Sequence[float]) -> Stage:
         return Stage(*item)  # type: ignore[arg-type]
     except TypeError:
         allowed = "a Stage, (lr, steps) or (lr, steps, weight)"
-        raise ValueError(f"stages[{index}] must be {allowed}, got {shown(item)}") from None
+        raise ValueError(f"stages[{index}] must be {allowed}, got {_shown(item)}") from None
     except ValueError as error:
         raise ValueError(f"stages[{index}]: {error}") from None
 
@@ -194,7 +192,7 @@ def multistep(
     lr, epochs, factor = _positive("lr", lr), _positive("epochs", epochs), _positive("factor", factor)
     bounds = [0, *milestones, epochs]
     if not all(start < end for start, end in pairwise(bounds)):
-        got = shown(list(milestones))
+        got = _shown(list(milestones))
         raise ValueError(f"milestones must be strictly increasing within (0, {epochs:g}), got {got}")
     return _by_epochs([lr * factor**drop for drop in range(len(bounds) - 1)], bounds, steps_per_epoch)
 
@@ -282,7 +280,7 @@ def geometric(rho: float, stages: int, distance: float) -> StagePlan:
 
 def _positive(name: str, value: float) -> float:
     if not hasattr(value, "__float__") or not 0 < _float(value) < math.inf:
-        raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
+        raise ValueError(f"{name} must be a finite number > 0, got {_shown(value)}")
     return float(value)
 
 
@@ -296,5 +294,11 @@ def _float(value: float) -> float:
 
 def _count(name: str, value: int) -> int:
     if not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise ValueError(f"{name} must be an integer ≥ 1, got {shown(value)}")
+        raise ValueError(f"{name} must be an integer ≥ 1, got {_shown(value)}")
     return operator.index(value)
+
+
+def _shown(value: object) -> str:
+    from sngd.checks import shown  # here, for this file must be usable without the package, which imports torch
+
+    return shown(value)

@@ -50,7 +50,7 @@ def _check_pickle(content: bytes) -> None:
     has in all, and how many of them are written in place; lists and dicts, which have no hash, count as one.
     """
     stack: list[tuple[int, int] | None] = []  # None marks where a tuple, or the items of a list, begin
-    memo: dict[int, tuple[int, int] | None] = {}
+    memo: dict[Any, tuple[int, int] | None] = {}
     for opcode, argument, _ in pickletools.genops(content):
         if opcode.name == "GLOBAL" and argument in _ALLOCATING:
             raise ValueError(f"it asks for {argument}")
