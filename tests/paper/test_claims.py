@@ -248,7 +248,7 @@ def test_another_profile_is_measured_anew(studies, tmp_path):
 def test_verdicts_follow_from_the_stored_measurements_alone(tmp_path):
     reproduce_claims(["C9", "C7"], "quick", tmp_path)
     path = tmp_path / "relaxed" / "measurements.json"
-    path.write_text(path.read_text("utf-8").replace('"value": 2.0', '"value": 0.5'), "utf-8")
+    path.write_text(path.read_text("utf-8").replace('"value":2.0', '"value":0.5'), "utf-8")
     assert [v.outcome for v in judge(tmp_path, ["C7", "C9", "C10"])] == [REPRODUCED, NOT_REPRODUCED, NOT_TESTED]
     (tmp_path / "scaling" / "measurements.json").unlink()
     assert judge(tmp_path, ["C7"])[0].outcome == NOT_TESTED
