@@ -28,7 +28,7 @@ FLOORS = [
     ["diagnose", ".", "."],
     ["estimators", "optim", "theory"],
     ["iterates", "norms", "stages"],
-    ["state", ".", "."],
+    ["state", "cost", "files"],
     ["sharding", "slug", "checks"],
 ]
 FLOOR = {room: height for height, rooms in enumerate(reversed(FLOORS)) for room in rooms if room != "."}

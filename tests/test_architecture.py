@@ -15,7 +15,7 @@ import draw_architecture as architecture  # noqa: E402
 LIBRARY = ["diagnose", "estimators", "optim", "theory", "iterates", "norms", "stages", "state", "sharding", "checks"]
 PACKAGES = {  # that a room's import may import; any other waits until it is used
     **{room: {"torch"} for room in LIBRARY},
-    **{room: set() for room in ("theory", "stages", "checks", "slug")},
+    **{room: set() for room in ("theory", "stages", "checks", "cost", "files", "slug")},
     **{room: {"torch", "numpy"} for room in ("problems", "training", "studies", "paper")},
     "cli": {"torch", "numpy", "typer", "rich"},
 }

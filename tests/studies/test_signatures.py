@@ -21,8 +21,7 @@ def unexplained(text):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             given = node.args
             every = [*given.posonlyargs, *given.args, *given.kwonlyargs, given.vararg, given.kwarg]
-            # options: those of ``compare``, which names and types them
-            annotations = [argument.annotation for argument in every if argument and argument.arg != "options"]
+            annotations = [argument.annotation for argument in every if argument]
             annotations.append(node.returns)
         elif isinstance(node, ast.AnnAssign):
             annotations = [node.annotation]
