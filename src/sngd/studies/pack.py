@@ -133,7 +133,7 @@ def pack_files(study: Path, lock: FolderLock, *, drop_weights: bool = False) -> 
 
 
 def _content(study: Path) -> Packed:
-    comparison: dict[str, Any] | None = comparison_of(study)  # type: ignore[assignment]
+    comparison: dict[str, Any] | None = comparison_of(study)  # type: ignore[assignment]  # Any: as packed
     if comparison and "runs" in comparison:
         comparison = {**comparison, "runs": [ascii_place(run) for run in comparison["runs"]]}
     runs = [PackedRun(_place(run, study), run.config, run.environment, run.rows) for run in _runs(study)]
@@ -143,7 +143,7 @@ def _content(study: Path) -> Packed:
 def _equal(one: Packed, other: Packed) -> bool:
     """Whether they hold the same, whatever the order of the runs and of their settings."""
 
-    def by_place(study: Packed) -> dict[str, Any]:
+    def by_place(study: Packed) -> dict[str, object]:
         return {run.place: [dict(sorted(run.config.items())), run.environment, run.rows] for run in sorted(study.runs)}
 
     return same([one.comparison, by_place(one)], [other.comparison, by_place(other)])

@@ -40,23 +40,23 @@ class PackedRun(NamedTuple):
 class Packed(NamedTuple):
     """A study: what compare.json holds, None without one, and all its runs, those of the tuning too."""
 
-    comparison: dict[str, Any] | None
+    comparison: dict[str, Any] | None  # Any: ``runs`` checks it as compare.json
     runs: list[PackedRun]
 
 
 class _RunEntry(TypedDict):
     place: str
     environment: Count  # an index of ``environments``
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # Any: checked as config.json is, once those of the study are added
 
 
 class _StudyFile(TypedDict):
     """study.json; a run's settings are those of the file and its own."""
 
     format: Count
-    comparison: dict[str, Any] | None
+    comparison: dict[str, Any] | None  # Any: ``runs`` checks it as compare.json
     environments: list[Environment]
-    settings: dict[str, Any]
+    settings: dict[str, Any]  # Any: checked as config.json is, once a run's own are added
     runs: list[_RunEntry]
 
 
@@ -164,7 +164,7 @@ def _distinct(environments: Iterable[Environment]) -> list[Environment]:
     return list({json.dumps(environment): environment for environment in environments}.values())
 
 
-def _common(configs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _common(configs: Sequence[Mapping[str, object]]) -> dict[str, object]:
     first = configs[0] if configs else {}
     return {
         name: value
