@@ -341,9 +341,9 @@ def test_rejects_state_that_would_be_broadcast_or_cast():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"total": -1.0}, "total must be a finite number of at least 0, got -1.0"),
-        ({"total": float("nan")}, "total must be a finite number of at least 0, got nan"),
-        ({"total": "2"}, "total must be a finite number of at least 0, got '2'"),
+        ({"total": -1.0}, "total must be finite and at least 0, got -1.0"),
+        ({"total": float("nan")}, "total must be finite and at least 0, got nan"),
+        ({"total": "2"}, "total must be finite and at least 0, got '2'"),
         ({"swapped": 1}, "swapped must be False, or True if total > 0, got 1"),
         ({"swapped": True, "total": 0.0}, "swapped must be False, or True if total > 0, got True"),
         (

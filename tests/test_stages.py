@@ -33,15 +33,15 @@ def test_stage_has_plain_numbers_and_weight_one():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 1), "lr must be a finite number > 0, got 0"),
-        ((-0.1, 1), "lr must be a finite number > 0, got -0.1"),
-        ((math.nan, 1), "lr must be a finite number > 0, got nan"),
-        ((math.inf, 1), "lr must be a finite number > 0, got inf"),
-        (("0.1", 1), "lr must be a finite number > 0, got '0.1'"),
-        ((0.1, 0), "steps must be an integer ≥ 1, got 0"),
-        ((0.1, 2.5), "steps must be an integer ≥ 1, got 2.5"),
-        ((0.1, 1, 0.0), "weight must be a finite number > 0, got 0.0"),
-        ((0.1, 1, math.inf), "weight must be a finite number > 0, got inf"),
+        ((0, 1), "lr must be finite and greater than 0, got 0"),
+        ((-0.1, 1), "lr must be finite and greater than 0, got -0.1"),
+        ((math.nan, 1), "lr must be finite and greater than 0, got nan"),
+        ((math.inf, 1), "lr must be finite and greater than 0, got inf"),
+        (("0.1", 1), "lr must be finite and greater than 0, got '0.1'"),
+        ((0.1, 0), "steps must be a whole number of at least 1, got 0"),
+        ((0.1, 2.5), "steps must be a whole number of at least 1, got 2.5"),
+        ((0.1, 1, 0.0), "weight must be finite and greater than 0, got 0.0"),
+        ((0.1, 1, math.inf), "weight must be finite and greater than 0, got inf"),
     ],
 )
 def test_stage_rejects(arguments, message):
@@ -72,9 +72,9 @@ def test_covering_a_whole_number_of_steps_takes_exactly_these(lr, steps):
 @pytest.mark.parametrize(
     ("lr", "distance", "message"),
     [
-        (0.1, 0, "distance must be a finite number > 0, got 0"),
-        (0.1, math.inf, "distance must be a finite number > 0, got inf"),
-        (0.0, 1.0, "lr must be a finite number > 0, got 0.0"),
+        (0.1, 0, "distance must be finite and greater than 0, got 0"),
+        (0.1, math.inf, "distance must be finite and greater than 0, got inf"),
+        (0.0, 1.0, "lr must be finite and greater than 0, got 0.0"),
         (1e-300, 1e300, "distance / lr must be finite, got 1e+300 / 1e-300"),
     ],
 )
@@ -134,7 +134,7 @@ def test_repr_tells_the_plan_at_any_length():
     ("stages", "message"),
     [
         ([], "stages must hold at least one stage, got none"),
-        ([(0.1, 1), (0.1, 0)], "stages[1]: steps must be an integer ≥ 1, got 0"),
+        ([(0.1, 1), (0.1, 0)], "stages[1]: steps must be a whole number of at least 1, got 0"),
         ((0.1, 5), "stages[0] must be a Stage, (lr, steps) or (lr, steps, weight), got 0.1"),
         ([(0.1, 1), (0.1,)], "stages[1] must be a Stage, (lr, steps) or (lr, steps, weight), got (0.1,)"),
         ([[0.1, 1, 1, 1]], "stages[0] must be a Stage, (lr, steps) or (lr, steps, weight), got [0.1, 1, 1, 1]"),
@@ -238,25 +238,25 @@ def test_every_stage_of_the_corollaries_covers_the_distance_and_weights_do_not_d
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: constant(0.0, 1), "lr must be a finite number > 0, got 0.0"),
-        (lambda: poly(-1, 2), "lr must be a finite number > 0, got -1"),
-        (lambda: poly(1, 0), "epochs must be a finite number > 0, got 0"),
-        (lambda: poly(1, 2, 0), "steps_per_epoch must be a finite number > 0, got 0"),
-        (lambda: poly(1, 2, power=math.nan), "power must be a finite number > 0, got nan"),
+        (lambda: constant(0.0, 1), "lr must be finite and greater than 0, got 0.0"),
+        (lambda: poly(-1, 2), "lr must be finite and greater than 0, got -1"),
+        (lambda: poly(1, 0), "epochs must be finite and greater than 0, got 0"),
+        (lambda: poly(1, 2, 0), "steps_per_epoch must be finite and greater than 0, got 0"),
+        (lambda: poly(1, 2, power=math.nan), "power must be finite and greater than 0, got nan"),
         (lambda: poly(1, 2, 0.1), "epochs * steps_per_epoch must round to at least 1 step, got 2 * 0.1"),
-        (lambda: multistep(1, 9, (3,), factor=0), "factor must be a finite number > 0, got 0"),
+        (lambda: multistep(1, 9, (3,), factor=0), "factor must be finite and greater than 0, got 0"),
         (
             lambda: multistep(1, 160, (120, 80)),
             "milestones must be strictly increasing within (0, 160), got [120, 80]",
         ),
         (lambda: multistep(1, 160, (0, 80)), "milestones must be strictly increasing within (0, 160), got [0, 80]"),
         (lambda: multistep(1, 80, [80]), "milestones must be strictly increasing within (0, 80), got [80]"),
-        (lambda: harmonic(0, 1, 1), "rho must be a finite number > 0, got 0"),
-        (lambda: harmonic(1, 0, 1), "stages must be an integer ≥ 1, got 0"),
-        (lambda: harmonic(1, 1, -2), "distance must be a finite number > 0, got -2"),
+        (lambda: harmonic(0, 1, 1), "rho must be finite and greater than 0, got 0"),
+        (lambda: harmonic(1, 0, 1), "stages must be a whole number of at least 1, got 0"),
+        (lambda: harmonic(1, 1, -2), "distance must be finite and greater than 0, got -2"),
         (lambda: geometric(0.5, 1, 1), "rho must be in (0, 0.5), got 0.5"),
         (lambda: geometric(0, 1, 1), "rho must be in (0, 0.5), got 0"),
-        (lambda: geometric(0.1, 0, 1), "stages must be an integer ≥ 1, got 0"),
+        (lambda: geometric(0.1, 0, 1), "stages must be a whole number of at least 1, got 0"),
         (lambda: geometric(0.1, 1000, 1), "stages must be at most 300 for rho = 0.1, got 1000"),
     ],
 )

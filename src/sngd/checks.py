@@ -1,6 +1,5 @@
 """One wording for every argument that is out of its range, and for names that are not known."""
 
-import operator
 from collections.abc import Iterable
 from difflib import get_close_matches
 from math import inf
@@ -32,14 +31,14 @@ def cut(text: str) -> str:
 def positive(name: str, value: float) -> float:
     """`value` as a float; ValueError unless it is finite and > 0."""
     if not hasattr(value, "__float__") or not 0 < float(value) < inf:
-        raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
+        raise ValueError(f"{name} must be finite and greater than 0, got {shown(value)}")
     return float(value)
 
 
 def non_negative(name: str, value: float) -> float:
     """`value` as a float; ValueError unless it is finite and ≥ 0."""
     if not hasattr(value, "__float__") or not 0 <= float(value) < inf:
-        raise ValueError(f"{name} must be a finite number ≥ 0, got {shown(value)}")
+        raise ValueError(f"{name} must be finite and at least 0, got {shown(value)}")
     return float(value)
 
 
@@ -50,11 +49,12 @@ def finite(name: str, value: float) -> float:
     return float(value)
 
 
-def count(name: str, value: int) -> int:
-    """`value` as an int; ValueError unless it is an integer ≥ 1."""
-    if not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise ValueError(f"{name} must be an integer ≥ 1, got {shown(value)}")
-    return operator.index(value)
+def count(name: str, value: float) -> int:
+    """`value` as an int; ValueError unless it is a whole number ≥ 1, of whatever type."""
+    whole = hasattr(value, "__index__") or (isinstance(value, float) and value.is_integer())
+    if not whole or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {shown(value)}")
+    return int(value)
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:

@@ -160,7 +160,7 @@ class RandomIterate:
         check_keys(state_dict, "total", "iterate", "swapped", "generator")
         total, swapped = state_dict["total"], state_dict["swapped"]
         if not (isinstance(total, int | float) and 0 <= total < math.inf):
-            raise ValueError(f"state_dict's total must be a finite number of at least 0, got {shown(total)}")
+            raise ValueError(f"state_dict's total must be finite and at least 0, got {shown(total)}")
         if not isinstance(swapped, bool) or (swapped and total == 0):
             raise ValueError(f"state_dict's swapped must be False, or True if total > 0, got {shown(swapped)}")
         generator = saved_generator(state_dict, "generator")

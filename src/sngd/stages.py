@@ -278,9 +278,12 @@ def geometric(rho: float, stages: int, distance: float) -> StagePlan:
     return StagePlan(Stage.covering(rho**t, distance, weight=(2 * rho) ** -t) for t in range(1, stages + 1))
 
 
+# The wording of ``sngd.checks``, which this file does not import: it can be used where torch is not installed.
+
+
 def _positive(name: str, value: float) -> float:
     if not hasattr(value, "__float__") or not 0 < _float(value) < math.inf:
-        raise ValueError(f"{name} must be a finite number > 0, got {_shown(value)}")
+        raise ValueError(f"{name} must be finite and greater than 0, got {_shown(value)}")
     return float(value)
 
 
@@ -294,7 +297,7 @@ def _float(value: float) -> float:
 
 def _count(name: str, value: int) -> int:
     if not hasattr(value, "__index__") or operator.index(value) < 1:
-        raise ValueError(f"{name} must be an integer ≥ 1, got {_shown(value)}")
+        raise ValueError(f"{name} must be a whole number of at least 1, got {_shown(value)}")
     return operator.index(value)
 
 

@@ -390,9 +390,9 @@ def test_the_seed_decides_and_the_model_is_untouched():
     [
         ({"max_steps": 0}, "max_steps must be a whole number of at least 1, got 0"),
         ({"max_steps": 2.5}, "max_steps must be a whole number of at least 1, got 2.5"),
-        ({"tolerance": 0}, "tolerance must be a finite number > 0, got 0"),
-        ({"tolerance": float("nan")}, "tolerance must be a finite number > 0, got nan"),
-        ({"tolerance": float("inf")}, "tolerance must be a finite number > 0, got inf"),
+        ({"tolerance": 0}, "tolerance must be finite and greater than 0, got 0"),
+        ({"tolerance": float("nan")}, "tolerance must be finite and greater than 0, got nan"),
+        ({"tolerance": float("inf")}, "tolerance must be finite and greater than 0, got inf"),
     ],
 )
 def test_arguments_out_of_range(option, message):

@@ -188,7 +188,7 @@ def test_lines_compared_in_portions_give_the_same(monkeypatch):
 def test_without_L0_there_is_no_class():
     x = torch.linspace(1, 4, 12, dtype=torch.float64)
     found = fit_relaxed_smooth(x, 3 * x, generator=seeded())
-    with pytest.raises(ValueError, match=exactly("L0 must be a finite number > 0, got 0.0")):
+    with pytest.raises(ValueError, match=exactly("L0 must be finite and greater than 0, got 0.0")):
         _ = found.smoothness
 
 

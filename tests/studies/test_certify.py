@@ -115,9 +115,9 @@ def test_given_constants_come_before_the_problems_own(copy):
 
 
 def test_constants_out_of_range(copy):
-    with pytest.raises(ValueError, match="sigma must be a finite number ≥ 0, got -1"):
+    with pytest.raises(ValueError, match="sigma must be finite and at least 0, got -1"):
         certify(copy, sigma=-1)
-    with pytest.raises(ValueError, match="gap must be a finite number ≥ 0, got inf"):
+    with pytest.raises(ValueError, match="gap must be finite and at least 0, got inf"):
         certify(copy, gap=float("inf"))
     assert not (copy / "certificate.json").exists()
 

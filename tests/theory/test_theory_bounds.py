@@ -201,10 +201,13 @@ SPIDER = {**SNGD, "max_scale": 0.1, "anchor_batch_size": 1, "period": 1}
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: sngd_bound(Smooth(1), **{**SNGD, "sigma": -1}), "sigma must be a finite number ≥ 0, got -1"),
-        (lambda: sngd_bound(Smooth(1), **{**SNGD, "gap": math.inf}), "gap must be a finite number ≥ 0, got inf"),
-        (lambda: sngd_bound(Smooth(1), **{**SNGD, "steps": 0}), "steps must be an integer ≥ 1, got 0"),
-        (lambda: sngd_bound(Smooth(1), **{**SNGD, "batch_size": 1.5}), "batch_size must be an integer ≥ 1, got 1.5"),
+        (lambda: sngd_bound(Smooth(1), **{**SNGD, "sigma": -1}), "sigma must be finite and at least 0, got -1"),
+        (lambda: sngd_bound(Smooth(1), **{**SNGD, "gap": math.inf}), "gap must be finite and at least 0, got inf"),
+        (lambda: sngd_bound(Smooth(1), **{**SNGD, "steps": 0}), "steps must be a whole number of at least 1, got 0"),
+        (
+            lambda: sngd_bound(Smooth(1), **{**SNGD, "batch_size": 1.5}),
+            "batch_size must be a whole number of at least 1, got 1.5",
+        ),
         (
             lambda: sngd_bound(RelaxedSmooth(1, 10), **SNGD),
             "lr must be at most 1/(2 L1) = 0.05 for RelaxedSmooth(L0=1.0, L1=10.0), got 0.1",
@@ -224,7 +227,10 @@ SPIDER = {**SNGD, "max_scale": 0.1, "anchor_batch_size": 1, "period": 1}
             lambda: spider_sfo_bound(Smooth(8), **SPIDER),
             "max_scale must be at most 1/(2L) = 0.0625 for SPIDER-SFO, got 0.1",
         ),
-        (lambda: spider_sfo_bound(Smooth(1), **{**SPIDER, "period": 0}), "period must be an integer ≥ 1, got 0"),
+        (
+            lambda: spider_sfo_bound(Smooth(1), **{**SPIDER, "period": 0}),
+            "period must be a whole number of at least 1, got 0",
+        ),
     ],
 )
 def test_errors_name_argument_value_and_range(call, message):

@@ -92,14 +92,14 @@ def test_theorem2_rounds_lemma2_up(growth):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: Smooth(0), "L must be a finite number > 0, got 0"),
-        (lambda: Smooth("4"), "L must be a finite number > 0, got '4'"),
-        (lambda: RelaxedSmooth(0, 1), "L0 must be a finite number > 0, got 0"),
-        (lambda: RelaxedSmooth(1, -1), "L1 must be a finite number ≥ 0, got -1"),
-        (lambda: lemma1(Smooth(1), 1, 0, lr=0, error=0), "lr must be a finite number > 0, got 0"),
+        (lambda: Smooth(0), "L must be finite and greater than 0, got 0"),
+        (lambda: Smooth("4"), "L must be finite and greater than 0, got '4'"),
+        (lambda: RelaxedSmooth(0, 1), "L0 must be finite and greater than 0, got 0"),
+        (lambda: RelaxedSmooth(1, -1), "L1 must be finite and at least 0, got -1"),
+        (lambda: lemma1(Smooth(1), 1, 0, lr=0, error=0), "lr must be finite and greater than 0, got 0"),
         (lambda: lemma1(Smooth(1), math.nan, 0, lr=1, error=0), "value must be a finite number, got nan"),
         (lambda: lemma1(Smooth(1), 1, math.inf, lr=1, error=0), "next_value must be a finite number, got inf"),
-        (lambda: lemma1(Smooth(1), 1, 0, lr=1, error=-1), "error must be a finite number ≥ 0, got -1"),
+        (lambda: lemma1(Smooth(1), 1, 0, lr=1, error=-1), "error must be finite and at least 0, got -1"),
         (
             lambda: lemma1(RelaxedSmooth(1, 2), 1, 0, lr=1, error=0),
             "smoothness must be a Smooth(L), got RelaxedSmooth(L0=1.0, L1=2.0), which lemma2 is for",

@@ -441,7 +441,7 @@ def test_a_parameter_that_has_changed_is_followed_to_its_dtype_and_refused_in_an
         *itertools.product(
             ["lr", "delta", "smoothness", "hessian_lipschitz", "oja_lr"],
             [0.0, -1.0, float("inf"), float("nan")],
-            ["{name} must be greater than 0 and finite, got {value}"],
+            ["{name} must be finite and greater than 0, got {value}"],
         ),
         *itertools.product(
             ["batch_size", "anchor_batch_size", "sub_epochs", "period", "oja_steps", "oja_batch_size"],
@@ -449,8 +449,8 @@ def test_a_parameter_that_has_changed_is_followed_to_its_dtype_and_refused_in_an
             ["{name} must be a whole number of at least 1, got {value}"],
         ),
         ("period", 1, "period must be at least 2, got 1"),
-        ("sigma", -0.1, "sigma must be at least 0 and finite, got -0.1"),
-        ("sigma", float("inf"), "sigma must be at least 0 and finite, got inf"),
+        ("sigma", -0.1, "sigma must be finite and at least 0, got -0.1"),
+        ("sigma", float("inf"), "sigma must be finite and at least 0, got inf"),
     ],
 )
 def test_arguments_out_of_range(name, value, message):

@@ -1,15 +1,16 @@
 """The ends of the Hessian's spectrum at a model's weights: how sharp it is there, and whether a saddle or a minimum."""
 
 from collections.abc import Callable
-from math import exp, inf, log, pi
+from math import exp, log, pi
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sngd.checks import count, positive
 from sngd.diagnose.interval import Interval
 from sngd.diagnose.objective import Objective
-from sngd.estimators.estimator import Batch, check_size
+from sngd.estimators.estimator import Batch
 
 CONFIDENCE = 0.99  # of each eigenvalue's interval
 
@@ -144,9 +145,8 @@ def lanczos(
     Raises:
         ValueError: an argument is out of its range, or a product with H is not finite.
     """
-    most = min(check_size("max_steps", max_steps), check_size("dim", dim))
-    if not 0 < tolerance < inf:
-        raise ValueError(f"tolerance must be a finite number > 0, got {tolerance!r}")
+    most = min(count("max_steps", max_steps), count("dim", dim))
+    positive("tolerance", tolerance)
     basis = torch.empty(most, dim, dtype=torch.float64, device=device)
     projected = torch.zeros(most, most, dtype=torch.float64)  # VᵀHV as computed, its upper triangle
     betas = torch.zeros(most, dtype=torch.float64)

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
-from sngd.checks import check_one_of
+from sngd.checks import check_one_of, count
 from sngd.diagnose.interval import Interval, student_t
 from sngd.diagnose.objective import Objective
-from sngd.estimators.estimator import Batch, Loss, check_size
+from sngd.estimators.estimator import Batch, Loss
 
 METHODS = ("auto", "per-sample", "two-batch")
 _GROUPS = 32  # of the jackknife: enough that Student's t is nearly normal; the means of all groups are held at once
@@ -98,8 +98,8 @@ def gradient_noise(
     check_one_of("method", method, METHODS)
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
-    batch_size = check_size("batch_size", batch_size)
-    drawn = torch.randperm(objective.n, generator=generator)[: check_size("samples", samples)]
+    batch_size = count("batch_size", batch_size)
+    drawn = torch.randperm(objective.n, generator=generator)[: count("samples", samples)]
     calls = objective.oracle_calls
     if method == "auto":
         method, groups = _either(objective, drawn, batch_size)

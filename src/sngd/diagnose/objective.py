@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from sngd.estimators.estimator import Batch, Loss, check_size, chunks, size_of
+from sngd.checks import count
+from sngd.estimators.estimator import Batch, Loss, chunks, size_of
 from sngd.estimators.replay import at_weights, buffers_kept
 
 
@@ -36,7 +37,7 @@ class Objective:
 
     def __init__(self, model: nn.Module, loss: Loss, samples: Batch, *, chunk_size: int = 512, seed: int = 0) -> None:
         self.model, self.loss, self.samples, self.seed = model, loss, samples, seed
-        self.chunk_size = check_size("chunk_size", chunk_size)
+        self.chunk_size = count("chunk_size", chunk_size)
         self.params: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
         if not self.params:
             raise ValueError("model has no trainable parameters, must have at least one")

@@ -5,8 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sngd.checks import count
 from sngd.cost import Cost, differences
-from sngd.estimators.estimator import Batch, Estimator, Loss, check_chunk_size, check_size, check_size_of
+from sngd.estimators.estimator import Batch, Estimator, Loss, check_chunk_size, check_size_of
 from sngd.estimators.replay import Chance, at_weights, buffers_kept
 from sngd.norms.global_norm import global_norm
 from sngd.sharding import all_local, gradient, local
@@ -36,9 +37,9 @@ class DifferenceEstimator(Estimator):
         self, model: nn.Module, anchor_batch_size: int, batch_size: int, period: int, chunk_size: int | None
     ) -> None:
         super().__init__(model)
-        self.anchor_batch_size = check_size(self._anchor_argument, anchor_batch_size)
-        self.batch_size = check_size("batch_size", batch_size)
-        self.period = check_size("period", period)
+        self.anchor_batch_size = count(self._anchor_argument, anchor_batch_size)
+        self.batch_size = count("batch_size", batch_size)
+        self.period = count("period", period)
         self.chunk_size = check_chunk_size(chunk_size)
         self._age = 0
         self._failed: Tensor | None = None  # 0-d bool, where the parameters are: what is built on is not finite

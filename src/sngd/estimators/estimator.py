@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from sngd.checks import count
 from sngd.state import check_keys, saved_count, trainable
 
 Batch = Any  # a tensor, or tensors in tuples, lists and dicts; the first dimension of each counts samples
@@ -93,16 +94,9 @@ class Estimator:
         return sum(values[1:], start=values[0])
 
 
-def check_size(name: str, value: int) -> int:
-    """``value`` as an int; ValueError if it is not a whole number of at least 1."""
-    if value != int(value) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
-    return int(value)
-
-
 def check_chunk_size(value: int | None) -> int | None:
     """``value`` as an int, or None as it is; ValueError if it is no whole number of at least 1."""
-    return None if value is None else check_size("chunk_size", value)
+    return None if value is None else count("chunk_size", value)
 
 
 def check_size_of(batch: Batch, name: str, size: int, advice: str = "") -> None:

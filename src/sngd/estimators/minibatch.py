@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from sngd.estimators.estimator import Batch, Estimator, Loss, check_chunk_size, check_size, check_size_of
+from sngd.checks import count
+from sngd.estimators.estimator import Batch, Estimator, Loss, check_chunk_size, check_size_of
 
 
 class MiniBatch(Estimator):
@@ -18,7 +19,7 @@ class MiniBatch(Estimator):
 
     def __init__(self, model: nn.Module, batch_size: int) -> None:
         super().__init__(model)
-        self.batch_size = check_size("batch_size", batch_size)
+        self.batch_size = count("batch_size", batch_size)
 
     @property
     def next_batch_size(self) -> int:
@@ -49,7 +50,7 @@ class Full(Estimator):
 
     def __init__(self, model: nn.Module, n: int, chunk_size: int | None = None) -> None:
         super().__init__(model)
-        self.n = check_size("n", n)
+        self.n = count("n", n)
         self.chunk_size = check_chunk_size(chunk_size)
 
     @property

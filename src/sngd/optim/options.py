@@ -1,11 +1,13 @@
 """What SNGD's options may be, what they mean together, and what its buffers must be."""
 
 from collections.abc import Mapping, Sequence
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from sngd.checks import non_negative
 
 Number = float | Tensor
 
@@ -21,8 +23,7 @@ def check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"momentum must lie in [0, 1), got {momentum}")
     if options["normalize"] not in ("gradient", "momentum"):
         raise ValueError(f"normalize must be 'gradient' or 'momentum', got {options['normalize']!r}")
-    if not (decay >= 0 and isfinite(decay)):
-        raise ValueError(f"weight_decay must be finite and at least 0, got {decay}")
+    non_negative("weight_decay", decay)
     if not cap > 0:
         raise ValueError(f"max_scale must be greater than 0 (inf: no cap), got {cap}")
     if options["foreach"] and options["fused"]:
@@ -33,8 +34,7 @@ def check_lr(lr: Number) -> None:
     """ValueError unless it is one finite number ≥ 0; it reads a tensor, also one on an accelerator."""
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a number or a one-element tensor, got a tensor of shape {tuple(lr.shape)}")
-    if not 0 <= float(lr) < inf:
-        raise ValueError(f"lr must be finite and at least 0, got {lr}")
+    non_negative("lr", float(lr) if isinstance(lr, Tensor) else lr)
 
 
 def check_lrs(groups: Sequence[dict[str, Any]]) -> None:

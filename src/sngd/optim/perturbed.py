@@ -1,13 +1,13 @@
 """Gaussian noise on top of any optimizer: Saddle-NGD and Noisy-GD."""
 
 from collections.abc import Callable
-from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sngd.checks import count, non_negative
 from sngd.norms.global_norm import global_norm
 from sngd.optim.options import is_zero
 from sngd.sharding import gradient, local, own_generator, placed_like, refuse_flat_shards
@@ -52,11 +52,7 @@ class Perturbed(Optimizer):
     def __init__(
         self, optimizer: Optimizer, std: float, every: int = 1, generator: torch.Generator | None = None
     ) -> None:
-        if not (std >= 0 and isfinite(std)):
-            raise ValueError(f"std must be finite and at least 0, got {std}")
-        if every != int(every) or every < 1:
-            raise ValueError(f"every must be a whole number of at least 1, got {every}")
-        self.optimizer, self.std, self.every = optimizer, std, int(every)
+        self.optimizer, self.std, self.every = optimizer, non_negative("std", std), count("every", every)
         self.generator = generator or own_generator([p for g in optimizer.param_groups for p in g["params"]])
         self.steps = 0
         super().__init__(optimizer.param_groups, optimizer.defaults)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sngd.checks import non_negative, positive
 from sngd.problems.problem import Problem
 
 Point = Sequence[float] | Tensor
@@ -65,7 +66,7 @@ def strict_saddle(
         ValueError: an argument is out of its range.
     """
     _at_least("dim", dim, 2)
-    _positive("L", L)
+    positive("L", L)
     _at_least("condition", condition, 1)
     if not 1 <= negative < dim:
         raise ValueError(f"negative must lie in [1, dim − 1 = {dim - 1}], got {negative}")
@@ -114,8 +115,8 @@ def sharp_and_flat(
         ValueError: an argument is out of its range.
     """
     _at_least("dim", dim, 1)
-    _positive("flatness", flatness)
-    _positive("distance", distance)
+    positive("flatness", flatness)
+    positive("distance", distance)
     if not 0 < width <= distance / 5:  # else the hole has no rim
         raise ValueError(f"width must lie in (0, distance/5 = {distance / 5:g}], got {width}")
     center = torch.zeros(dim, dtype=torch.float64)
@@ -158,8 +159,8 @@ def relaxed_smooth(
         ValueError: an argument is out of its range.
     """
     _at_least("dim", dim, 1)
-    _positive("L0", L0)
-    _positive("L1", L1)
+    positive("L0", L0)
+    positive("L1", L1)
 
     def value(w: Tensor) -> Tensor:
         # 2 sinh²(x/2) = cosh x − 1, without cancellation near 0
@@ -253,8 +254,7 @@ def _noisy(
     L1: float,
 ) -> Analytic:
     """F = ``value`` with additive gradient noise: n fixed vectors a_i with Σ a_i = 0 and mean ‖a_i‖² = σ²."""
-    if not (sigma >= 0 and isfinite(sigma)):
-        raise ValueError(f"sigma must be finite and at least 0, got {sigma}")
+    non_negative("sigma", sigma)
     least = 2 if sigma else 1
     if n < least:
         raise ValueError(f"n must be at least {least} with sigma = {sigma}, got {n}")
@@ -285,8 +285,3 @@ def _point(start: Point | None, default: Point, dtype: torch.dtype) -> Tensor:
 def _at_least(name: str, value: float, least: float) -> None:
     if not (value >= least and isfinite(value)):
         raise ValueError(f"{name} must be finite and at least {least}, got {value}")
-
-
-def _positive(name: str, value: float) -> None:
-    if not (value > 0 and isfinite(value)):
-        raise ValueError(f"{name} must be finite and greater than 0, got {value}")

@@ -43,16 +43,15 @@ p(m − 1)/2; with probability m^{−p} it is 0, and y stays. ``epoch_cost`` add
 """
 
 from dataclasses import dataclass
-from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from sngd.checks import shown
+from sngd.checks import count, non_negative, positive, shown
 from sngd.cost import Cost, at_least_one
-from sngd.estimators.estimator import Batch, Loss, check_size
+from sngd.estimators.estimator import Batch, Loss
 from sngd.estimators.replay import Chance, at_weights, buffers_kept
 from sngd.norms.global_norm import global_norm
 from sngd.state import check_keys, fitted, saved_count, saved_generator, saved_tensors, trainable
@@ -124,25 +123,22 @@ class Natasha2:
         self.params, self._names = trainable(model)
         if not self.params:
             raise ValueError("model must have a parameter that requires a gradient, got none")
-        self.lr = _check_positive("lr", lr)
-        self.batch_size = check_size("batch_size", batch_size)
-        self.anchor_batch_size = check_size("anchor_batch_size", anchor_batch_size)
-        self.sub_epochs = check_size("sub_epochs", sub_epochs)
+        self.lr = positive("lr", lr)
+        self.batch_size = count("batch_size", batch_size)
+        self.anchor_batch_size = count("anchor_batch_size", anchor_batch_size)
+        self.sub_epochs = count("sub_epochs", sub_epochs)
         usual = _usual_period(self.batch_size, self.anchor_batch_size, self.sub_epochs)
-        self.period = usual if period is None else check_size("period", period)
+        self.period = usual if period is None else count("period", period)
         if self.period < 2:  # of x_0 … x_{m−1} only x_0 would be left, and nothing ever moved
             raise ValueError(f"period must be at least 2, got {period}")
-        self.delta = _check_positive("delta", delta)
-        self.smoothness = 1 / (2 * lr) if smoothness is None else _check_positive("smoothness", smoothness)
-        self.hessian_lipschitz = _check_positive("hessian_lipschitz", hessian_lipschitz)
+        self.delta = positive("delta", delta)
+        self.smoothness = 1 / (2 * lr) if smoothness is None else positive("smoothness", smoothness)
+        self.hessian_lipschitz = positive("hessian_lipschitz", hessian_lipschitz)
         self.sigma = 3 * delta if sigma is None else sigma
-        if not 0 <= self.sigma < inf:
-            raise ValueError(f"sigma must be at least 0 and finite, got {sigma}")
-        self.oja_steps = check_size("oja_steps", oja_steps)
-        self.oja_batch_size = (
-            self.batch_size if oja_batch_size is None else check_size("oja_batch_size", oja_batch_size)
-        )
-        self.oja_lr = _check_positive("oja_lr", oja_lr)
+        non_negative("sigma", self.sigma)
+        self.oja_steps = count("oja_steps", oja_steps)
+        self.oja_batch_size = self.batch_size if oja_batch_size is None else count("oja_batch_size", oja_batch_size)
+        self.oja_lr = positive("oja_lr", oja_lr)
         if generator is None:
             generator = torch.Generator().manual_seed(torch.initial_seed() ^ _SEED_MIX)
         if generator.device.type != "cpu":
@@ -370,12 +366,6 @@ class _Epoch:
 
 
 _VECTORS = ("anchor", "gradient", "start")
-
-
-def _check_positive(name: str, value: float) -> float:
-    if not 0 < value < inf:
-        raise ValueError(f"{name} must be greater than 0 and finite, got {value}")
-    return value
 
 
 def _copies(params: list[Tensor]) -> list[Tensor]:
