@@ -162,6 +162,7 @@ def test_unknown_options_too(sngd):
     assert "No such option: --learning-rate" in err
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_resume_goes_on(sngd, tmp_path):
     words = ["train", "digits-mlp", "--threads", 1, "--epochs", 150, "--out", "run"]
     run = process(*words, cwd=tmp_path)
@@ -317,6 +318,7 @@ def test_problems_have_folders_of_their_own(problem, folder):
 # --- compare and report
 
 
+@pytest.mark.slow
 def test_labels_and_paths_are_printed_as_they_are(sngd):
     labels = ["a[/b]", "[bold]x", ":smile: [link=y]z[/link]"]
     methods = ",".join(
@@ -355,6 +357,7 @@ def test_reproduce_prints_paths_as_they_are(sngd, monkeypatch):
     assert f"picture: {folder}/relaxed.png" in sngd("reproduce", "relaxed", "--out", folder)[1]
 
 
+@pytest.mark.slow
 def test_a_study_has_one_writer_and_can_be_looked_at_meanwhile(sngd, tmp_path):
     words = ["compare", "digits-mlp", "--methods", "sgd", "--seeds", 1, "--epochs", 1, "--threads", 1, "--out", "study"]
     assert sngd(*words)[0] == 0
@@ -367,6 +370,7 @@ def test_a_study_has_one_writer_and_can_be_looked_at_meanwhile(sngd, tmp_path):
         assert sngd("report", "study")[0] == 0
 
 
+@pytest.mark.slow
 def test_arms_that_diverge_are_named_and_the_exit_code_says_whether_all_did(sngd):
     words = ["compare", "digits-mlp", "--seeds", 2, "--epochs", 1, "--threads", 1]
     code, out, _ = sngd(*words, "--methods", "sgd@lr=1e30@label=a[/b],sngd", "--out", "some")
@@ -380,6 +384,7 @@ def test_arms_that_diverge_are_named_and_the_exit_code_says_whether_all_did(sngd
     assert "Exit code 3" in sngd("compare", "--help")[1]
 
 
+@pytest.mark.slow
 def test_compare_then_report(sngd, monkeypatch, tmp_path):
     words = ["compare", "digits-mlp", "--methods", "sgd,s-sngd@lr=0.3", "--seeds", 2, "--jobs", 2, *FAST]
     code, out, _ = sngd(*words, "--json")
@@ -439,6 +444,7 @@ def test_pack_and_unpack(sngd, tmp_path):
     assert sngd("pack", "nowhere")[0] == 2
 
 
+@pytest.mark.slow
 def test_compare_tunes_every_method_on_the_same_grid(sngd, tmp_path):
     words = ["compare", "digits-mlp", "--methods", "sgd,sngd", "--seeds", "7,9", "--grid", "0.001,0.3", *FAST]
     code, out, _ = sngd(*words, "--json")
@@ -454,6 +460,7 @@ def test_compare_tunes_every_method_on_the_same_grid(sngd, tmp_path):
     assert json.loads((runs / "seed-7" / "config.json").read_text())["lr"] == 0.3
 
 
+@pytest.mark.slow
 def test_compare_stopped_goes_on_where_it_was(sngd, tmp_path):
     words = [
         "compare",
@@ -481,6 +488,7 @@ def test_compare_stopped_goes_on_where_it_was(sngd, tmp_path):
     assert json.loads(sngd(*words, "--json")[1])["methods"][1]["finished"] == 2
 
 
+@pytest.mark.slow
 def test_a_failing_run_stops_the_comparison_with_its_message(sngd):
     code, _, err = sngd("compare", "digits-mlp", "--batch-size", 100_000, "--seeds", 1)
     assert code == 2
@@ -574,6 +582,7 @@ def test_certify_a_planned_run(sngd, tmp_path):
     assert sngd("certify", "nowhere")[2] == "sngd: nowhere: no such folder\n"
 
 
+@pytest.mark.slow
 def test_reproduce_claims(sngd, tmp_path):
     code, out, _ = sngd("reproduce", "claims", "--only", "C9", "--json", "--out", "here")
     assert code == 0

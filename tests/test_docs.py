@@ -23,6 +23,7 @@ def snippets(fence: str, *marks: pytest.MarkDecorator) -> list:
 LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("snippet", snippets("python"))
 def test_every_snippet_runs_as_it_stands(snippet, tmp_path):
     strict = ["-W", "error", *(f"-Wignore:{start}" for start in LIBRARY_WARNINGS)]

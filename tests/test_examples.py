@@ -25,6 +25,7 @@ def test_no_example_is_left_out():
     assert {path.name for path in EXAMPLES.glob("*.py")} == PRINTS.keys() | PROBLEMS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRINTS)
 def test_example(name):
     result = subprocess.run(

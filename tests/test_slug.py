@@ -11,6 +11,7 @@ from sngd.slug import LONGEST, slug
 LABELS = st.one_of(st.text(max_size=300), st.text("aAbB/-. =_~α…é", max_size=6))
 
 
+@pytest.mark.slow
 @given(LABELS, LABELS)
 @example("a/b", "a-b")
 @example("A", "a")

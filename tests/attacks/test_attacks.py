@@ -37,6 +37,7 @@ def test_nothing_is_found(name, tries):
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 def test_planted_failures_are_found(tmp_path):
     result = attack("planted", "--seed", "0", "--tries", "2", "--write", str(tmp_path / "attack.json"))
     assert result.returncode == 1, result.stderr
@@ -59,6 +60,7 @@ def test_planted_failures_are_found(tmp_path):
     assert "dead\n    PYTHONPATH=tests python -m attacks --only planted/crash/0/0\n" in result.stdout
 
 
+@pytest.mark.slow
 def test_one_try_can_be_repeated():
     result = attack("--only", "planted/difference/0/1")
     assert result.returncode == 1

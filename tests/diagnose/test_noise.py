@@ -171,6 +171,7 @@ def _population(samples, w):
 N, REPETITIONS, LEVEL = 20_000, 300, 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "samples", "batch_size"), [("per-sample", 128, 128), ("two-batch", 80, 4)])
 def test_intervals_cover_the_truth_as_often_as_stated(method, samples, batch_size):
     """Error rate: for each count, binomial bounds that a true coverage of 90 % leaves once in 1000 studies."""

@@ -73,6 +73,7 @@ SCHEDULERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variant", "scheduler"), [*((variant, "ExponentialLR") for variant in VARIANTS), ("sngm", "StagewiseLR")]
 )
@@ -106,6 +107,7 @@ def test_the_whole_step_is_one_graph():
     assert optimizer.last_norm > 0
 
 
+@pytest.mark.slow
 def test_a_float_lr_is_right_but_compiles_anew_when_it_changes():
     """So it is with torch.optim.SGD: the number is part of the graph. Keep lr in a tensor."""
     eager, compiled = pair(lambda params: SNGD(params, lr=0.05))
@@ -123,6 +125,7 @@ def test_a_float_lr_is_right_but_compiles_anew_when_it_changes():
     assert frames[0] == frames[1] < frames[2] < frames[3]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at the loss's
 def test_forward_backward_and_step_compile_together():
     runs = []
@@ -144,6 +147,7 @@ def test_forward_backward_and_step_compile_together():
     assert_close(*runs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_perturbed_compiles_to_the_same_steps():
     def noisy(params):
         return Perturbed(SNGD(params, lr=torch.tensor(0.05)), 0.01, every=2, generator=torch.Generator().manual_seed(3))
@@ -159,6 +163,7 @@ def test_perturbed_compiles_to_the_same_steps():
     assert compiled[1].steps == 5
 
 
+@pytest.mark.slow
 def test_a_compiled_optimizer_saves_and_loads():
     eager, compiled = pair(lambda params: SNGD(params, lr=torch.tensor(0.05), momentum=0.9))
     step = torch.compile(compiled[1].step, backend="aot_eager")

@@ -371,6 +371,7 @@ def test_the_default_dtype_does_not_matter(configuration, default):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "lists"),  # torch allows its own one list of intermediates more, and two to some
     [

@@ -37,6 +37,7 @@ def hessian(F, w):
     return torch.autograd.functional.hessian(F, w).reshape(w.numel(), w.numel())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SMOOTH)
 def test_constants_bound_the_hessian_everywhere(name):
     analytic = SMOOTH[name]()
@@ -190,6 +191,7 @@ def descend(F, w, optimizer, steps):
     return path
 
 
+@pytest.mark.slow
 def test_ngd_needs_no_clipping_where_gd_diverges_or_crawls():
     """Claim C9: in 1,000 steps GD, at any rate, stays 1,000 times farther from the minimum than NGD at lr 0.05."""
     analytic = relaxed_smooth(4, start=[10.0, 9.0, 8.0, 7.0], dtype=DOUBLE)
@@ -206,6 +208,7 @@ def test_ngd_needs_no_clipping_where_gd_diverges_or_crawls():
     assert all(end > 1000 * normalized for lr, end in ends.items() if lr not in diverged)  # the others crawl
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_normalized_steps_leave_the_sharp_minimum_for_the_flat_one(seed):
     analytic = sharp_and_flat(2, dtype=DOUBLE, start=[3.1, 0.05])

@@ -181,6 +181,7 @@ def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 # --- the real data
 
 
+@pytest.mark.slow
 def test_real_cifar10() -> None:
     data = os.environ.get("SNGD_DATA")
     if not data or not Path(data, "cifar-10-batches-bin").is_dir():

@@ -310,6 +310,7 @@ def read_all(folder: Path) -> list[str]:
     return subprocess.run(command, check=True, timeout=60, stdout=subprocess.PIPE, text=True).stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_bombs_take_no_more_than_their_size(tmp_path: Path) -> None:
     for name, content in BOMBS.items():
         (tmp_path / name).write_bytes(b"\x80\x02" + content)
@@ -318,6 +319,7 @@ def test_bombs_take_no_more_than_their_size(tmp_path: Path) -> None:
     assert all(f": {NO_PICKLE} (" in line for line in lines)
 
 
+@pytest.mark.slow
 def test_mutants_take_no_more_than_their_size(python2_pickle: Encode, tmp_path: Path) -> None:
     good, chance = python2_pickle(IMAGES[:1], [9]), random.Random(0)
     opcodes = [ord(opcode.code) for opcode in pickletools.opcodes]

@@ -226,6 +226,7 @@ def test_a_run_that_another_process_trains_is_not_moved(task):
     assert task.folder.exists()
 
 
+@pytest.mark.slow
 def test_the_warning_comes_out_of_the_worker_processes(tmp_path, task):
     tasks = [Task(replace(task.config, seed=seed), tmp_path / "runs" / f"seed-{seed}") for seed in (1, 0)]
     do(task)

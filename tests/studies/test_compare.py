@@ -58,6 +58,7 @@ def test_an_arm_sets_what_a_run_has_as_what_it_is_declared():
     assert arm.params == {"period": 3.0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["runs/sngd/seed-0", "."], ids=["run", "study"])
 def test_a_folder_that_is_lost_stops_all_runs_and_is_named(tmp_path, part):
     study = tmp_path / "study"
@@ -80,6 +81,7 @@ def test_one_comparison_at_a_time_is_in_a_folder(tmp_path):
     assert [path.name for path in study.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_labels_share_no_folder_and_stay_inside(tmp_path):
     arms = arms_of(tmp_path, "sngd@label=a/b,sngd@label=a-b,sngd@label=..,sngd@label=A-b,sngd@label=", epochs=1)
     study = compare(arms, [0], tmp_path / "study", Execution(jobs=1), grid=[0.1])
@@ -91,6 +93,7 @@ def test_labels_share_no_folder_and_stay_inside(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir() and path.name[0] != "_") == ["study"]
 
 
+@pytest.mark.slow
 def test_runs_under_names_that_are_no_slugs_are_found_again(tmp_path):
     study = tmp_path / "study"
     arms = arms_of(tmp_path, "sngd@label=SNGD α=0.1,sngd", epochs=1)
@@ -104,6 +107,7 @@ def test_runs_under_names_that_are_no_slugs_are_found_again(tmp_path):
     assert {path: path.stat().st_mtime_ns for path in study.rglob("checkpoint.pt")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runs", [["runs/../seed-0"], ["/etc/a/seed-0"], [None], None])
 def test_a_comparison_that_lists_strange_folders_is_not_followed(tmp_path, runs):
     study = tmp_path / "study"

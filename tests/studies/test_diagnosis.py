@@ -31,6 +31,7 @@ def test_a_problem_is_measured_at_its_start():
     assert len(found.table()) == 3 + 2 * 3 + 2
 
 
+@pytest.mark.slow
 def test_a_tracked_run_is_measured_along_its_way(tracked, tmp_path):
     found = diagnose(str(tracked), samples=200)
     assert found.where == "sngd, seed 0, after 2 #grad/n"

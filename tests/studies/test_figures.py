@@ -7,6 +7,7 @@ from sngd.studies.figures import TEST_ACCURACY, TRAIN_LOSS, band_note, bands, dr
 from sngd.studies.runs import read_study
 
 
+@pytest.mark.slow
 def test_draws_png_and_svg(tmp_path):
     study = read_study(write_study(tmp_path / "study"))
     png, svg = draw(study, tmp_path / "figures")
@@ -16,6 +17,7 @@ def test_draws_png_and_svg(tmp_path):
     assert "<!-- test accuracy (%) -->" in svg.read_text()
 
 
+@pytest.mark.slow
 def test_the_same_study_gives_the_same_files(tmp_path):
     study = read_study(write_study(tmp_path / "study", seeds=2))
     one, other = draw(study, tmp_path / "one"), draw(study, tmp_path / "other")
@@ -80,6 +82,7 @@ def test_pyplot_stays_out(tmp_path):
     assert ("matplotlib.pyplot" in sys.modules) == before
 
 
+@pytest.mark.slow
 def test_a_long_label_is_wrapped_not_cut(tmp_path):
     words = " ".join(f"setting-{i}=0.{i}" for i in range(9))
     _, svg = draw(read_study(write_run(tmp_path / "a", words)), tmp_path)

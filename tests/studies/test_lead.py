@@ -93,6 +93,7 @@ def test_unequal_budgets_are_not_passed_over(tmp_path):
     assert verdict.statement.endswith("at unequal oracle calls, untuned")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arms", [2, 3, 8])
 def test_among_equals_a_lead_is_found_no_more_often_than_by_chance(arms):
     """Gutmann and Maymin (1987): the best and the next best of many need no correction. False alarm: < 1e-3 an arm."""

@@ -202,6 +202,7 @@ def test_a_run_that_diverges_stops_and_says_so(tmp_path):
     assert again["diverged"]
 
 
+@pytest.mark.slow
 def test_every_method_lowers_the_training_loss_of_digits(tmp_path):
     digits = load_problem("digits-mlp")
     for method in METHODS:
@@ -275,6 +276,7 @@ def test_progress_reaches_the_budget(tmp_path, tiny):
     assert seen[-1].loss > 0
 
 
+@pytest.mark.slow
 def test_mnist_reaches_97_percent(tmp_path):
     """The issue's own yardstick, on the real data: SNGD, lr 0.1, batch 128, 20 epochs."""
     try:

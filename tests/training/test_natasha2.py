@@ -81,6 +81,7 @@ def network_loss_of_one_sample(w, sample):
     return (w[6] * hidden[0] + w[7] * hidden[1] - target) ** 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_equals_the_naive_twin(seed):
     model, stream, twins_stream = network(1e-3), Stream(network_data(), seed), Stream(network_data(), seed)

@@ -106,6 +106,7 @@ class Killed(BaseException):
     """Stands in for the end of the process: nothing catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "output"), list(product(METHODS, ["last", "random"])))
 def test_every_method_resumes_from_between_any_two_writes(tmp_path, tiny, monkeypatch, method, output):
     """The two moments that matter, for every method: a row without its checkpoint, and a checkpoint in mid-pass."""

@@ -32,6 +32,7 @@ def chancy():
     )
 
 
+@pytest.mark.slow
 def test_a_tracked_run_is_the_same_run(tmp_path):
     config = RunConfig("chancy", "s-sngd", batch_size=32, epochs=3, output="random", threads=1)
     for name, track in (("plain", None), ("tracked", ALL)):

@@ -34,6 +34,7 @@ def steps_to_leave(hessian, w, optimizer, radius=1.0, limit=200_000):
     raise AssertionError("never left")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("condition", [2.0, 10.0, 50.0])
 def test_ngds_path_out_of_a_ball_is_below_five_root_kappa_r(condition):
     """Murray, Swenson and Kar 2017, from starts within 10⁻¹² of the stable manifold; lr small against the radius."""
@@ -70,6 +71,7 @@ def measured():
     return escape.measure("quick")
 
 
+@pytest.mark.slow
 def test_the_study_measures_what_it_says(measured):
     assert {"trajectories", "from_saddle", "from_manifold", "dimension", "tensor"} <= measured.keys()
     json.dumps(measured, allow_nan=False)
@@ -95,6 +97,7 @@ def test_on_three_components_saddle_ngd_leaves_before_noisy_gd(measured):
     assert max(saddle_ngd) < min(noisy_gd)
 
 
+@pytest.mark.slow
 def test_the_picture_is_drawn(measured, tmp_path):
     pictures = escape.draw(measured, tmp_path)
     assert {path.suffix for path in pictures} == {".png", ".svg"}

@@ -15,6 +15,7 @@ def tasks(folder, problem="digits-mlp", count=3):
     return [Task(replace(config, seed=seed), folder / str(seed)) for seed in range(count)]
 
 
+@pytest.mark.slow
 def test_rows_come_in_the_order_of_the_tasks_and_each_run_is_followed(tmp_path):
     begun, seen = [], {}
 
@@ -30,6 +31,7 @@ def test_rows_come_in_the_order_of_the_tasks_and_each_run_is_followed(tmp_path):
     assert seen.keys() == {0, 1, 2}
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_reported_in_one_line(tmp_path):
     (tmp_path / "deadly.py").write_text(
         "import os, signal\n\n\ndef factory():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -38,6 +40,7 @@ def test_a_killed_worker_is_reported_in_one_line(tmp_path):
         run_all(tasks(tmp_path, f"{tmp_path}/deadly.py:factory", count=2), Execution(jobs=2))
 
 
+@pytest.mark.slow
 def test_asked_to_stop_nothing_is_left_half_done(tmp_path):
     with pytest.raises(Interrupted, match="of 3 runs finished; the same command goes on"):
         run_all(tasks(tmp_path), Execution(jobs=1, should_stop=lambda: True))
