@@ -416,6 +416,7 @@ def test_compare_then_report(sngd, monkeypatch, tmp_path):
     assert [(row["label"], row["runs"]) for row in table["methods"]] == [("sgd", 1)]
 
 
+@pytest.mark.slow
 def test_pack_and_unpack(sngd, tmp_path):
     words = ["compare", "digits-mlp", "--methods", "sgd,sngd", "--seeds", 1, "--jobs", 1, *FAST]
     assert sngd(*words)[0] == 0

@@ -60,6 +60,7 @@ def test_zero_weights_are_never_drawn():
     assert_drawn_with([0.0, 2.0, 0.0, 1.0, 0.0], seed=3)
 
 
+@pytest.mark.slow
 def test_one_weighted_draw_has_the_law_of_algorithm_2():
     stages = [(0.5, 4, 1.0), (0.25, 2, 3.0), (0.125, 5, 3.5)]
     plan = StagePlan(stages)

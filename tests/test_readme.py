@@ -12,6 +12,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_python_snippet_runs_as_it_stands(tmp_path):
     (snippet,) = re.findall(r"```python\n(.*?)```", README, flags=re.S)
     assert len([line for line in snippet.splitlines() if line.strip()]) <= 15

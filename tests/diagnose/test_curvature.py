@@ -145,6 +145,7 @@ def test_a_residual_alone_may_be_of_another_eigenvalue():
     assert lanczos(lambda v: diagonal * v, 100_000, generator=seeded())[0].value == pytest.approx(2)
 
 
+@pytest.mark.slow
 def test_the_confidence_is_what_it_is_said_to_be():
     # H = e_1 e_1ᵀ makes the bound on λ_max tight after one step: 1 % of the start vectors must break it.
     def matvec(v: Tensor) -> Tensor:

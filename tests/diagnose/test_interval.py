@@ -23,6 +23,7 @@ def test_the_interval_of_a_mean_is_scipys(level):
     assert mean_interval(values, level) == pytest.approx((2.625, low, high))
 
 
+@pytest.mark.slow
 def test_the_mean_interval_covers_the_mean_as_often_as_it_says():
     rng = random.Random(0)
     missed = 0

@@ -101,6 +101,7 @@ def test_the_cost_of_a_period(finite_sum, name, cost):
         assert estimator.oracle_calls == period * cost
 
 
+@pytest.mark.slow
 def test_the_cost_of_scsg_and_its_mean_period(finite_sum):
     model, loss, n = finite_sum
     estimator, draw = estimators(model)["scsg"], Draw(n)

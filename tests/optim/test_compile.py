@@ -99,6 +99,7 @@ def test_a_compiled_step_is_the_step_and_one_graph_serves_every_lr(variant, sche
     assert set(frames[1:]) == {2 if compiled[1].state else 1}
 
 
+@pytest.mark.slow
 def test_the_whole_step_is_one_graph():
     params = parameters()
     optimizer = SNGD(params, lr=torch.tensor(0.05), momentum=0.9, weight_decay=0.01)

@@ -66,6 +66,7 @@ def standing(certificate):
 # ---- a run that is what the theorem speaks of ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_as_the_theorem_wants_it_is_certified(copy):
     certificate = the(copy)
     assert certificate.verdict == "holds"
@@ -356,6 +357,7 @@ def test_training_and_evaluation_are_about_one_function(tmp_path, factory, statu
 # ---- shown in the report -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_known_problems_need_no_file(saddle, tmp_path):
     (entry,) = shown_certificates(read_study(saddle))
     assert entry["verdict"] == "holds"

@@ -47,6 +47,7 @@ def test_a_tracked_run_is_measured_along_its_way(tracked, tmp_path):
     assert content["fits"]["envelope"]["quantile"] == 0.95
 
 
+@pytest.mark.slow
 def test_only_what_was_asked_for(tracked, tmp_path):
     found = diagnose(str(tracked), only=["noise"], samples=50)
     assert (found.smoothness, found.curvature) == (None, None)

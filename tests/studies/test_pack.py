@@ -96,6 +96,7 @@ def test_the_same_runs_make_the_same_files(study, tmp_path):
     assert tree(tmp_path / "other") == packed
 
 
+@pytest.mark.slow
 def test_report_table_and_certificates_are_those_of_the_folders(study):
     publish(study)
     certify(study)
@@ -137,6 +138,7 @@ def kill(monkeypatch):
     return arm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["plain", "not ASCII"])
 @pytest.mark.parametrize("way", [pack, unpack])
 def test_a_kill_at_any_moment_loses_nothing(tmp_path, kill, way, names):

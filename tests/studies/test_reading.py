@@ -108,6 +108,7 @@ def complaint(path, reader):
     return None
 
 
+@pytest.mark.slow
 def test_a_mutated_file_is_read_or_named(tmp_path):
     chance = random.Random(0)
     for path, reader in documents(tmp_path):

@@ -251,6 +251,7 @@ def shown(page, chart):
     return groups
 
 
+@pytest.mark.slow
 def test_a_click_on_the_legend_hides_curve_and_band_everywhere(tmp_path, open_page):
     page = open_page(write_report(write_study(tmp_path)))
     assert shown(page, "train_loss") == {f"arm-{i}": [True, True] for i in range(3)}
@@ -264,6 +265,7 @@ def test_a_click_on_the_legend_hides_curve_and_band_everywhere(tmp_path, open_pa
     assert shown(page, "train_loss")["arm-1"] == [True, True]
 
 
+@pytest.mark.slow
 def test_a_click_on_the_legend_hides_thin_lines_too(tmp_path, open_page):
     for label in ("sgd", "sngd"):
         write_run(tmp_path / label, label, tracked=True)
@@ -277,6 +279,7 @@ def test_a_click_on_the_legend_hides_thin_lines_too(tmp_path, open_page):
     assert page.evaluate(levels) == [10, 10, 32]  # the last one is the batch size
 
 
+@pytest.mark.slow
 def test_the_switch_changes_the_axis(tmp_path, open_page):
     page = open_page(write_report(write_study(tmp_path)))
     kind = "document.getElementById('chart-train_loss')._fullLayout.yaxis.type"
@@ -290,6 +293,7 @@ def test_the_switch_changes_the_axis(tmp_path, open_page):
     assert page.get_by_role("group", name="Axis of test accuracy").count() == 0
 
 
+@pytest.mark.slow
 def test_charts_fit_wide_and_narrow_screens(tmp_path, open_page):
     page = open_page(write_report(write_study(tmp_path)))
     overflow = """() => Math.max(...[...document.querySelectorAll(".chart")].map(
@@ -303,6 +307,7 @@ def test_charts_fit_wide_and_narrow_screens(tmp_path, open_page):
         assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.slow
 def test_a_label_cannot_run_code(tmp_path, open_page):
     write_run(tmp_path / "a", EVIL, config={"method": "sngd"})
     write_comparison(tmp_path, methods=[EVIL], seeds=[0], command=EVIL)
@@ -314,6 +319,7 @@ def test_a_label_cannot_run_code(tmp_path, open_page):
     assert json.dumps(EVIL)[1:-1].replace('\\"', '"') in page.inner_text(".legend")
 
 
+@pytest.mark.slow
 def test_the_page_names_itself(tmp_path, open_page):
     page = open_page(write_report(write_study(tmp_path, {"sgd": 0.1}, seeds=1)))
     assert page.title() == "digits-mlp: sgd"
@@ -321,6 +327,7 @@ def test_the_page_names_itself(tmp_path, open_page):
     assert page.get_attribute("link[rel=icon]", "href").startswith("data:image/svg+xml;base64,")
 
 
+@pytest.mark.slow
 def test_no_button_sends_the_data_anywhere(tmp_path, open_page):
     page = open_page(write_report(write_run(tmp_path / "a")))
     titles = "[...document.querySelectorAll('#chart-train_loss .modebar-btn')].map(b => b.dataset.title)"

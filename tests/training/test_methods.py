@@ -147,6 +147,7 @@ RANDOM_PERIODS = {"scsg": 30**0.5, "natasha2": (4 / 3) ** 0.5}  # a bound on the
 COST_PARAMS = PARAMS | {"natasha2": {"anchor_batch_size": B_LARGE, "sub_epochs": 2, "oja_steps": 3}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_the_cost_of_a_row_is_what_its_method_counts_over_many_periods(method):
     """Step by step, and in the mean; on a convex problem, so that natasha2 has no negative curvature to follow."""

@@ -318,6 +318,7 @@ def test_returns_the_loss_before_the_action_and_hands_any_batch_through():
 # --- State
 
 
+@pytest.mark.slow
 def test_resumes_bitwise_from_every_action():
     def start():
         torch.manual_seed(1)

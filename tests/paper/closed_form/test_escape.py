@@ -84,6 +84,7 @@ def test_the_study_measures_what_it_says(measured):
         assert sum(ngd[-1]) < sum(gd[0])
 
 
+@pytest.mark.slow
 def test_on_three_components_saddle_ngd_leaves_before_noisy_gd(measured):
     """Of this instance alone: with six components, ``results/small/fig1``, Noisy-GD leaves first and ends higher."""
     losses, steps = measured["tensor"]["losses"], measured["tensor"]["steps"]

@@ -137,6 +137,7 @@ def measured():
         return scaling.measure("quick")
 
 
+@pytest.mark.slow
 def test_slopes_on_the_hard_objective_are_theorys(measured):
     result = scaling.summary(measured)["hard"]
     for method in ("sngd", "s-sngd:harmonic", "sgd", "spider-sfo"):
@@ -145,6 +146,7 @@ def test_slopes_on_the_hard_objective_are_theorys(measured):
     assert not result["s-sngd:geometric"]["agrees"]  # it arrives before its long last stage
 
 
+@pytest.mark.slow
 def test_sgd_saves_a_power_on_the_quadratic(measured):
     result = scaling.summary(measured)["quadratic"]
     assert result["sgd"]["slope"] > -3.6
@@ -152,6 +154,7 @@ def test_sgd_saves_a_power_on_the_quadratic(measured):
     assert result["sngd"]["agrees"]
 
 
+@pytest.mark.slow
 def test_no_run_needs_more_than_the_bound_allows(measured):
     for methods in measured["problems"].values():
         for entry in methods.values():
@@ -173,6 +176,7 @@ def test_a_run_that_does_not_arrive_is_none():
     assert scaling._arrivals(plan, uphill, 2, np.random.default_rng(0)) == [None, None]
 
 
+@pytest.mark.slow
 def test_it_can_be_written_and_drawn_even_if_some_did_not_arrive(measured, tmp_path):
     json.dumps(measured, allow_nan=False)
     sgd = measured["problems"]["hard"]["sgd"]

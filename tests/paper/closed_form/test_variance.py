@@ -92,6 +92,7 @@ def test_the_waves_have_the_same_variance_everywhere():
         assert (each - each.mean(0)).square().sum(1).mean().item() == pytest.approx(case.sigma**2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [variance.waves, variance.least_squares])
 def test_L_bounds_the_mean_square_difference_and_is_attained(make):
     case = make(dim=4, n=60)

@@ -273,6 +273,7 @@ def test_readings_are_measured_and_keep_what_they_leave_alone(tmp_path):
 # ---- drawn and registered ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("figure", ["fig2", "fig3", "fig4", "sensitivity", "alternatives"])
 def test_every_figure_is_drawn(figure, tmp_path):
     fake(figure, "quick", tmp_path)
@@ -308,6 +309,7 @@ def test_divergence_and_tuning_are_in_the_legend(tmp_path):
     assert pictures._legend_text("S-SGD", arms["S-SGD"], False) == "S-SGD"
 
 
+@pytest.mark.slow
 def test_stored_runs_are_measured_anew_and_stored_measurements_suffice(tmp_path):
     fake("fig2", "quick", tmp_path)
     old = {"figure": "fig2", "profile": "quick", "experiments": {}}
@@ -322,6 +324,7 @@ def test_stored_runs_are_measured_anew_and_stored_measurements_suffice(tmp_path)
     assert json.loads((alone / "measurements.json").read_text()) == stored
 
 
+@pytest.mark.slow
 def test_packed_runs_are_measured_as_their_folders(tmp_path):
     fake("fig4", "quick", tmp_path)
     old = {"figure": "fig4", "profile": "quick", "experiments": {}}
