@@ -212,7 +212,7 @@ def test_a_failing_disk_is_no_damage(task, monkeypatch):
     def fail(*_args, **_kwargs):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr("torch.load", fail)
+    monkeypatch.setattr("sngd.training.run_folder.content_of", fail)
     with pytest.raises(OSError, match="Input/output error"):
         do(task)
     assert task.folder.exists()

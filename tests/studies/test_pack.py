@@ -8,11 +8,12 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from fake_runs import write_comparison, write_run, write_study
 
+from fake_runs import write_comparison, write_run, write_study
 from sngd.studies import pack as packing
 from sngd.studies.certify import certify
 from sngd.studies.compare import compare
+from sngd.studies.execution.execution import Execution
 from sngd.studies.pack import pack, unpack
 from sngd.studies.packed import ROWS, STUDY, is_packed, read_packed
 from sngd.studies.publish import publish
@@ -76,7 +77,7 @@ def test_unpacking_gives_the_same_bytes(study):
 
 def test_what_a_run_wrote_comes_back_byte_for_byte(tmp_path):
     arms = [RunConfig("digits-mlp", m, epochs=1, threads=1).resolved() for m in ("sgd", "sngd")]
-    compare(arms, [0, 1], tmp_path, grid=[0.1], jobs=1)
+    compare(arms, [0, 1], tmp_path, Execution(jobs=1), grid=[0.1])
     before = tree(tmp_path)
     pack(tmp_path)
     assert {name for name in tree(tmp_path) if "checkpoint.pt" not in name} == {
@@ -255,10 +256,10 @@ def test_folders_stay_if_what_was_written_reads_back_otherwise(study, monkeypatc
 
 def test_compare_goes_on_from_a_packed_study_and_packs_it_again(tmp_path):
     arms = [RunConfig("digits-mlp", "sngd", epochs=1, threads=1).resolved()]
-    first = compare(arms, [0], tmp_path, jobs=1)
+    first = compare(arms, [0], tmp_path, Execution(jobs=1))
     pack(tmp_path, drop_weights=True)
     stored = {run.place: run.rows for run in read_packed(tmp_path).runs}
-    study = compare(arms, [0, 1], tmp_path, jobs=1)
+    study = compare(arms, [0, 1], tmp_path, Execution(jobs=1))
     assert [run.seed for run in study.runs] == [0, 1]
     assert is_packed(tmp_path)
     again = {run.place: run.rows for run in read_packed(tmp_path).runs}
