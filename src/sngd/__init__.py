@@ -1,4 +1,4 @@
-"""Training with normalized gradients: SNGD, stagewise SNGD, and everything they are compared with."""
+"""Training with normalized gradients: SNGD, stagewise SNGD, and the parts of the methods they are compared with."""
 
 from sngd import estimators, stages, theory
 from sngd.iterates import RandomIterate

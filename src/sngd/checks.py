@@ -1,4 +1,4 @@
-"""One wording for every argument that is out of its range, and for names that are not known."""
+"""Checks of arguments and names, so that all errors about them have the same wording."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -6,7 +6,7 @@ from math import inf
 from reprlib import Repr
 
 _LONGEST_QUOTE = 200  # characters
-_LONGEST_NAME = 100  # that a meant one is looked for
+_LONGEST_NAME = 100  # no suggestion is looked for if a name is longer
 _REPR = Repr()
 _REPR.maxstring = _REPR.maxother = _REPR.maxlong = _LONGEST_QUOTE
 _REPR.maxlist = _REPR.maxtuple = _REPR.maxdict = 20
@@ -14,10 +14,10 @@ _REPR.maxlevel = 3
 
 
 def shown(value: object) -> str:
-    """``repr(value)`` for an error message: one line of at most 200 characters, and quick to make, whatever it is."""
+    """``repr(value)`` for an error message: one line of at most 200 characters, made quickly for any value."""
     try:
         return cut(_REPR.repr(value))
-    except Exception:  # an int of too many digits to be written, or an object whose own repr fails
+    except Exception:  # an int with too many digits, or an object whose own repr fails
         return f"<{type(value).__name__}>"
 
 

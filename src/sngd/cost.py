@@ -1,18 +1,20 @@
-"""What gradient estimates cost in oracle calls, from sizes alone: no model is needed, and no torch.
+"""The cost of gradient estimates in oracle calls, computed from sizes alone, without a model and without torch.
 
-One oracle call is ∇f(w; a), for one sample at one point.
+One oracle call is the gradient ∇f(w; a) of one sample a at one point w.
 """
 
 from typing import NamedTuple
 
 
 class Cost(NamedTuple):
-    """Oracle calls of an estimator's steps, which repeat in periods: an anchor, then the steps between two anchors.
+    """Oracle calls of an estimator's steps, which repeat in periods.
+
+    A period is a step with an anchor (a gradient on many samples) and then steps with differences of gradients.
 
     Attributes:
-        anchor: of the anchor.
-        between: of each other step.
-        period: M ≥ 1 steps of a period, the anchor among them; their mean number if it is random.
+        anchor: oracle calls of the anchor's step.
+        between: oracle calls of each other step.
+        period: M ≥ 1, number of steps of a period including the anchor's; the mean number if it is random.
     """
 
     anchor: float
@@ -21,12 +23,12 @@ class Cost(NamedTuple):
 
     @property
     def of_a_period(self) -> float:
-        """Oracle calls of a period, on the average."""
+        """Mean number of oracle calls of a period."""
         return self.anchor + self.between * (self.period - 1)
 
     @property
     def mean(self) -> float:
-        """Oracle calls of a step, on the average over a period."""
+        """Mean number of oracle calls of a step."""
         return self.of_a_period / self.period
 
     def of_steps(self, steps: int) -> int:
@@ -53,7 +55,7 @@ def differences(anchor_batch_size: float, batch_size: float, period: float) -> C
 
 
 def differences_of_random_periods(anchor_batch_size: float, batch_size: float) -> Cost:
-    """SCSG: the same with a period of B/b steps on the average.
+    """SCSG: as ``differences``, with a random period whose mean is B/b steps.
 
     Raises:
         ValueError: b is less than 1, or B less than b.

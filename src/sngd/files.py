@@ -1,4 +1,4 @@
-"""Files that are read: regular ones, and nothing that only bears a file's name."""
+"""Open files for reading, and refuse folders, pipes, devices and sockets in their place."""
 
 import errno
 import os
@@ -8,20 +8,20 @@ from pathlib import Path
 
 
 class NotRegular(ValueError):
-    """A folder, a pipe, a device or a socket stands where a file must be."""
+    """The path of a file leads to a folder, a pipe, a device or a socket."""
 
 
 def open_file(path: Path) -> BufferedReader:
     """The regular file at ``path``, or the one that it is a link to, opened for reading bytes.
 
-    A pipe would keep its reader waiting, and a device can go on for ever. Both are refused before a byte is read.
+    Reading a pipe could wait for ever, and reading a device may never end. Both are refused before a byte is read.
 
     Raises:
         NotRegular: (a ValueError) it is something else.
-        OSError: it is not there, or cannot be opened; the error knows its name.
+        OSError: it does not exist, or cannot be opened; the error has its name.
     """
     flags = os.O_RDONLY | getattr(os, "O_BINARY", 0)
-    try:  # not blocking: to open a pipe is to wait for its writer
+    try:  # non-blocking, because opening a pipe otherwise waits for its writer
         descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
     except OSError as error:
         if error.errno == errno.ENXIO:  # a socket, or a device without a driver

@@ -1,4 +1,7 @@
-"""Random output: one iterate of a run, drawn while it runs, with one copy of the weights."""
+"""Random output: one iterate of a run, drawn at random while the run goes on.
+
+An iterate is the value w_t of the weights before step t. Only one copy of the weights is stored.
+"""
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,23 +22,23 @@ _SEED_MIX = 0x9E3779B97F4A7C15
 class RandomIterate:
     """Draws w̄ from {w_0, …, w_T} with P(w̄ = w_t) = q_t / Σq by weighted reservoir sampling.
 
-    The bounds of Zhao, Xie, Li (2021) hold for a random iterate, not for the last one. `update(q_t)` is called with w_t
-    in `params`: it adds q_t to the total Q_t and, with probability q_t / Q_t, replaces the stored copy by w_t. By
-    induction w_t survives to the end with probability (q_t / Q_t) Π_{s>t} (1 − q_s / Q_s) = q_t / Q_T, for any number
-    of steps and without knowing it beforehand.
+    The bounds of Zhao, Xie, Li (2021) hold for a random iterate, not for the last one. Call `update(q_t)` while
+    `params` hold w_t. It adds q_t to the total Q_t and, with probability q_t / Q_t, replaces the stored copy by w_t. By
+    induction w_t is the stored copy at the end with probability (q_t / Q_t) Π_{s>t} (1 − q_s / Q_s) = q_t / Q_T. The
+    number of steps need not be known beforehand.
 
-    In a distributed run all ranks must draw alike, or w̄ would be made of shards of different iterates. Of DTensors
-    each rank copies its own part; after `fully_shard`'s model has been evaluated in `swapped` without a backward pass,
-    call `model.reshard()` before going on, or it computes with the weights that it gathered last.
+    In a distributed run all ranks must draw the same, or w̄ would be made of shards of different iterates. Each rank
+    copies its own part of DTensors. If a model under `fully_shard` is evaluated inside `swapped` without a backward
+    pass, call `model.reshard()` before going on, or it computes with the weights that it gathered last.
 
     Args:
         params: tensors that make up the iterate: `model.parameters()`, or parameters and buffers together. The copies
             have their shapes, dtypes, devices and placements, and follow them to another dtype or device.
-        generator: a CPU generator for the draws; in a distributed run in the same state on all ranks. None makes a
-            private one, seeded from `torch.initial_seed()` mixed with a constant: the draws repeat under
-            `torch.manual_seed`, yet take nothing from the global stream, so a run is the same with and without a
-            random iterate. Two instances made so draw alike; give each its own generator if that is not wanted. Where
-            `torch.distributed` is initialized, rank 0's seed is sent to all, so that all ranks must make one.
+        generator: a CPU generator for the draws; in a distributed run it must have the same state on all ranks. None
+            makes a private one, seeded from `torch.initial_seed()` mixed with a constant. Its draws repeat under
+            `torch.manual_seed` and take nothing from the global stream, so a run is the same with and without a random
+            iterate. Two instances with private generators make the same draws; to avoid this give each a generator.
+            If `torch.distributed` is initialized, rank 0 sends its seed to all, so all ranks must make one.
 
     Raises:
         ValueError: if `params` is empty or `generator` is not on the CPU.
@@ -80,13 +83,13 @@ class RandomIterate:
 
     @torch.no_grad()
     def update(self, weight: float = 1.0) -> None:
-        """Offer the present values of `params` with the given weight; a weight of 0 is never drawn.
+        """Let the present values of `params` take part in the draw with the given weight; weight 0 is never drawn.
 
-        The draw is made on the CPU: a GPU is not waited for.
+        The draw is made on the CPU, so that the host does not wait for a GPU.
 
         Raises:
             ValueError: if `weight`, or the sum of all weights, is not finite, or `weight` is negative, or a tensor of
-                `params`, just drawn, has another shape than when it was drawn before.
+                `params` that is drawn has another shape than at an earlier draw.
             RuntimeError: while swapped.
         """
         if self._swapped:
@@ -123,7 +126,7 @@ class RandomIterate:
         self._swapped = not self._swapped
 
     def _fit_params(self) -> None:
-        """The tensors may have been converted since the draw, by ``model.double()`` for example."""
+        """Convert the stored copy if the tensors were converted since the draw, by ``model.double()`` for example."""
         if self._stored is not None:
             self._stored = fitted("the drawn iterate", self._stored, self._params, self._names)
 
@@ -137,10 +140,10 @@ class RandomIterate:
             self.swap()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a bitwise equal continuation needs; `torch.load(..., weights_only=True)` reads it back.
+        """The state that continues bit for bit; `torch.load(..., weights_only=True)` reads it back.
 
         Like torch's own, it refers to the live tensors: save or clone it before going on. Before the first draw the
-        iterate is zeros, for `torch.distributed.checkpoint` loads into tensors that are there.
+        iterate is zeros, because `torch.distributed.checkpoint` loads into existing tensors.
         """
         stored = self._stored or [torch.zeros_like(param, requires_grad=False) for param in self._params]
         return {
@@ -172,8 +175,8 @@ class RandomIterate:
 
 @torch.no_grad()
 def exchange(params: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    """Swap the contents of ``params`` and ``values`` in place; of DTensors, placed alike, this rank's part."""
+    """Swap the contents of ``params`` and ``values`` in place; DTensors must be placed alike, and swap local parts."""
     for param, value in zip(map(local, params), map(local, values), strict=True):
-        live = param.clone()  # one tensor at a time: memory for the largest, not for all
+        live = param.clone()  # one tensor at a time, to need memory for the largest only
         param.copy_(value)
         value.copy_(live)

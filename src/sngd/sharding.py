@@ -1,10 +1,10 @@
 """Parameters that are spread over processes: this rank's part of a ``DTensor``, and sums over all ranks' parts.
 
-FSDP2 (``fully_shard``) and tensor parallelism (``parallelize_module``) make parameters DTensors: a mesh of processes
-and, for each of the mesh's dimensions, a placement: sharded, replicated, or partial (to be summed first). Methods here
-compute on the local tensors; only norms need to hear of the other ranks. Under DDP parameters are plain tensors, equal
-on all ranks. Pipeline stages, experts and ``ZeroRedundancyOptimizer`` give ranks plain tensors that differ: only the
-process groups of SNGD's ``norm_group`` tell of those elsewhere.
+FSDP2 (``fully_shard``) and tensor parallelism (``parallelize_module``) turn parameters into DTensors. A DTensor has a
+mesh of processes and, for each of the mesh's dimensions, a placement: sharded, replicated, or partial (to be summed
+first). Methods here compute on this rank's local tensors; only norms need numbers of other ranks. Under DDP parameters
+are plain tensors, equal on all ranks. With pipeline stages, experts and ``ZeroRedundancyOptimizer`` ranks have plain
+tensors that differ, and only the process groups of SNGD's ``norm_group`` say that other ranks have more.
 """
 
 from collections import defaultdict
@@ -20,24 +20,24 @@ if TYPE_CHECKING:  # slow to import, and of no use to one process
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
-# None for a plain tensor; for a DTensor its mesh and those of the mesh's dimensions that shard it, perhaps none.
+# None for a plain tensor. For a DTensor, its mesh and the mesh dimensions over which it is sharded (perhaps none).
 Sharding = tuple["DeviceMesh", tuple[int, ...]] | None
 
 # Process groups whose ranks hold different parameters, the outermost first: pipeline stages before a stage's experts.
 Groups = tuple["ProcessGroup", ...]
 
-# Where the rest of a parameter's like is: on the ranks of its own mesh, and on those of the process groups.
+# How parameters are spread over ranks: over those of their own mesh, and over those of process groups.
 Spread = tuple[Sharding, Groups]
 
 
 def is_plain(tensor: Tensor) -> bool:
-    """Whether its type alone tells that it is no DTensor; the quickest look there is."""
+    """Whether the tensor's type alone shows that it is no DTensor. This is the quickest check."""
     kind = type(tensor)
     return kind is Tensor or kind is nn.Parameter  # a set of them would break torch 2.6's compiled graph
 
 
 def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
-    """Whether it is a ``DTensor``, told without importing them."""
+    """Whether the tensor is a ``DTensor``. The check does not import DTensor, which is slow."""
     return not is_plain(tensor) and hasattr(tensor, "device_mesh")
 
 
@@ -50,12 +50,12 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def all_local(tensors: Iterable[Tensor]) -> list[Tensor]:
-    """`local` of each: list kernels neither know all DTensor operations nor mix DTensors with plain tensors."""
+    """`local` of each tensor. List kernels do not support all of DTensor, nor DTensors mixed with plain tensors."""
     return [local(tensor) for tensor in tensors]
 
 
 def sharding_of(tensor: Tensor) -> Sharding:
-    """Which mesh dimensions a tensor's numbers are spread over, those of one process left out.
+    """The mesh and those of its dimensions, of more than one process, over which the tensor is sharded.
 
     Raises:
         RuntimeError: the tensor has a partial placement, or this rank is not in its mesh.
@@ -78,9 +78,9 @@ def sharding_of(tensor: Tensor) -> Sharding:
 
 
 def gradient(param: Tensor) -> Tensor:
-    """``param.grad``, placed as the parameter is; of a partial one the sum is taken.
+    """``param.grad``, with the parameter's placement; a partial gradient is summed.
 
-    Sequence parallelism leaves partial gradients, for example.
+    Sequence parallelism is an example that leaves partial gradients.
 
     Raises:
         RuntimeError: one of parameter and gradient is a DTensor and the other is not, or their meshes differ.
@@ -106,8 +106,8 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor of ``like``'s shape with ``like``'s placements, device and dtype; communicates only to move shards.
 
     Args:
-        tensor: the whole, equal on all ranks, or a DTensor on ``like``'s mesh.
-        like: what it is to resemble, plain or a DTensor.
+        tensor: the whole tensor, equal on all ranks, or a DTensor on ``like``'s mesh.
+        like: a plain tensor or a DTensor.
 
     Raises:
         ValueError: ``tensor`` is a DTensor and ``like`` is not on its mesh.
@@ -130,13 +130,16 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def is_shared(spread: Spread) -> bool:
-    """Whether a norm over such tensors needs to hear of other ranks."""
+    """Whether a norm over such tensors needs numbers of other ranks."""
     sharding, groups = spread
     return bool(groups) or (sharding is not None and bool(sharding[1]))
 
 
 def accelerator_or_cpu(devices: Iterable[torch.device]) -> torch.device:
-    """The first accelerator among devices of which there is at least one, else the CPU: towards it one must wait."""
+    """The first accelerator among at least one device, else the CPU.
+
+    Numbers are collected there, because moving them from an accelerator to the CPU would make the host wait.
+    """
     devices = list(devices)
     for device in devices:
         if device.type != "cpu":
@@ -147,10 +150,10 @@ def accelerator_or_cpu(devices: Iterable[torch.device]) -> torch.device:
 def sum_over_ranks(values: dict[Spread, Tensor]) -> Tensor:
     """Σ over all spreads and over all ranks that hold parts: one all-reduce for each mesh dimension and process group.
 
-    Every rank must call it. In one mesh all give the same spreads in the same order. In a process group ranks may give
-    different ones: values with the same process groups are first added up, and only their sum is reduced. The last
-    process group of a tuple comes first; so a rank with (stages,) alone goes with one that also has (stages, experts).
-    All ranks get the same bits, as long as values that nothing is to be added to are equal on all ranks.
+    Every rank must call it. In one mesh all ranks give the same spreads in the same order. In a process group ranks may
+    give different spreads: values with the same process groups are first added up, and only their sum is reduced. The
+    last process group of a tuple is reduced first, so a rank with (stages,) alone works together with one that also has
+    (stages, experts). All ranks get the same bits, provided that unshared values are equal on all ranks.
 
     Args:
         values: 0-d tensors of one dtype, of at least one spread.
@@ -165,7 +168,7 @@ def sum_over_ranks(values: dict[Spread, Tensor]) -> Tensor:
 
 
 def max_over_ranks(values: dict[Spread, Tensor]) -> Tensor:
-    """The largest of all, as `sum_over_ranks` goes; nan counts as inf, because all-reduces may lose it."""
+    """The largest value, called like `sum_over_ranks`; nan counts as inf, because all-reduces may lose it."""
     return _over_ranks({spread: value.nan_to_num(inf, inf, -inf) for spread, value in values.items()}, "max")
 
 
@@ -194,7 +197,7 @@ def _over_ranks(values: dict[Spread, Tensor], operation: Literal["sum", "max"]) 
 
 
 def _mesh_groups(spread: Spread) -> "list[tuple[ProcessGroup, str]]":
-    """The process groups of a mesh to reduce over, and the type of device that they talk through."""
+    """The process groups of a mesh to reduce over, each with the type of device that it communicates through."""
     sharding, groups = spread
     if sharding is None:
         return []
@@ -209,23 +212,23 @@ def _mesh_groups(spread: Spread) -> "list[tuple[ProcessGroup, str]]":
 
 
 def _device_of(group: "ProcessGroup", home: torch.device) -> torch.device:
-    """Where a process group wants its tensors: at home if it can, else in the first place that it knows."""
-    if torch.compiler.is_compiling():  # which cannot ask a process group
+    """The device for a process group's messages: ``home`` if it supports that, else its first type of device."""
+    if torch.compiler.is_compiling():  # a compiled graph cannot query a process group
         return home
     types = [device.type for device in group._device_types]
     return home if home.type in types or not types else torch.device(types[0])
 
 
 def own_generator(params: Sequence[Tensor]) -> torch.Generator:
-    """A CPU generator seeded from torch's global one; in a distributed run on all ranks from rank 0's."""
+    """A CPU generator seeded from torch's global one; in a distributed run all ranks use rank 0's seed."""
     return torch.Generator().manual_seed(shared_seed(int(torch.randint(2**62, ())), params))
 
 
 def shared_seed(seed: int, params: Sequence[Tensor]) -> int:
-    """A seed that all ranks have: rank 0's. One process keeps its own.
+    """Rank 0's seed, on all ranks; a single process keeps its own.
 
-    Ranks often seed torch differently, for their data; what is done to replicas and to shards of one tensor must be
-    drawn alike all the same. It communicates: every rank must call it.
+    Ranks often seed torch differently, for their data. But what is drawn for replicas or for shards of one tensor must
+    be equal on all ranks. The function communicates, so every rank must call it.
     """
     import torch.distributed as dist
 
@@ -238,7 +241,7 @@ def shared_seed(seed: int, params: Sequence[Tensor]) -> int:
 
 
 def refuse_flat_shards(params: Iterable[Tensor]) -> None:
-    """ValueError for parameters of FSDP's first version: shards that look like plain tensors."""
+    """ValueError for parameters of FSDP's first version, whose shards look like plain tensors."""
     for param in params:
         if getattr(param, "_fsdp_flattened", False):
             raise ValueError(

@@ -11,9 +11,9 @@ _HASH_DIGITS = 12
 def slug(text: str) -> str:
     """A plain ASCII folder name that no other text has, also where ``A`` and ``a`` are one name.
 
-    ``sngd lr=0.1`` becomes ``sngd-lr=0.1``. Any text that would get the name of another one (``sngd-lr=0.1``), or has
-    capitals, other characters or too many of them, is told apart by a part of its SHA-256 behind a ``~``, which no
-    plain name has: ``a/b`` becomes ``a-b~`` and 12 hexadecimal digits. A name is never empty, hidden, ``.`` or ``..``.
+    ``sngd lr=0.1`` becomes ``sngd-lr=0.1``. Some texts get ``~`` and 12 hexadecimal digits of their SHA-256 at the end:
+    those that would get another text's name (``sngd-lr=0.1``), that have capitals or other characters (``a/b`` becomes
+    ``a-b~…``), or that are too long. Other names have no ``~``. A name is never empty, hidden, ``.`` or ``..``.
     """
     readable = re.sub(r"[^\w.=+-]+", "-", "".join(map(_ascii, unicodedata.normalize("NFKD", text))), flags=re.ASCII)
     if _text_of(readable) == text:
@@ -34,7 +34,7 @@ def _ascii(character: str) -> str:
 
 
 def _text_of(name: str) -> str | None:
-    """The one text that has ``name`` as it is: a hyphen before ``setting=`` was a space. None: no text has it."""
+    """The text whose name is ``name`` without a hash: a hyphen before ``setting=`` was a space. None: there is none."""
     if len(name) > LONGEST or not re.fullmatch(r"[a-z0-9_](?:[a-z0-9_.=+-]*[a-z0-9_=+-])?", name):
         return None
     if re.search(r"\.broken-\d+$", name):  # what a damaged run's folder is called

@@ -1,7 +1,8 @@
-"""Stage plans: which learning rate is used for how many steps, and how much each stage weighs in the output.
+"""Stage plans: a stage is a number of steps with one learning rate, and a plan is a list of stages.
 
 S-SNGD (Zhao, Xie, Li 2021, Algorithm 2) runs T stages; stage t takes M_t steps of learning rate α_t, and the
-random iterate drawn from it is returned with probability p_{t+1} / Σp. A `StagePlan` holds these triples:
+iterate (a value of the weights) drawn at random from it is returned with probability p_{t+1} / Σp. A `StagePlan` holds
+the triples (α_t, M_t, p_{t+1}):
 
 | plan         | α_t                         | length of stage t            | weight p_{t+1} | source               |
 |--------------|-----------------------------|------------------------------|----------------|----------------------|
@@ -11,10 +12,10 @@ random iterate drawn from it is returned with probability p_{t+1} / Σp. A `Stag
 | `harmonic`   | ρ / (t + 1)                 | ⌈S / α_t⌉                    | 1 / α_t        | Corollary 1          |
 | `geometric`  | ρ^(t + 1)                   | ⌈S / α_t⌉                    | (2ρ)^−(t + 1)  | Corollary 2          |
 
-`warmed_up` makes any of them begin with a rise.
+`warmed_up` makes any of them begin with a rising learning rate.
 
-Any other plan is a list: `StagePlan([(0.5, 100), (0.1, 500)])`. `sngd.optim.stagewise.StagewiseLR` plays a plan
-on any torch optimizer; `sngd.iterates.RandomIterate` draws the output.
+Write any other plan as a list: `StagePlan([(0.5, 100), (0.1, 500)])`. `sngd.optim.stagewise.StagewiseLR` sets an
+optimizer's learning rates from a plan; `sngd.iterates.RandomIterate` draws the output.
 """
 
 import math
@@ -28,12 +29,12 @@ from typing import Self
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """`steps` steps of learning rate `lr`; `weight` is the share of the stage in the random output.
+    """`steps` steps of learning rate `lr`. The random output comes from this stage with a probability ∝ `weight`.
 
     Args:
         lr: α_t > 0. For SNGD it is the length of every step.
         steps: M_t ≥ 1.
-        weight: p_{t+1} > 0, relative to the other stages' weights; the paper's bounds (Theorems 3 and 4) want
+        weight: p_{t+1} > 0, relative to the other stages' weights; the paper's bounds (Theorems 3 and 4) assume
             weights that never decrease from stage to stage.
 
     Raises:
@@ -45,7 +46,7 @@ class Stage:
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        # Plain numbers, also from numpy's: a plan goes into JSON and into weights-only checkpoints.
+        # Convert numpy's numbers to plain ones, because a plan goes into JSON and into weights-only checkpoints.
         object.__setattr__(self, "lr", _positive("lr", self.lr))
         object.__setattr__(self, "steps", _count("steps", self.steps))
         object.__setattr__(self, "weight", _positive("weight", self.weight))
@@ -68,10 +69,10 @@ class Stage:
 
 
 class StagePlan(tuple[Stage, ...]):
-    """An immutable sequence of stages, played one after the other; after its last step the last stage goes on.
+    """An immutable sequence of stages, one after the other; after its last step the last stage goes on.
 
     Args:
-        stages: at least one `Stage`, or anything that spells one: `(lr, steps)` or `(lr, steps, weight)`.
+        stages: at least one stage, each a `Stage`, `(lr, steps)` or `(lr, steps, weight)`.
 
     Raises:
         ValueError: if there is no stage, or a stage is malformed; the message gives its index.
@@ -110,8 +111,8 @@ class StagePlan(tuple[Stage, ...]):
         """p_{t+1} / M_t: the weight, in one draw over all iterates, of the iterate *before* step `step` ≥ 0.
 
         Algorithm 2 draws twice: w̄_{t+1} uniformly from the M_t iterates of stage t, then the output w̄_i with
-        probability p_i / Σp. So it returns w_{t,m} with probability (p_{t+1} / Σp) · (1 / M_t), which is what a single
-        draw with weights p_{t+1} / M_t gives: their sum over all iterates is Σp.
+        probability p_i / Σp. So it returns w_{t,m} with probability (p_{t+1} / Σp) · (1 / M_t). A single draw with
+        weights p_{t+1} / M_t gives the same probability, because their sum over all iterates is Σp.
         """
         stage = self[self.stage_at(step)]
         return stage.weight / stage.steps
@@ -211,10 +212,11 @@ def _by_epochs(lrs: Sequence[float], bounds: Sequence[float], steps_per_epoch: f
 
 
 def warmed_up(plan: StagePlan, steps: int, stages: int = 5) -> StagePlan:
-    """`plan` with its first `steps` steps replaced by a linear rise, in `stages` stages, to the learning rate after.
+    """`plan` with its first `steps` steps replaced by `stages` stages in which the learning rate rises linearly.
 
-    Stage i = 0, 1, … of the rise has learning rate α (i + 1)/(stages + 1), where α is the plan's after `steps` steps,
-    and the weight that the plan has there. After Goyal et al. 2017, for large batches and large first steps.
+    Let α be the plan's learning rate after `steps` steps. Stage i = 0, 1, … of the rise has the learning rate α (i +
+    1)/(stages + 1), and the weight that the plan has after `steps` steps. The rise follows Goyal et al. 2017, for large
+    batches and large first steps.
 
     Args:
         plan: at least `steps` + 1 steps long.
@@ -288,7 +290,7 @@ def _positive(name: str, value: float) -> float:
 
 
 def _float(value: float) -> float:
-    """Infinite if it is an int that no float can hold."""
+    """``value`` as a float; infinite if it is an int that no float can hold."""
     try:
         return float(value)
     except OverflowError:
@@ -302,6 +304,6 @@ def _count(name: str, value: int) -> int:
 
 
 def _shown(value: object) -> str:
-    from sngd.checks import shown  # here, for this file must be usable without the package, which imports torch
+    from sngd.checks import shown  # imported here, so that this file can be used without torch, which sngd imports
 
     return shown(value)

@@ -1,7 +1,7 @@
-"""State that is kept beside a model: it must fit the model's tensors, and a saved one is checked before it is taken.
+"""State kept beside a model: it must fit the model's tensors, and saved state is checked before it is loaded.
 
 Each check raises a ValueError that names the entry, what is allowed, and what was found. A ``load_state_dict`` makes
-all of its checks first, so that one that fails leaves its object as it was.
+all of its checks first, so that it changes nothing if one fails.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,14 +21,13 @@ def trainable(model: nn.Module) -> tuple[list[Tensor], list[str]]:
 
 
 def fitted(what: str, tensors: Sequence[Tensor], params: Sequence[Tensor], names: Sequence[str]) -> list[Tensor]:
-    """``tensors`` with the dtypes, devices and placements of ``params``: those that have them already as they are.
+    """``tensors`` with the dtypes, devices and placements of ``params``. Tensors that fit already are not copied.
 
     Args:
-        what: what errors call ``tensors``.
-        tensors: one for each of ``params``, of its shape; floating-point numbers where the parameter has such,
-            complex ones where it is complex, and so on.
-        params: what they must fit.
-        names: what errors call each of ``params``.
+        what: the name of ``tensors`` in errors.
+        tensors: one for each of ``params``, of its shape and kind of dtype (floating-point, complex, …).
+        params: the tensors to fit.
+        names: the name of each of ``params`` in errors.
 
     Raises:
         ValueError: the number of tensors, a shape or the kind of a dtype is another one, or a tensor is a DTensor on
@@ -56,7 +55,7 @@ def _kind(tensor: Tensor) -> str:
 
 
 def _alike(tensor: Tensor, param: Tensor) -> bool:
-    """Whether two plain tensors agree in dtype and device: a quick look, for it is taken at every step."""
+    """Whether both are plain tensors of one dtype and device. The check is quick, because every step makes it."""
     plain = is_plain(tensor) and is_plain(param)
     return plain and tensor.dtype == param.dtype and tensor.device == param.device
 
@@ -69,7 +68,7 @@ def saved_tensors(
 
 
 def check_keys(state: Any, *keys: str, what: str = "state_dict") -> None:
-    """ValueError if ``state`` is no dict that has all ``keys``."""
+    """ValueError if ``state`` is no dict, or lacks one of ``keys``."""
     if not isinstance(state, Mapping):
         raise ValueError(f"{what} must be a dict, got {type(state).__name__}")
     if missing := [key for key in keys if key not in state]:
@@ -79,7 +78,7 @@ def check_keys(state: Any, *keys: str, what: str = "state_dict") -> None:
 def saved_count(
     state: Mapping[str, Any], key: str, least: int = 0, most: int | None = None, what: str = "state_dict"
 ) -> int:
-    """The int under ``key``; ValueError if there is none, or one that is not from ``least`` to ``most``."""
+    """The int under ``key``; ValueError if it is no int from ``least`` to ``most`` (None: no upper bound)."""
     value = state[key]
     if type(value) is not int or value < least or (most is not None and value > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
@@ -88,9 +87,9 @@ def saved_count(
 
 
 def saved_generator(state: Mapping[str, Any], key: str, what: str = "state_dict") -> Tensor:
-    """The state of a CPU generator under ``key``, on the CPU, as a ``map_location`` may have moved it.
+    """The state of a CPU generator under ``key``, moved to the CPU (``map_location`` may have put it elsewhere).
 
-    ValueError if no generator takes it.
+    ValueError if a generator does not accept it.
     """
     what, value = f"{what}'s {key}", state[key]
     length = torch.Generator().get_state().shape

@@ -1,4 +1,4 @@
-"""What variance-reduced estimators share: ∇f_I(w) − ∇f_I(w_ref), the same samples at two points."""
+"""The base of variance-reduced estimators: ∇f_I(w) − ∇f_I(w_ref), a difference on the same samples at two points."""
 
 from typing import Any
 
@@ -15,20 +15,20 @@ from sngd.state import check_keys, fitted, saved_count, saved_tensors
 
 
 class DifferenceEstimator(Estimator):
-    """Keeps a reference point w_ref, a gradient to build on, and its age in steps within the period.
+    """Keeps a reference point w_ref, a gradient to add differences to, and its age in steps since the anchor.
 
-    The two evaluations of a difference see the same samples, augmentation and dropout masks, provided that chance
-    comes from torch's generators; BatchNorm's running statistics end as if only the one at the present weights had
-    happened.
+    The two evaluations of a difference use the same samples, augmentation and dropout masks, provided that random
+    numbers come from torch's generators. Only the evaluation at the present weights changes BatchNorm's running
+    statistics.
 
-    A gradient that is not finite is not built on: ``p.grad`` is what came out, so that an optimizer can skip the step
-    as it would for a mini-batch, and the next estimate is an anchor. The calls made are counted all the same.
-    A gradient is finite if its global norm is, in a distributed run that of all ranks, so that all take the anchor
-    together. Whether it is must be known on the host when ``age``, ``next_batch_size``, ``next_cost`` or
-    ``state_dict`` is read, or the next estimate begins: there an accelerator is waited for, once an estimate.
+    If a gradient is not finite, ``p.grad`` gets it as it is, so that an optimizer can skip the step as it would for a
+    mini-batch. No difference is added to it: the next estimate is an anchor. Its oracle calls are counted.
+    A gradient is finite if its global norm is. In a distributed run this is the norm over all ranks, so that all take
+    the anchor together. The host must know the answer when ``age``, ``next_batch_size``, ``next_cost`` or
+    ``state_dict`` is read, or when the next estimate begins. There it waits for an accelerator, once an estimate.
 
-    The reference and the gradient are sharded as the weights are, and follow them to another dtype or device. Memory:
-    two copies of the weights beside ``p.grad``.
+    The reference and the gradient are sharded like the weights, and follow them to another dtype or device. They take
+    the memory of two copies of the weights, beside ``p.grad``.
     """
 
     _anchor_argument = "anchor_batch_size"  # the constructor's name for the size of an anchor
@@ -42,16 +42,16 @@ class DifferenceEstimator(Estimator):
         self.period = count("period", period)
         self.chunk_size = check_chunk_size(chunk_size)
         self._age = 0
-        self._failed: Tensor | None = None  # 0-d bool, where the parameters are: what is built on is not finite
+        self._failed: Tensor | None = None  # 0-d bool on the parameters' device: the stored gradient is not finite
         self._reference = [torch.zeros_like(p, requires_grad=False) for p in self.params]
         self._gradient = [torch.zeros_like(p, requires_grad=False) for p in self.params]
 
     @property
     def age(self) -> int:
-        """Steps since the anchor; 0: the next estimate is an anchor."""
+        """Steps since the anchor; 0 means that the next estimate is an anchor."""
         if self._age > 0 and self._failed is not None and self._failed.item():
             self._age = 0
-        self._failed = None  # asked once
+        self._failed = None  # so that the host waits only once
         return self._age
 
     @property
@@ -86,14 +86,14 @@ class DifferenceEstimator(Estimator):
             check_size_of(batch, "batch_size", self.batch_size, advice=advice)
 
     def _fit_params(self) -> None:
-        """The parameters may have been converted meanwhile, by ``model.double()`` for example."""
+        """Convert what is stored if the parameters were converted meanwhile, by ``model.double()`` for example."""
         name = type(self).__name__
         reference = fitted(f"{name}'s reference", self._reference, self.params, self._names)
         self._gradient = fitted(f"{name}'s gradient", self._gradient, self.params, self._names)
         self._reference = reference
 
     def _anchor(self, loss: Loss, batch: Batch) -> Tensor:
-        """Evaluate at the present weights: they become the reference, the gradient what is built on."""
+        """Evaluate at the present weights; store them as the reference, and the gradient to add differences to."""
         value = self._backward(loss, batch, self.chunk_size)
         torch._foreach_copy_(all_local(self._gradient), self._gradients())
         self._move_reference()
@@ -109,7 +109,7 @@ class DifferenceEstimator(Estimator):
         """Loss at the present weights, and this rank's part of ∇f_I(w) − ∇f_I(w_ref)."""
         chance = Chance(self.params[0].device)
         value = self._backward(loss, batch)
-        here = [grad.clone() for grad in self._gradients()]  # DDP may reuse their memory, a bucket of all-reduces
+        here = [grad.clone() for grad in self._gradients()]  # DDP may reuse their memory for its messages
         with at_weights(self.params, self._reference), chance.replayed(), buffers_kept(self.model):
             self._backward(loss, batch)
         return value, list(torch._foreach_sub(here, self._gradients()))
@@ -122,12 +122,12 @@ class DifferenceEstimator(Estimator):
         torch._foreach_copy_(all_local(self._reference), all_local(self.params))
 
     def _set_grad(self) -> None:
-        """Give the optimizer a copy: clipping in place must not reach what the next estimate builds on."""
+        """Set ``p.grad`` to a copy, so that clipping in place does not change what the next estimate starts from."""
         for param, value in zip(self.params, self._gradient, strict=True):
             param.grad = value.clone()
 
     def _note_failure(self) -> None:
-        """Find out whether the gradient to build on is finite, and leave the answer on the device until it is asked."""
+        """Compute whether the stored gradient is finite, and leave the answer on the device until it is needed."""
         self._failed = ~global_norm([torch.view_as_real(g) if g.is_complex() else g for g in self._gradient]).isfinite()
 
     def state_dict(self) -> dict[str, Any]:

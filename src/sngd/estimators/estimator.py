@@ -1,4 +1,4 @@
-"""What all gradient estimators share: batches of any shape, the gradient at a point, the count of oracle calls."""
+"""The base of all gradient estimators: batches of any shape, the gradient at a point, the count of oracle calls."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,12 +22,12 @@ class Estimator:
         loss = estimator.estimate(lambda batch: loss_fn(model(batch[0]), batch[1]), batch)
         optimizer.step()
 
-    In a distributed run every rank has an estimator of its own and gives it its own samples, as many as the other ranks
-    do; ``loss`` calls the wrapped model, which averages gradients over the ranks, and so batch sizes and calls are
-    those of one rank.
+    In a distributed run every rank has its own estimator and gives it its own samples, the same number on all ranks.
+    ``loss`` calls the wrapped model, which averages gradients over the ranks. Batch sizes and oracle calls are those of
+    one rank.
 
     Attributes:
-        oracle_calls: ∇f(w; a) evaluated so far, one for one sample at one point; on this rank.
+        oracle_calls: number of gradients ∇f(w; a), each of one sample at one point, evaluated so far on this rank.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -37,17 +37,17 @@ class Estimator:
 
     @property
     def next_batch_size(self) -> int | None:
-        """Samples that the next estimate wants; None for all of them."""
+        """Number of samples that the next estimate takes; None means all of them."""
         raise NotImplementedError
 
     @property
     def next_cost(self) -> int:
-        """Oracle calls that the next estimate makes."""
+        """Number of oracle calls of the next estimate."""
         raise NotImplementedError
 
     @property
     def mean_cost(self) -> float:
-        """Oracle calls of an estimate, on the average over a period."""
+        """Mean number of oracle calls of an estimate over a period."""
         return self.next_cost
 
     def estimate(self, loss: Loss, batch: Batch) -> Tensor:
@@ -64,7 +64,7 @@ class Estimator:
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a bitwise equal continuation needs beside the weights; it refers to live tensors, as torch's do."""
+        """What a bit-for-bit continuation needs beside the weights. Like torch's, it refers to the live tensors."""
         return {"oracle_calls": self.oracle_calls}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class Estimator:
         self.oracle_calls = saved_count(state, "oracle_calls")
 
     def _backward(self, loss: Loss, batch: Batch, chunk_size: int | None = None) -> Tensor:
-        """Set ``p.grad`` to the mean gradient over ``batch``, evaluated in chunks if it is larger than one."""
+        """Set ``p.grad`` to the mean gradient over ``batch``, evaluated in chunks of ``chunk_size`` if it is larger."""
         for param in self.params:
             param.grad = None
         n = size_of(batch)
@@ -100,7 +100,7 @@ def check_chunk_size(value: int | None) -> int | None:
 
 
 def check_size_of(batch: Batch, name: str, size: int, advice: str = "") -> None:
-    """ValueError if a batch has not the ``size`` samples that the argument ``name`` promised."""
+    """ValueError if a batch has not the number of samples, ``size``, that the argument ``name`` gave."""
     if size_of(batch) != size:
         raise ValueError(f"batch must have {name} = {size} samples, got {size_of(batch)}{advice}")
 

@@ -7,7 +7,7 @@ from sngd.estimators.estimator import Batch, Estimator, Loss, check_chunk_size, 
 
 
 class MiniBatch(Estimator):
-    """g = (1/b) Σ ∇f(w; a) over the batch: ``batch_size`` oracle calls, or fewer for a short last batch.
+    """g = (1/b) Σ ∇f(w; a) over the batch. It costs ``batch_size`` oracle calls, or fewer for a short last batch.
 
     Args:
         model: its trainable parameters' ``.grad`` is filled.
@@ -34,7 +34,7 @@ class MiniBatch(Estimator):
 
 
 class Full(Estimator):
-    """g = ∇F(w) over all ``n`` samples, at once or in chunks: ``n`` oracle calls.
+    """g = ∇F(w) over all ``n`` samples, at once or in chunks. It costs ``n`` oracle calls.
 
     Args:
         model: its trainable parameters' ``.grad`` is filled.

@@ -1,4 +1,4 @@
-"""Evaluate the same samples again at other weights, as if nothing but the weights had changed."""
+"""Evaluate the same samples again at other weights, with the same random numbers and unchanged buffers."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ class Chance:
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
-        """Inside, draws repeat what followed the recorded moment; outside, the generators go on as if it never was."""
+        """Inside, draws repeat those that followed the recorded moment. Afterwards the generators are as before."""
         with torch.random.fork_rng(devices=self._cuda):
             torch.set_rng_state(self._cpu_state)
             for device, state in zip(self._cuda, self._cuda_states, strict=True):
@@ -42,7 +42,7 @@ def at_weights(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[N
 
 @contextmanager
 def buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Whatever happens to the model's buffers inside (BatchNorm's running statistics) is undone."""
+    """At the end, restore the model's buffers, such as BatchNorm's running statistics."""
     buffers = list(model.buffers())
     before = [b.detach().clone() for b in buffers]
     try:

@@ -9,11 +9,11 @@ from sngd.sharding import all_local
 
 
 class Spider(DifferenceEstimator):
-    """μ_m = ∇f_I(w_m) − ∇f_I(w_{m−1}) + μ_{m−1}, begun anew every ``period`` steps from μ = ∇f_J(w), |J| = B.
+    """μ_m = ∇f_I(w_m) − ∇f_I(w_{m−1}) + μ_{m−1}; every ``period`` steps it starts at an anchor μ = ∇f_J(w), |J| = B.
 
-    Algorithm 3 of Zhao, Xie and Li (2021), from Fang et al. 2018. A period costs B + 2b(M − 1) oracle calls: at m = 1
-    both points are the same, so the difference is zero and is neither evaluated nor counted. The variance grows with
-    the steps taken, E‖μ_m − ∇F(w_m)‖² ≤ M α² L²/b + σ²/B for steps of length α (eq. 15).
+    Algorithm 3 of Zhao, Xie and Li (2021), from Fang et al. 2018. A period costs B + 2b(M − 1) oracle calls: at the
+    anchor both points are the same, so the difference is zero and is neither evaluated nor counted. The variance grows
+    with the number of steps: E‖μ_m − ∇F(w_m)‖² ≤ M α² L²/b + σ²/B for steps of length α (eq. 15).
 
     After an estimate that is not finite the next one is an anchor, and a new period begins.
 

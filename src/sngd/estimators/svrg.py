@@ -1,4 +1,4 @@
-"""SVRG and SCSG: differences to a fixed anchor point, whose gradient is known better."""
+"""SVRG and SCSG: the gradient at a fixed anchor point, on many samples, plus a difference on a mini-batch."""
 
 from typing import Any
 
@@ -13,13 +13,13 @@ from sngd.state import check_keys, saved_count, saved_generator
 
 
 class SVRG(DifferenceEstimator):
-    """g = ∇f_I(w) − ∇f_I(w̃) + ∇F(w̃), the anchor w̃ renewed every ``period`` steps (Johnson and Zhang 2013).
+    """g = ∇f_I(w) − ∇f_I(w̃) + ∇F(w̃); every ``period`` steps the anchor w̃ becomes w (Johnson and Zhang 2013).
 
-    A period costs n + 2b(M − 1) oracle calls: at the anchor itself the difference is zero, neither evaluated nor
+    A period costs n + 2b(M − 1) oracle calls: at the anchor itself the difference is zero, and is neither evaluated nor
     counted.
 
-    After an anchor whose gradient is not finite the next estimate is an anchor again. A mini-batch whose gradient is
-    not finite spoils its own step alone: the anchor stays.
+    If an anchor's gradient is not finite the next estimate is an anchor again. If a mini-batch's gradient is not finite
+    only this estimate is affected, and the anchor stays.
 
     Args:
         model: its trainable parameters' ``.grad`` is filled.
@@ -53,15 +53,16 @@ class SVRG(DifferenceEstimator):
 class SCSG(SVRG):
     """SVRG with an anchor gradient on a batch of B samples and a random period N, geometric with mean B/b.
 
-    Lei et al. 2017. N is drawn from {1, 2, …}; the original allows N = 0, an anchor without a step, which costs B
-    and moves nothing. A period costs B + 2b(N − 1) oracle calls.
+    The method is from Lei et al. 2017. Here N is drawn from {1, 2, …}. The original allows N = 0, an anchor that costs
+    B calls without a step. A period costs B + 2b(N − 1) oracle calls.
 
     Args:
         model: its trainable parameters' ``.grad`` is filled.
         anchor_batch_size: B ≥ b.
         batch_size: b ≥ 1.
-        generator: CPU generator of the periods; in a distributed run in the same state on all ranks. Default: one of
-            its own, seeded from torch's global one, or from rank 0's, so that all ranks must make one.
+        generator: CPU generator of the periods; in a distributed run it must have the same state on all ranks. Default:
+            a new one, seeded from torch's global one. In a distributed run rank 0 sends the seed, so all ranks must
+            make the estimator.
         chunk_size: samples of an anchor evaluated at a time, ≥ 1; None: all at once. ``Full`` says what chunks change.
 
     Raises:

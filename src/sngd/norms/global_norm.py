@@ -1,4 +1,4 @@
-"""The one global norm: every method here measures all parameters together, never layer by layer."""
+"""The global norm: the Euclidean norm of all parameters' gradients together, not layer by layer."""
 
 import math
 from collections import defaultdict
@@ -20,15 +20,15 @@ from sngd.sharding import (
     sum_over_ranks,
 )
 
-# Norms for which the sum of squares, 1/norm and their products with common learning rates keep all their digits.
+# For norms in this range, the sum of squares, 1/norm and their products with common learning rates keep all digits.
 _ROOM = {torch.float32: (1e-15, 1e15), torch.float64: (1e-145, 1e145)}
-_FACTOR = 100  # 2^±100 is a float32, 2^±1074, which subnormal numbers of float64 may want, is not
+_FACTOR = 100  # largest exponent of one multiplication: float32 holds 2^±100, but not the 2^±1074 of float64's range
 _NOWHERE: Mapping[Spread, torch.device] = MappingProxyType({})
 
-# Biases and normalization layers up to this size are copied side by side: on the CPU cheaper than a call for each.
+# 1-D tensors up to this size are copied into one tensor; on the CPU this is cheaper than a call for each.
 _SMALL = 4096
 
-# Longer tensors on the CPU, by bytes an entry, are summed in rows: sums of float16 and bfloat16 lose more.
+# On the CPU, longer tensors are summed row by row, to lose fewer digits. The limit depends on the bytes of an entry.
 _LONG = {2: 8192, 4: 65536}
 _ROW = 1024
 
@@ -37,10 +37,10 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of all entries of all ``tensors`` together, √Σ‖t‖².
 
     Squares are summed in float32, whatever the tensors' dtype, or in float64 if any tensor is float64.
-    On the CPU a sum that leaves the dtype's range is taken again of tensors times a power of two, so that any finite
-    tensors have their norm. An accelerator would have to ask the host, so there it may count as 0 or inf.
-    DTensors count in full: the ranks' sums of squares are added up, by one small all-reduce for each mesh dimension
-    that shards something.
+    On the CPU, if the sum leaves the dtype's range, it is computed again from tensors times a power of two. So all
+    finite tensors get their norm. On an accelerator the host would have to wait to know this, so there the norm may
+    come out as 0 or inf. DTensors count in full: the ranks' sums of squares are added up, by one small all-reduce for
+    each mesh dimension over which something is sharded.
 
     Args:
         tensors: real tensors of any shapes, dtypes and devices; may be empty. DTensors sharded or replicated.
@@ -72,12 +72,13 @@ def host_may_read(norm: Tensor) -> bool:
 
 
 def has_room(norm: Tensor, dtypes: Iterable[torch.dtype], *, communicates: bool) -> bool:
-    """Whether squares summed up to this norm, and its reciprocal, keep their digits; it reads the norm.
+    """Whether the sum of squares behind this norm, and the norm's reciprocal, keep all digits.
 
     Args:
-        norm: 0-d, on the CPU.
-        dtypes: of the tensors that it is the norm of.
-        communicates: whether other ranks take part in it. They may have other dtypes and must come to the same answer.
+        norm: 0-d, on the CPU; it is read.
+        dtypes: dtypes of the tensors whose norm it is.
+        communicates: whether other ranks have part of the tensors. They may have other dtypes but must find the same
+            answer, so the narrower range is used.
     """
     wide = not communicates and all(dtype == torch.float64 for dtype in dtypes)
     low, high = _ROOM[torch.float64 if wide else torch.float32]
@@ -85,7 +86,7 @@ def has_room(norm: Tensor, dtypes: Iterable[torch.dtype], *, communicates: bool)
 
 
 def least_exact_norm(dtype: torch.dtype) -> float:
-    """Norms below it have squares that float32, or float64, does not hold to all its digits."""
+    """The least norm whose square has all digits of ``dtype``."""
     info = torch.finfo(dtype)
     return math.sqrt(info.tiny / info.eps)
 
@@ -93,7 +94,7 @@ def least_exact_norm(dtype: torch.dtype) -> float:
 def exponent_of_largest(
     lists: Iterable[tuple[Spread, list[Tensor]]], everywhere: Mapping[Spread, torch.device] = _NOWHERE
 ) -> int | None:
-    """e with 2^(e−1) ≤ largest absolute entry < 2^e, over all ranks; None if that is 0 or not finite.
+    """e with 2^(e−1) ≤ largest absolute entry < 2^e, over all ranks; None if that entry is 0 or not finite.
 
     Args:
         lists, everywhere: as for ``norm_of_lists``; tensors on the CPU.
@@ -101,7 +102,7 @@ def exponent_of_largest(
     largest: dict[Spread, float] = dict.fromkeys(everywhere, 0.0)
     for spread, tensors in lists:
         values = [torch.linalg.vector_norm(t, math.inf).item() for t in tensors if t.numel()]
-        here = max(values, default=0.0) if all(map(math.isfinite, values)) else math.inf  # max() may pass over nan
+        here = max(values, default=0.0) if all(map(math.isfinite, values)) else math.inf  # max() may ignore nan
         largest[spread] = max(largest.get(spread, 0.0), here)
     if any(map(is_shared, largest)):
         on_cpu = {spread: torch.tensor(value, dtype=torch.float64, device="cpu") for spread, value in largest.items()}
@@ -112,7 +113,7 @@ def exponent_of_largest(
 
 
 def times_power_of_two(tensors: Sequence[Tensor], exponent: int) -> list[Tensor]:
-    """Each times 2^exponent, in float32 or wider: exact, but for what becomes subnormal or overflows."""
+    """Each tensor times 2^exponent, in float32 or wider; exact, unless a result is subnormal or overflows."""
     scaled = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
     while scaled and exponent:
         part = max(-_FACTOR, min(_FACTOR, exponent))
@@ -122,7 +123,7 @@ def times_power_of_two(tensors: Sequence[Tensor], exponent: int) -> list[Tensor]
 
 
 def ldexp(x: float, exponent: int) -> float:
-    """x 2^exponent; inf where it is too large."""
+    """x · 2^exponent; inf if it is too large for a float."""
     try:
         return math.ldexp(x, exponent)
     except OverflowError:
@@ -130,7 +131,7 @@ def ldexp(x: float, exponent: int) -> float:
 
 
 def by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype, Sharding], list[Tensor]]:
-    """The tensors, in order, by device, dtype and sharding: list kernels want tensors of one kind."""
+    """The tensors, in order, by device, dtype and sharding, because list kernels take tensors of one kind."""
     kinds = defaultdict(list)
     for tensor in tensors:
         sharding = None if is_plain(tensor) else sharding_of(tensor)
@@ -145,8 +146,8 @@ def norm_of_lists(
 
     Args:
         lists: spread and tensors; those of one list share device and dtype, and no list is empty.
-        everywhere: spreads of which another rank may have a list though this one has none: it joins their sums, with
-            a zero on the device given.
+        everywhere: spreads of which other ranks may have tensors, each with a device of this rank. If this rank has no
+            tensors of a spread, it takes part in the sum with a zero on that device.
     """
     here: dict[Spread, list[list[Tensor]]] = {spread: [] for spread in everywhere}
     for spread, tensors in lists:
@@ -161,12 +162,12 @@ def norm_of_lists(
 
 
 def _square(norm: Tensor) -> Tensor:
-    """In one dtype on all ranks, whatever they hold, and in float64 where there is one: 1e-30 squared is not 0."""
+    """The square, in float64 if the device has it, so that 1e-30 squared is not 0 and all ranks have the same dtype."""
     return norm.to(torch.float64 if norm.device.type in ("cpu", "cuda") else torch.float32).square()
 
 
 def _norm_here(lists: list[list[Tensor]]) -> Tensor:
-    """Norm of what this rank holds."""
+    """The norm of this rank's tensors."""
     if not lists:
         return torch.zeros((), device="cpu")
     dtype = torch.float64 if any(tensors[0].dtype == torch.float64 for tensors in lists) else torch.float32
@@ -197,7 +198,7 @@ def _norms(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
 
 
 def _norm_by_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """The norm of row norms. As one sum, torch's on the CPU, 10⁷ entries in float32 err by 4e-4 of their norm."""
+    """The norm of row norms. torch's single sum on the CPU is wrong by 4e-4 of the norm for 10⁷ entries in float32."""
     flat = tensor.reshape(-1)
     rows = flat[: flat.numel() // _ROW * _ROW].view(-1, _ROW)
     rest = flat[rows.numel() :]

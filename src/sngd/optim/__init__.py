@@ -1,4 +1,4 @@
-"""Step rules: ``torch.optim.Optimizer`` classes, one file each, and the scheduler that plays a stage plan."""
+"""Step rules, as ``torch.optim.Optimizer`` classes, and the scheduler that follows a plan of stages."""
 
 from sngd.optim.perturbed import Perturbed
 from sngd.optim.sngd import SNGD

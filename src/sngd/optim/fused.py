@@ -1,4 +1,4 @@
-"""torch's fused SGD kernel as the normalized step: when it is right, and how to call it."""
+"""The normalized step by torch's fused SGD kernel: when the kernel computes it correctly, and how to call it."""
 
 import torch
 from torch import Tensor
@@ -7,18 +7,19 @@ from sngd.optim.kahan import unless
 
 
 def fused_is_right(params: list[Tensor], vectors: list[Tensor], buffers: list[Tensor]) -> bool:
-    """Whether the kernel does on these tensors what the loop does.
+    """Whether the kernel computes on these tensors what ``foreach=False``, the readable loop, computes.
 
     Args:
-        params, vectors: what is stepped, and along what; of equal shapes, the parameters of one device and dtype.
-        buffers: the momentum that the kernel is to keep; may be empty.
+        params, vectors: the weights and the vectors along which they move; of equal shapes, the weights of one device
+            and dtype.
+        buffers: the momentum that the kernel updates; may be empty.
     """
     dtype, device = params[0].dtype, params[0].device.type
-    if torch.compiler.is_compiling():  # it does its own fusing
+    if torch.compiler.is_compiling():  # the compiler fuses the step itself
         return False
     if device == "cpu":  # torch 2.13's kernel skips whole SIMD blocks of float16 and bfloat16
         right = dtype in (torch.float32, torch.float64)
-    elif device == "cuda":  # its tensor lr is float32: too coarse for float64 weights; its momentum is rounded early
+    elif device == "cuda":  # the kernel reads lr as float32, too coarse for float64 weights, and rounds momentum early
         right = dtype == torch.float32 or (dtype != torch.float64 and not buffers)
     else:
         return False
@@ -27,14 +28,14 @@ def fused_is_right(params: list[Tensor], vectors: list[Tensor], buffers: list[Te
 
 
 def _alike(tensors: list[Tensor], dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether all have one dtype and device: the kernels write wherever they are told. Shapes are checked before."""
+    """Whether all have this dtype and device. The kernels do not check it; shapes are checked by ``check_shapes``."""
     return all(t.dtype == dtype and t.device == device for t in tensors)
 
 
 def _in_one_order(params: list[Tensor], *others: list[Tensor]) -> bool:
-    """Whether each parameter's tensors lie in memory alike and without gaps.
+    """Whether each parameter's tensors have the same memory layout, without gaps.
 
-    The kernels rely on it. torch 2.13's CPU kernel does not look, and writes over what lies in the gaps.
+    The kernels assume it. torch 2.13's CPU kernel does not check it, and overwrites what lies in the gaps.
     """
     if params[0].device.type == "cpu":
         return all(t.is_contiguous() for tensors in (params, *others) for t in tensors)
@@ -60,7 +61,7 @@ def fused_sngd(
         scaled, rate = list(torch._foreach_mul(vectors, c.to(params[0].dtype))), lr
     else:
         scaled, rate = vectors, lr * c
-    if isinstance(rate, Tensor):  # the CPU's kernel reads a float, CUDA's a float32 on the device
+    if isinstance(rate, Tensor):  # the CPU kernel takes a float, the CUDA kernel a float32 tensor on the device
         rate = float(rate) if rate.device.type == "cpu" else rate.float()
     torch._fused_sgd_(
         params,

@@ -1,11 +1,11 @@
-"""Kahan summation: what a narrow weight cannot hold of a step is kept, and comes again with the next one."""
+"""Kahan summation: the part of a step that float16 or bfloat16 weights lose to rounding is added to the next step."""
 
 import torch
 from torch import Tensor
 
 
 def single_tensor_kahan_sub_(param: Tensor, step: Tensor, dropped: Tensor, skip: Tensor | None) -> None:
-    """``param -= step`` in place, where ``param + dropped`` is the weight that is meant.
+    """``param -= step`` in place; ``param + dropped`` is the weight before rounding.
 
     With s = w + k − step in float32 and w' its rounding to the weights' dtype: w ← w', k ← s − w'. In bfloat16 the
     pair has at least 16 significant bits where w alone has 8 (Kahan 1965; for weight updates Zamirai et al. 2020,
@@ -14,8 +14,9 @@ def single_tensor_kahan_sub_(param: Tensor, step: Tensor, dropped: Tensor, skip:
     Args:
         param: float16 or bfloat16 weights.
         step: what is subtracted, float32, of the same shape.
-        dropped: k, of the same shape and dtype as ``param``; at most half a unit in its last place.
-        skip: 0-d bool tensor: if true nothing changes; None is never.
+        dropped: k, what rounding has dropped so far. It has the shape and dtype of ``param`` and is at most half a unit
+            in its last place.
+        skip: 0-d bool tensor; if it is true nothing changes. None: the step is always taken.
     """
     new = param + (dropped - step)
     rounded = new.to(param.dtype)
@@ -34,5 +35,5 @@ def foreach_kahan_sub_(params: list[Tensor], steps: list[Tensor], dropped: list[
 
 
 def unless(skip: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
-    """``new``, or where the 0-d bool tensor ``skip`` is true ``old``."""
+    """``old`` if the 0-d bool tensor ``skip`` is true, else ``new``."""
     return new if skip is None else torch.where(skip, old, new)

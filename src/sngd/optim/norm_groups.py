@@ -1,4 +1,7 @@
-"""The option ``norm_group``: process groups, which state dicts and pickles cannot hold, kept beside param groups."""
+"""The option ``norm_group``: process groups whose ranks hold other parameters of the same model.
+
+State dicts and pickles cannot hold process groups, so an optimizer keeps them beside its param groups.
+"""
 
 import sys
 import warnings
@@ -15,7 +18,7 @@ if TYPE_CHECKING:
 
     NormGroup = ProcessGroup | Sequence[ProcessGroup] | None
 
-# What a param group shows in place of process groups. It is all that is saved.
+# The value of "norm_group" in a param group that has process groups. State dicts save this text alone.
 HELD = "held by the optimizer, not saved"
 
 _ZERO = "torch.distributed.optim.zero_redundancy_optimizer"
@@ -25,9 +28,9 @@ _told: set[str] = set()  # warnings that this process has given
 class NormGroups:
     """The process groups of each param group of one optimizer.
 
-    Param groups are copied: into state dicts, by deepcopy, and by ``ZeroRedundancyOptimizer`` to and fro between its
-    own and those of the optimizer inside. So process groups found in a param group are taken out of it, and loading
-    anything leaves those that were taken. A deep copy has the same process groups. A pickle has none.
+    Param groups are copied into state dicts, by deepcopy, and by ``ZeroRedundancyOptimizer`` between its own and those
+    of the optimizer inside. So process groups that are assigned to a param group are moved from there to this object.
+    Loading a state dict does not change them. A deep copy has the same process groups. A pickle has none.
     """
 
     def __init__(self, default: "NormGroup" = None) -> None:
@@ -35,26 +38,26 @@ class NormGroups:
         self.each: list[Groups | None] = []  # None: lost with a pickle
 
     def given_to(self, param_group: dict[str, Any]) -> Groups | None:
-        """Those of a new param group: its own, else the default."""
+        """The process groups of a new param group: its own if it has any, else the default."""
         return process_groups(param_group["norm_group"]) if "norm_group" in param_group else self.default
 
     def take_from(self, param_groups: list[dict[str, Any]]) -> None:
-        """Take what has been assigned to ``param_groups[i]["norm_group"]``; None and ``HELD`` leave all as it was."""
+        """Take over what was assigned to ``param_groups[i]["norm_group"]``; None and ``HELD`` change nothing."""
         for i, group in enumerate(param_groups):
             if (given := group["norm_group"]) is not None and not isinstance(given, str):
                 self.each[i] = process_groups(given)
                 group["norm_group"] = shown(self.each[i])
 
     def show_in(self, param_groups: list[dict[str, Any]]) -> None:
-        """Let loaded param groups show what this optimizer has, not what another had."""
+        """Set "norm_group" of loaded param groups to what this optimizer has; they came with the saved optimizer's."""
         for groups, group in zip(self.each, param_groups, strict=True):
             group["norm_group"] = shown(groups)
 
     def known(self) -> list[Groups]:
-        """Those of each param group.
+        """The process groups of each param group.
 
         Raises:
-            RuntimeError: they were lost with a pickle, so that the norm would silently be another one.
+            RuntimeError: a pickle lost them. Without them the norm would silently leave out other ranks' parameters.
         """
         known = [groups for groups in self.each if groups is not None]
         if len(known) < len(self.each):
@@ -78,7 +81,7 @@ def _pickled(groups: Groups | None) -> Groups | None:
 
 
 def shown(groups: Groups | None) -> str | None:
-    """What a param group with these process groups shows."""
+    """The value of "norm_group" in a param group with these process groups."""
     return None if groups == () else HELD
 
 
@@ -105,9 +108,9 @@ def process_groups(given: object) -> Groups:
 
 
 def spreads(param_groups: list[dict[str, Any]], groups: list[Groups]) -> dict[Spread, torch.device]:
-    """How parameters are spread over ranks, with or without a gradient here, and the device of some of this rank's.
+    """The ways in which parameters are spread over ranks, each with a device that this rank has such parameters on.
 
-    All ranks must take part in the same sums, even one without a parameter.
+    Parameters without a gradient count too: all ranks must take part in the same sums, even one without a parameter.
     """
     found: dict[Spread, torch.device] = {}
     params: list[Tensor] = [p for group in param_groups for p in group["params"]]
@@ -123,7 +126,7 @@ def spreads(param_groups: list[dict[str, Any]], groups: list[Groups]) -> dict[Sp
 
 
 def warn_inside_zero(groups: list[Groups]) -> None:
-    """Warn if ``ZeroRedundancyOptimizer`` is making an optimizer that knows nothing of the other ranks' parameters."""
+    """Warn if ``ZeroRedundancyOptimizer`` makes this optimizer and ``norm_group`` does not name the other ranks."""
     if all(groups) or torch.compiler.is_compiling() or _ZERO not in sys.modules or not _called_from(_ZERO):
         return
     if torch.distributed.get_world_size() > 1:
@@ -145,7 +148,7 @@ def _called_from(module: str) -> bool:
 
 
 def warn_inside_backward(groups: list[Groups]) -> None:
-    """Warn, once a process, if a step is taken while gradients are computed: by a hook of one parameter or of a few."""
+    """Warn, once a process, if a step is taken inside backward, as a hook of a single parameter does."""
     if torch.compiler.is_compiling() or any(groups) or torch._C._current_graph_task_id() == -1 or "backward" in _told:
         return
     _told.add("backward")

@@ -1,4 +1,4 @@
-"""What SNGD's options may be, what they mean together, and what its buffers must be."""
+"""Checks of SNGD's options, buffers and tensors, and what several options mean together."""
 
 from collections.abc import Mapping, Sequence
 from math import inf
@@ -31,14 +31,17 @@ def check_options(options: dict[str, Any]) -> None:
 
 
 def check_lr(lr: Number) -> None:
-    """ValueError unless it is one finite number ≥ 0; it reads a tensor, also one on an accelerator."""
+    """ValueError unless ``lr`` is one finite number ≥ 0. Reading a tensor on an accelerator waits for it."""
     if isinstance(lr, Tensor) and lr.numel() != 1:
         raise ValueError(f"lr must be a number or a one-element tensor, got a tensor of shape {tuple(lr.shape)}")
     non_negative("lr", float(lr) if isinstance(lr, Tensor) else lr)
 
 
 def check_lrs(groups: Sequence[dict[str, Any]]) -> None:
-    """ValueError for a learning rate out of range that the host sees: after a step a nan would be in every weight."""
+    """ValueError for a learning rate out of range, because a nan would reach every weight.
+
+    Only learning rates that the host can read without waiting are checked.
+    """
     if not torch.compiler.is_compiling():
         for group in groups:
             lr = group["lr"]
@@ -47,7 +50,7 @@ def check_lrs(groups: Sequence[dict[str, Any]]) -> None:
 
 
 def feels_the_scale(group: dict[str, Any]) -> bool:
-    """Whether gradients times a constant give another step."""
+    """Whether the step changes if all gradients are multiplied by a constant."""
     return bool(averages(group) or coupled_decay(group) or group["max_scale"] < inf)
 
 
@@ -57,18 +60,18 @@ def averages(group: dict[str, Any]) -> bool:
 
 
 def coupled_decay(group: dict[str, Any]) -> float:
-    """λ of g + λw."""
+    """λ in g + λw; 0 if weight decay is decoupled."""
     return 0.0 if group["decoupled_weight_decay"] else float(group["weight_decay"])
 
 
 def is_zero(lr: Number) -> bool:
-    """Whether it is 0 as far as the host knows without asking."""
+    """Whether ``lr`` is 0; False if the host would have to wait for an accelerator to know."""
     on_host = not isinstance(lr, Tensor) or (lr.device.type == "cpu" and not torch.compiler.is_compiling())
     return on_host and float(lr) == 0
 
 
 def check_buffers(groups: Sequence[dict[str, Any]], state: Any) -> None:
-    """ValueError for a saved buffer that is not of its parameter's kind and shape."""
+    """ValueError for a saved buffer that has not its parameter's shape and kind of dtype."""
     for param in (param for group in groups for param in group["params"]):
         for name in BUFFERS:
             buffer = state.get(param, {}).get(name)
@@ -84,7 +87,7 @@ def check_buffers(groups: Sequence[dict[str, Any]], state: Any) -> None:
 
 
 def name_of(param: Tensor, groups: Sequence[dict[str, Any]]) -> str:
-    """``parameter 3 (head.weight)``: its index over all groups and, if the optimizer was told, its name."""
+    """``parameter 3 (head.weight)``: its index over all groups and its name, if the optimizer has names."""
     index = 0
     for group in groups:
         for position, other in enumerate(group["params"]):
@@ -98,16 +101,17 @@ def name_of(param: Tensor, groups: Sequence[dict[str, Any]]) -> str:
 def check_shapes(
     params: Sequence[Tensor], lists: Mapping[str, Sequence[Tensor]], groups: Sequence[dict[str, Any]]
 ) -> None:
-    """ValueError for a tensor that does not have its parameter's shape: some of torch's kernels do not look.
+    """ValueError for a tensor that does not have its parameter's shape, because some of torch's kernels do not check.
 
     Args:
-        params: what errors name.
-        lists: tensors for each parameter, or none, by what errors call them; "weights" are what the step changes.
+        params: the parameters, which errors name.
+        lists: from a name that errors use ("gradient", …) to one tensor for each parameter, or to none. "weights" are
+            the tensors that the step changes.
         groups: all param groups.
     """
     shapes = [weight.shape for weight in lists["weights"]]
     for name, tensors in lists.items():
-        if [tensor.shape for tensor in tensors] == shapes:  # all at once is quicker
+        if [tensor.shape for tensor in tensors] == shapes:  # one comparison is quicker than one for each tensor
             continue
         for index, tensor in enumerate(tensors):
             if tensor.shape != shapes[index]:
@@ -118,5 +122,5 @@ def check_shapes(
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype in which numbers of ``dtype`` are computed with."""
+    """The dtype for computing with tensors of ``dtype``: float32 for narrower ones, else ``dtype`` itself."""
     return torch.promote_types(dtype, torch.float32)

@@ -1,4 +1,4 @@
-"""What one step works on: parameters of one kind, and the vectors along which they go."""
+"""The data of one step: parameters of one device, dtype and sharding, and the vectors along which they move."""
 
 from collections.abc import Callable, Mapping
 from math import frexp, inf
@@ -20,15 +20,17 @@ from sngd.optim.kahan import foreach_kahan_sub_, unless
 from sngd.optim.options import Number, averages, coupled_decay
 from sngd.sharding import Spread, is_shared
 
-_LEAST_FACTOR = 1e-30  # of vectors: times any that float32 can hold it is rounded no more than the vectors are
+_LEAST_FACTOR = 1e-30  # α c; with a smaller one, float32 would round products with vectors more than the vectors
 
 
 class Part:
-    """Parameters of one group, device, dtype and sharding during one step; of DTensors what is here.
+    """Parameters of one group, device, dtype and sharding during one step; for DTensors, this rank's part.
 
-    ``vectors`` are the v that the global norm is taken of: d = g + λw, or for ``normalize="momentum"`` the new
-    momentum m = βm + (1−β)d. ``aim`` computes them. The step is w ← w − α c v with c = min{1/‖v‖, max_scale/α}. After
-    ``scale_ingredients`` and ``scale_vectors`` the vectors are v · 2^−exponent, in float32 or wider.
+    ``vectors`` are the v of which the global norm is taken: d = g + λw, or for ``normalize="momentum"`` the new
+    momentum m = βm + (1−β)d. ``aim`` computes them. The step is w ← w − α c v with c = min{1/‖v‖, max_scale/α}.
+
+    Squares of very small or large numbers leave float32's range. ``scale_ingredients`` and ``scale_vectors`` avoid
+    this: after them ``vectors`` are v · 2^−exponent, in float32 or wider.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Part:
 
     @property
     def old_averages(self) -> list[Tensor]:
-        """What the running means of ``normalize="momentum"`` were."""
+        """The running means m of ``normalize="momentum"`` before this step; empty otherwise."""
         return self.buffers if averages(self.group) else []
 
     def aim(self, params: list[Tensor], grads: list[Tensor], old_averages: list[Tensor]) -> None:
@@ -64,33 +66,33 @@ class Part:
         )
 
     def ingredients(self) -> list[Tensor]:
-        """What the vectors are made of: if none of it is larger than 1, no sum or mean of it overflows."""
+        """The tensors that the vectors are computed from. If no entry is larger than 1, no sum or mean overflows."""
         decay = coupled_decay(self.group)
         decayed = [decay * w for w in times_power_of_two(self.params, 0)] if decay else []
         return [*self.grads, *self.old_averages, *decayed]
 
     def scale_ingredients(self, exponent: int) -> None:
-        """Make the vectors anew from everything times 2^exponent."""
+        """Compute the vectors again, from their ingredients times 2^exponent."""
         made_of = self.params, self.grads, self.old_averages
         self.aim(*[times_power_of_two(tensors, exponent) for tensors in made_of])
         self.exponent -= exponent
 
     def scale_vectors(self, exponent: int) -> None:
-        """Take the vectors times 2^exponent."""
+        """Multiply the vectors by 2^exponent."""
         self.vectors = times_power_of_two(self.vectors, exponent)
         self.exponent -= exponent
 
     def new_averages(self) -> list[Tensor]:
-        """What the buffers are to keep of ``normalize="momentum"``."""
+        """The values that the buffers get for ``normalize="momentum"``."""
         if not (self.old_averages and self.exponent):
             return self.vectors
-        most = torch.finfo(self.buffers[0].dtype).max  # g + λw may be beyond it, and a buffer of inf never recovers
+        most = torch.finfo(self.buffers[0].dtype).max  # g + λw may be larger, and a buffer of inf never recovers
         return [v.clamp(-most, most) for v in times_power_of_two(self.vectors, self.exponent)]
 
     def arguments(self, norm: Tensor, skip: Tensor | None) -> dict[str, Any]:
-        """What an implementation of the step is called with; ``norm`` is that of all vectors as they are."""
+        """The arguments for an implementation of the step; ``norm`` is that of all vectors, scaled as they are."""
         group, device = self.group, self.params[0].device
-        later = device.type != "cpu"  # the CPU would read the copy before it is there
+        later = device.type != "cpu"  # on the CPU a non-blocking copy could be read before it has arrived
         lr = _number(group["lr"], device)
         if host_may_read(norm):
             norm = self._with_room(norm, lr)
@@ -108,7 +110,7 @@ class Part:
         }
 
     def _with_room(self, norm: Tensor, lr: Number) -> Tensor:
-        """The norm, of the vectors times a power of two if α c would be so small a number that float32 rounds it."""
+        """The norm. If α c would be so small that float32 rounds it, the vectors are scaled by a power of two first."""
         c = float(_coefficient(norm, lr, self.group["max_scale"], self.exponent))
         if not 0 < norm.item() < inf or float(lr) * c > _LEAST_FACTOR:
             return norm
@@ -138,8 +140,8 @@ class Part:
 def norm_of(parts: "list[Part]", everywhere: Mapping[Spread, torch.device]) -> tuple[Tensor, int]:
     """‖v‖ over all parts as norm · 2^exponent.
 
-    Usually the exponent is 0. Where squares would leave their dtype's range, and the host may look, each part's vectors
-    are scaled by a power of two first.
+    Usually the exponent is 0. If squares would leave their dtype's range, each part's vectors are scaled by a power of
+    two first, provided that the host may read the norm (``host_may_read``).
     """
     norm = norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere)
     dtypes = [part.vectors[0].dtype for part in parts]
@@ -159,13 +161,16 @@ def norm_of(parts: "list[Part]", everywhere: Mapping[Spread, torch.device]) -> t
 
 
 def is_no_direction(norm: Tensor) -> Tensor:
-    """0-d bool tensor: whether the norm is zero or not finite, or, where the host may not look, without its digits."""
+    """0-d bool tensor: whether the norm is zero or not finite.
+
+    If the host may not read it, vectors are never scaled. Then a norm whose squares have lost digits counts too.
+    """
     least = 0.0 if host_may_read(norm) else least_exact_norm(norm.dtype)
     return ~((norm > least) & (norm < inf))
 
 
 def _number(lr: Number, device: torch.device) -> Number:
-    """A tensor lr on the CPU as a float (free to read); on an accelerator and in a compiled graph it stays a tensor."""
+    """``lr`` as a float if reading it costs nothing; on an accelerator and in a compiled graph it stays a tensor."""
     if not isinstance(lr, Tensor):
         return lr
     if lr.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -174,10 +179,10 @@ def _number(lr: Number, device: torch.device) -> Number:
 
 
 def _coefficient(norm: Tensor, lr: Number, max_scale: float, exponent: int) -> Tensor:
-    """c = min{1/‖v‖, max_scale/α}, so that a step is w ← w − α c v; times 2^exponent, for vectors times 2^−exponent.
+    """c · 2^exponent with c = min{1/‖v‖, max_scale/α}, for the step w ← w − α c v with vectors v · 2^−exponent.
 
     Args:
-        norm: of the vectors as they are, ‖v‖ · 2^−exponent.
+        norm: ‖v‖ · 2^−exponent, the norm of the scaled vectors.
     """
     c = norm.reciprocal()
     if max_scale == inf:

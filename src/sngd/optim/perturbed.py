@@ -30,10 +30,10 @@ class Perturbed(Optimizer):
     * Noisy-GD (Ge et al. 2015), w ← w − α(∇F + ζ): ``Perturbed(SGD(params, lr), std=lr * std_of_ζ)``.
 
     It shares param groups, state and state-dict hooks with the wrapped optimizer, so schedulers, added groups and
-    checkpoints work as ever.
+    checkpoints work as without it.
 
-    In a distributed run every rank draws the noise of whole parameters and adds its own part of it, so that replicas
-    stay equal and the noise does not depend on how many ranks there are; one parameter at a time, on the CPU.
+    In a distributed run every rank draws the noise of whole parameters, one at a time on the CPU, and adds its own part
+    of it. So replicas stay equal, and the noise does not depend on the number of ranks.
 
         >>> model = torch.nn.Linear(3, 1)
         >>> optimizer = Perturbed(torch.optim.SGD(model.parameters(), lr=0.1), std=1e-3, every=10)
@@ -42,8 +42,8 @@ class Perturbed(Optimizer):
         optimizer: any ``torch.optim.Optimizer``.
         std: standard deviation of each entry of ξ, ≥ 0; with 0 nothing is drawn.
         every: q ≥ 1; step t = 0, 1, … is perturbed when mod(t, q) = 0.
-        generator: CPU generator of the noise, so that it is the same on every device; in a distributed run in the
-            same state on all ranks. Default: one of its own, seeded from torch's global generator, or from rank 0's.
+        generator: CPU generator of the noise, so that it is the same on every device; in a distributed run it must have
+            the same state on all ranks. Default: a new one, seeded from torch's global generator (rank 0's).
 
     Raises:
         ValueError: std or every is out of its range, or ``FullyShardedDataParallel`` flattened the parameters.
@@ -68,7 +68,7 @@ class Perturbed(Optimizer):
             setattr(self, name, getattr(self.optimizer, name))
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Let the wrapped optimizer take its step, then perturb if it is time."""
+        """Let the wrapped optimizer take its step, then add noise if this is a perturbed step."""
         if closure is None and self._is_void():
             return self.optimizer.step()
         loss = self.optimizer.step(closure)
@@ -78,7 +78,7 @@ class Perturbed(Optimizer):
         return loss
 
     def _is_void(self) -> bool:
-        """Whether the step only makes state: ``torch.distributed.checkpoint`` takes it with lr 0 on zero gradients."""
+        """Whether the step only creates state, as ``torch.distributed.checkpoint`` does with lr 0 and zero gradients."""
         if not all(is_zero(group["lr"]) for group in self.param_groups):
             return False
         grads = [gradient(p) for group in self.param_groups for p in group["params"] if p.grad is not None]
@@ -93,15 +93,15 @@ class Perturbed(Optimizer):
                     local(param).add_(local(placed_like(noise, param)), alpha=self.std)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a param group to both."""
+        """Add a param group to the wrapped optimizer, and so to this one."""
         if not any(group is param_group for group in self.optimizer.param_groups):  # the constructor's are there
             self.optimizer.add_param_group(param_group)
         refuse_flat_shards(param_group["params"])
 
     def state_dict(self) -> dict[str, Any]:
-        """The wrapped optimizer's, with the step count and the generator's state in the first param group.
+        """The wrapped optimizer's state dict, with the step count and the generator's state in the first param group.
 
-        There they pass through ``torch.distributed.checkpoint.state_dict``, which knows groups and state alone.
+        They are in a param group because ``torch.distributed.checkpoint.state_dict`` keeps only groups and state.
         """
         state = self.optimizer.state_dict()
         own = {"steps": self.steps, "generator": bytes(self.generator.get_state().tolist()).hex()}
@@ -109,7 +109,7 @@ class Perturbed(Optimizer):
         return {**state, "param_groups": [{**first, "perturbed": own}, *others]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` returned; one without ``perturbed`` (the wrapped optimizer's) leaves the noise.
+        """Load what ``state_dict`` returned. The wrapped optimizer's own state dict leaves steps and generator alone.
 
         Raises:
             ValueError: the saved steps or generator are missing or out of range; nothing is changed then.

@@ -40,8 +40,9 @@ class SNGD(Optimizer):
     .. math::
         w \leftarrow w - \alpha \, \frac{g}{\lVert g \rVert}
 
-    with one *global* norm over the gradients of all parameters of all groups, so a step has length exactly ``lr``
-    whatever the size of the gradient: no clipping threshold, no loss spikes, no stalling at saddles.
+    with one *global* norm over the gradients of all parameters of all groups. So a step has length exactly ``lr``,
+    whatever the size of the gradient: there is no clipping threshold to choose, a large gradient does not throw the
+    weights far, and a small one near a saddle does not make steps shorter.
 
         >>> import torch, sngd
         >>> model = torch.nn.Linear(4, 1)
@@ -60,23 +61,27 @@ class SNGD(Optimizer):
     * ``normalize="gradient"`` (SNGM, arXiv 2007.13985): u ← βu + g/‖g‖, w ← w − αu;
     * ``normalize="momentum"`` (Cutkosky and Mehta 2020): m ← βm + (1−β)g, w ← w − α m/‖m‖.
 
-    ``max_scale`` is β of the paper's eq. 5, w ← w − min{α/‖g‖, max_scale} g: normalized while ‖g‖ > α/max_scale,
-    a plain gradient step below. If the norm is zero or not finite, nothing changes (weights, buffers) and
-    ``skipped_steps`` counts it. Neither that nor the norm makes the host wait for an accelerator.
+    ``max_scale`` is β of the paper's eq. 5, w ← w − min{α/‖g‖, max_scale} g. The step is normalized while
+    ‖g‖ > α/max_scale, and a plain gradient step below. If the norm is zero or not finite, weights and buffers do not
+    change and ``skipped_steps`` counts the step. Neither this check nor the norm makes the host wait for an
+    accelerator.
 
-    On the CPU every finite gradient that is not zero takes its step, subnormal numbers and the largest ones too: where
-    squares would leave the dtype's range, all is computed from g times a power of two. An accelerator and a compiled
-    graph, where the host is not asked, skip a norm outside about 3e-16 … 1e19 (float64: 1e-146 … 1e154) and count it.
+    On the CPU every finite gradient that is not zero takes its step, even if its entries are subnormal numbers or the
+    largest ones: if squares would leave the dtype's range, g is first multiplied by a power of two. On an accelerator
+    and in a compiled graph the host does not read the norm. There a step is skipped and counted if the norm lies
+    outside about 3e-16 … 1e19 (float64: 1e-146 … 1e154).
 
-    Norms are summed in float32 or wider whatever the weights' dtype. But bfloat16 weights round a step shorter than
-    about ‖w‖/2⁹ away (float16: 2¹²); with ``kahan_sum`` they follow steps down to about ‖w‖/2¹⁷ (float16: 2²³).
+    Norms are summed in float32 or wider, whatever the weights' dtype. But bfloat16 weights lose a step shorter than
+    about ‖w‖/2⁹ to rounding (float16: 2¹²). With ``kahan_sum`` they follow steps down to about ‖w‖/2¹⁷ (float16: 2²³).
 
-    A ``torch.amp.GradScaler`` need not unscale: its scale cancels in g/‖g‖, and is divided out where it would not
-    (``weight_decay``, ``max_scale``, ``normalize="momentum"``). A step for which it found inf or nan is skipped.
+    A ``torch.amp.GradScaler`` need not unscale. Its scale cancels in g/‖g‖; with ``weight_decay``, ``max_scale`` or
+    ``normalize="momentum"`` it does not cancel, and the step divides by it. A step for which the scaler found inf or
+    nan is skipped.
 
-    Of DTensors (``fully_shard``, ``parallelize_module``) the norm is that of the whole: a step issues one all-reduce of
-    a few numbers for each mesh dimension that shards something. Buffers are sharded as the parameters are. Of plain
-    tensors on other ranks (pipeline stages, experts, ``ZeroRedundancyOptimizer``) it hears only by ``norm_group``.
+    For DTensors (``fully_shard``, ``parallelize_module``) the norm is that of the whole tensors: a step issues one
+    all-reduce of a few numbers for each mesh dimension over which something is sharded. Buffers are sharded like the
+    parameters. Plain tensors on other ranks (pipeline stages, experts, ``ZeroRedundancyOptimizer``) are part of the
+    norm only if ``norm_group`` names these ranks.
 
     Args:
         params: parameters or param groups. Every option but ``capturable`` may differ by group; each group steps
@@ -90,15 +95,15 @@ class SNGD(Optimizer):
         maximize: ascend instead of descend.
         kahan_sum: for float16 and bfloat16 weights, sum up what rounding drops from each step and add it to the next
             (Kahan summation). Costs one buffer of the weights' dtype; wider weights have none.
-        norm_group: ``torch.distributed`` process group whose ranks hold different plain parameters of one model, or a
-            sequence of such, the outermost first, as (stages, experts). Sums of squares are added up over each by one
-            all-reduce of one number, in which every rank must take part, with a gradient or without. None: none. State
-            dicts and pickles leave it out; deep copies share it.
-        foreach, fused: which implementation: ``foreach`` works on lists of tensors, ``fused`` in one kernel where
-            torch has one that is right for device, dtype and memory layout (else foreach); ``foreach=False`` is the
+        norm_group: a ``torch.distributed`` process group whose ranks hold different plain parameters of one model, or a
+            sequence of such groups, the outermost first, as (stages, experts). Sums of squares are added up over each
+            group by one all-reduce of one number. Every rank must take part in it, with a gradient or without. None:
+            there is no such group. State dicts and pickles leave it out; deep copies share it.
+        foreach, fused: choose the implementation. ``foreach`` works on lists of tensors. ``fused`` uses one kernel if
+            torch has a correct one for device, dtype and memory layout, else ``foreach``. ``foreach=False`` is the
             readable loop. Default: the quickest.
-        capturable: take no decision on the host, so that a step can be captured (accelerator graphs). A float ``lr``
-            is captured as it is; a tensor on the accelerator can change between replays.
+        capturable: take no decision on the host, so that accelerator graphs can capture a step. A float ``lr`` is
+            captured as a constant; a tensor on the accelerator can change between replays.
 
     Raises:
         ValueError: an argument is out of its range, or ``FullyShardedDataParallel`` flattened the parameters. From
@@ -153,15 +158,16 @@ class SNGD(Optimizer):
 
     @property
     def last_norm(self) -> Tensor:
-        """Global norm that the last step divided by: ‖g + λw‖, or ‖m‖ for ``normalize="momentum"``; without loss scale.
+        """Global norm that the last step divided by: ‖g + λw‖, or ‖m‖ for ``normalize="momentum"``, without loss scale.
 
-        0-d tensor on the gradients' device (nan before the first step); only reading it on the host synchronizes.
+        It is a 0-d tensor on the gradients' device, nan before the first step. Only reading it on the host waits for an
+        accelerator.
         """
         return self._last["norm"]
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that changed nothing because the norm was zero or not finite. Reading it synchronizes."""
+        """Steps that changed nothing because the norm was zero or not finite. Reading it waits for an accelerator."""
         return int(self._last["skipped"])
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -210,7 +216,7 @@ class SNGD(Optimizer):
         return loss
 
     def _remember(self, norm: Tensor, exponent: int, skip: Tensor, scale: Tensor | None) -> None:
-        """What ``last_norm`` and ``skipped_steps`` say."""
+        """Store the values of ``last_norm`` and ``skipped_steps``."""
         if exponent:
             norm = torch.tensor(ldexp(norm.item(), exponent), dtype=torch.float64, device="cpu")
         self._last["norm"] = norm if scale is None else norm / scale.to(norm.device)
@@ -220,7 +226,7 @@ class SNGD(Optimizer):
             self._last["skipped"] = self._last["skipped"].to(norm.device).add_(skip)
 
     def _parts(self, group: dict[str, Any], groups: Groups, scale: Tensor | None) -> "list[Part]":
-        """The group's parameters that have a gradient, by device and dtype."""
+        """The group's parameters that have a gradient, by device, dtype and sharding."""
         kinds = by_kind(p for p in group["params"] if p.grad is not None)
         return [self._part(group, groups, params, scale) for params in kinds.values()]
 
@@ -260,12 +266,12 @@ class SNGD(Optimizer):
         return cast(Tensor, buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        """``torch.optim``'s state dict, and ``skipped_steps``."""
+        """``torch.optim``'s state dict with ``skipped_steps`` added."""
         self._norm_groups.take_from(self.param_groups)
         return {**super().state_dict(), "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` returned; one without ``skipped_steps`` (another optimizer's) counts from 0."""
+        """Load what ``state_dict`` returned. Another optimizer's has no ``skipped_steps``; the count is then 0."""
         self._norm_groups.take_from(self.param_groups)
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         own = [param for group in self.param_groups for param in group["params"]]
@@ -280,7 +286,7 @@ class SNGD(Optimizer):
         return {**super().__getstate__(), "_last": self._last, "_norm_groups": self._norm_groups}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take what was pickled, copied or loaded, after a look at all of it."""
+        """Check all of what was pickled, copied or loaded, then take it over."""
         defaults = {**state.get("defaults", {}), **getattr(self, "defaults", {})}
         for group in state["param_groups"]:  # options that the saved optimizer, torch's SGD perhaps, did not know
             for name, value in defaults.items():
@@ -298,13 +304,13 @@ def _implementation(part: Part) -> Callable[..., None]:
     if foreach or fused is False or part.dropped:
         return _foreach_sngd
     if part.params[0].device.type == "cpu" and not (fused or momentum):
-        return _foreach_sngd  # a single list addition there, and quicker than the kernel
+        return _foreach_sngd  # on the CPU it is a single list addition, which is quicker than the kernel
     kept = part.buffers if part.group["normalize"] == "gradient" else []
     return fused_sngd if fused_is_right(part.params, part.vectors, kept) else _foreach_sngd
 
 
 def _unscaled(grads: list[Tensor], scale: Tensor) -> list[Tensor]:
-    """The gradients that the loss scale was to save: in float32, for float16 would lose them again."""
+    """The gradients divided by the loss scale, in float32 or wider: float16 could not hold the small ones."""
     wide = at_least_float32(grads[0].dtype)
     return list(torch._foreach_div([g.to(wide) for g in grads], scale.to(grads[0].device, wide)))
 
@@ -322,7 +328,7 @@ def _single_tensor_directions(
     for i, (param, grad) in enumerate(zip(params, grads, strict=True)):
         v = -grad if maximize else grad
         if weight_decay:
-            v = v.add(param, alpha=weight_decay)  # one rounding, which bfloat16 feels
+            v = v.add(param, alpha=weight_decay)  # rounds once instead of twice, which matters in bfloat16
         if buffers:
             v = buffers[i].to(v.dtype).lerp(v, 1 - momentum)
         vectors.append(v)
@@ -342,7 +348,7 @@ def _single_tensor_sngd(
     new_averages: list[Tensor],
     dropped: Sequence[Tensor] = (),
 ) -> None:
-    """The truth, one tensor at a time; the other implementations are held equal to it by tests."""
+    """The step, one tensor at a time. Tests check that the other implementations compute the same."""
     for i, (param, v) in enumerate(zip(params, vectors, strict=True)):
         u = c * v.to(at_least_float32(v.dtype))
         if buffers and normalize == "gradient":

@@ -13,11 +13,12 @@ from sngd.state import check_keys, saved_count
 
 
 class StagewiseLR(LRScheduler):
-    """Plays a `StagePlan`: stage t gives M_t steps of learning rate α_t (Zhao, Xie, Li 2021, Algorithm 2).
+    """Sets learning rates from a `StagePlan`: stage t is M_t steps of learning rate α_t.
 
-    The plan's learning rate is that of the first param group, whatever the optimizer was made with. Every other group
-    keeps its ratio to the first one: groups made with 0.1 and 0.2 run at α_t and 2 α_t. A learning rate held in a 0-d
-    tensor is filled in place. After the plan's last step its last learning rate stays.
+    This is the plan of Algorithm 2 of Zhao, Xie, Li 2021. The first param group gets the plan's learning rate, whatever
+    learning rate the optimizer was made with. Every other group keeps its ratio to the first one: groups made with 0.1
+    and 0.2 run at α_t and 2 α_t. If a learning rate is a 0-d tensor its value is changed in place. After the plan's
+    last step the last learning rate stays.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.
@@ -25,7 +26,7 @@ class StagewiseLR(LRScheduler):
         last_epoch: steps already taken, minus one, as in torch's schedulers; −1 begins the plan.
 
     Raises:
-        TypeError: if the plan is no `StagePlan`, for instance a list of learning rates, which says no lengths.
+        TypeError: if the plan is no `StagePlan`, for instance a list of learning rates without numbers of steps.
         ValueError: if the first group's initial learning rate is not finite and positive.
 
     Example:
@@ -47,7 +48,7 @@ class StagewiseLR(LRScheduler):
 
     @property
     def plan(self) -> StagePlan:
-        """The plan being played."""
+        """The plan that sets the learning rates."""
         return self._plan
 
     @property
@@ -69,8 +70,8 @@ class StagewiseLR(LRScheduler):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on from a saved position, with the saved plan.
 
-        The optimizer's learning rates are set too, so that it does not matter whether the optimizer's own state is
-        loaded before or after this one, or before the scheduler is made.
+        The optimizer's learning rates are set too. So the optimizer's own state may be loaded before this one or after
+        it, and also before the scheduler is made.
 
         Raises:
             ValueError: an entry is missing or out of its range; nothing is changed then.
@@ -98,7 +99,7 @@ def _is_ratio(value: object) -> bool:
 
 
 def _ratios_to_first(optimizer: Optimizer) -> list[float]:
-    # A group has an initial_lr when a scheduler was here before; its lr is then no longer the initial one.
+    # A group has an initial_lr if the optimizer had a scheduler before; its lr is then no longer the initial one.
     initial = [float(group.get("initial_lr", group["lr"])) for group in optimizer.param_groups]
     if not 0 < initial[0] < math.inf:
         raise ValueError(
