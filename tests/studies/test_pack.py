@@ -8,8 +8,8 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-
 from fake_runs import write_comparison, write_run, write_study
+
 from sngd.studies import pack as packing
 from sngd.studies.certify import certify
 from sngd.studies.compare import compare
