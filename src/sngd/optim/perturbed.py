@@ -82,7 +82,7 @@ class Perturbed(Optimizer):
         return loss
 
     def _is_void(self) -> bool:
-        """Whether the step only creates state, as ``torch.distributed.checkpoint`` does with lr 0 and zero gradients."""
+        """Whether the step only creates state: ``torch.distributed.checkpoint`` takes it with lr 0, zero gradients."""
         if not all(is_zero(group["lr"]) for group in self.param_groups):
             return False
         grads = [gradient(p) for group in self.param_groups for p in group["params"] if p.grad is not None]
