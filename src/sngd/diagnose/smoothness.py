@@ -40,7 +40,7 @@ class LocalSmoothness(NamedTuple):
 
     @property
     def largest_along(self) -> Interval:
-        """``along`` at the length where it is largest; the interval knows nothing of that choice."""
+        """``along`` at the length where it is largest; the interval does not account for this choice."""
         return max(self.along, key=_nan_first)
 
     @property
