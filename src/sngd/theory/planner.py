@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def stage_plan(self) -> StagePlan:
-        """The learning rates as a `StagePlan`, which `StagewiseLR` plays; one stage if the method has none."""
+        """The learning rates as a `StagePlan` for `StagewiseLR`; one stage if the method has no stages."""
         return self.stages or constant(self.lr, self.steps)
 
     def as_json(self) -> dict[str, Any]:
