@@ -153,7 +153,7 @@ def _orthogonal(u: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _Sample(NamedTuple):
-    """A batch in groups: what it tells of the mean over all samples, and how surely.
+    """A batch in groups: estimates of the mean over all samples, with their uncertainty.
 
     Vectors, one a group, are the rows of a (groups, d) tensor.
     """

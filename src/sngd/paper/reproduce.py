@@ -123,8 +123,8 @@ def reproduce(
         profile: how much is measured: ``quick``, ``small`` or ``paper``.
         out: folder, made if need be.
         command: the command line, kept with the measurements.
-        execution: how runs are done. Its ``overwrite`` throws away what ``out`` holds of the figure, be it made of runs
-            or not.
+        execution: how runs are done. Its ``overwrite`` deletes what ``out`` holds of the figure, even if the figure is
+            not made of runs.
         reuse: draw the measurements that ``out`` holds, if they are of this profile, and measure only if not. Where
             their runs are there too, they are measured anew from these alone.
 

@@ -8,7 +8,7 @@
 | `sgd`               | Ghadimi and Lan 2013, Theorem 2.1       | target = ε       |
 | `spider-sfo`        | Fang et al. 2018, Theorem 1, n_0 = 1    | target = 5ε      |
 
-So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖; the same ε means different things to them.
+So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖: with the same ε they have different guarantees.
 """
 
 from collections.abc import Callable

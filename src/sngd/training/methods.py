@@ -27,7 +27,7 @@ class Setting:
     batch_size: int
     lr: float
     weight_decay: float
-    generator: Callable[[str], torch.Generator]  # a CPU generator of its own for each purpose
+    generator: Callable[[str], torch.Generator]  # a separate CPU generator for each purpose
     values: Mapping[str, float]
 
     def __getitem__(self, name: str) -> float:
@@ -216,7 +216,7 @@ class Method:
 
 
 class Natasha2Method(Method):
-    """The one method with a loop of its own."""
+    """The one method that is no combination of estimator, step rule and plan, and has its own loop."""
 
     def build(self, setting: Setting, plan: StagePlan) -> Loop:
         if len(plan) > 1 or setting.weight_decay:

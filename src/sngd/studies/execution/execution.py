@@ -99,5 +99,5 @@ class Execution:
         return replace(self, should_stop=lambda: self.should_stop() or when())
 
     def portable(self) -> "Execution":
-        """The same for another process, which has listeners of its own: functions of this one cannot be sent there."""
+        """The same without this process's functions, which cannot be sent to another process."""
         return replace(self, begin=_unwatched, on_warning=_warn, should_stop=_never)
