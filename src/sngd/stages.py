@@ -214,9 +214,9 @@ def _by_epochs(lrs: Sequence[float], bounds: Sequence[float], steps_per_epoch: f
 def warmed_up(plan: StagePlan, steps: int, stages: int = 5) -> StagePlan:
     """`plan` with its first `steps` steps replaced by `stages` stages in which the learning rate rises linearly.
 
-    Let α be the plan's learning rate after `steps` steps. Stage i = 0, 1, … of the rise has the learning rate α (i +
-    1)/(stages + 1), and the weight that the plan has after `steps` steps. The rise follows Goyal et al. 2017, for large
-    batches and large first steps.
+    Let α be the plan's learning rate after `steps` steps. Stage i = 0, 1, … of the rise has the learning rate
+    α (i + 1)/(stages + 1), and the weight that the plan has after `steps` steps. Goyal et al. 2017 use such a rise for
+    large batches and large first steps.
 
     Args:
         plan: at least `steps` + 1 steps long.

@@ -1,4 +1,4 @@
-"""The command line: parses, calls, prints. A file a group of commands; this one puts them together."""
+"""The command line parses arguments, calls the other rooms and prints. Each file holds a group of commands."""
 
 import sys
 
@@ -34,7 +34,7 @@ for command in (methods, problems, train, compare, report, pack, plan, certify, 
 
 @first_rank_speaks()
 def main() -> None:
-    """Run the command line; a user's mistake is one clear line on standard error and exit code 2."""
+    """Run the command line; a user's mistake gives one line on standard error and exit code 2."""
     try:
         app(prog_name="sngd")
     except (ValueError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What there is: methods and problems."""
+"""The commands that list methods and problems."""
 
 from collections.abc import Sequence
 from typing import Any

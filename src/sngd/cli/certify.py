@@ -1,4 +1,4 @@
-"""From a run to what it guarantees."""
+"""The command that computes a run's guarantee."""
 
 from pathlib import Path
 from typing import Annotated

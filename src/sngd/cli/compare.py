@@ -1,4 +1,4 @@
-"""Many runs of several methods, and their report."""
+"""The commands that compare several methods in many runs, and write their report."""
 
 import shlex
 import sys

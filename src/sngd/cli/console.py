@@ -1,4 +1,4 @@
-"""What the command line shows beside results: progress bars, JSON, and the answer to Ctrl-C."""
+"""Output of the command line (progress bars, JSON), and its reaction to Ctrl-C."""
 
 import json
 import signal
@@ -16,13 +16,13 @@ from sngd import training
 
 DIVERGED = 3  # exit code; 1 is a crash, 2 a user's mistake, 130 Ctrl-C
 
-# Text is printed as it is: "digits-mlp:100:…" is no picture, a label "a[/b]" no markup. A rich Text has a style.
+# Text is printed unchanged: rich must not turn ":100:" into an emoji or "[/b]" into markup. A rich Text has a style.
 out = Console(emoji=False, markup=False)
 err = Console(stderr=True, emoji=False, markup=False)
 
 
 def print_json(content: Any) -> None:
-    """Numbers that are not finite become null, which JSON can say."""
+    """Print ``content`` as JSON; numbers that are not finite, which JSON does not have, become null."""
     finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
     print(json.dumps(finite, indent=2, ensure_ascii=False))
 

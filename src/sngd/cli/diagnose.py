@@ -1,4 +1,4 @@
-"""From a model to its constants."""
+"""The command that measures a model's constants."""
 
 import shlex
 import sys
@@ -40,7 +40,7 @@ def diagnose(
 
     refuse_several_processes("diagnose")
     folder = folder or (Path(target) if Path(target).is_dir() else Path("runs", f"diagnose-{file_name(target)}"))
-    make_folder(folder)  # if it cannot be made, say so before anything is measured
+    make_folder(folder)  # an error before anything is measured, if it cannot be made
     with progress_bars() as bars:
         tasks: dict[str, Any] = {}
 

@@ -1,4 +1,4 @@
-"""What the commands that do many runs share: how the runs are done, and the live overview of them."""
+"""Shared code of the commands that do many runs: how the runs are done, and their live overview."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -51,7 +51,7 @@ def watched(execution: Execution) -> Iterator[tuple[Execution, Progress]]:
 
 
 def warn(text: str) -> None:
-    """Something that the user should know, and that stops nothing."""
+    """Print a warning; the command goes on."""
     err.print(text, style="yellow", highlight=False, soft_wrap=True)
 
 

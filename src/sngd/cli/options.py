@@ -1,4 +1,4 @@
-"""The options that several commands share, and how words become numbers."""
+"""Options that several commands share, and the parsing of their values."""
 
 from pathlib import Path
 from typing import Annotated

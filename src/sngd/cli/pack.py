@@ -1,4 +1,4 @@
-"""A finished study as few files."""
+"""The command that packs a finished study into few files."""
 
 from pathlib import Path
 from typing import Annotated

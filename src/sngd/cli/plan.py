@@ -1,4 +1,4 @@
-"""From constants to a run."""
+"""The command that plans a run from constants."""
 
 from typing import Annotated
 

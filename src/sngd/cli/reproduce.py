@@ -1,4 +1,4 @@
-"""The paper's figures and claims."""
+"""The command that measures the paper's figures and judges its claims."""
 
 import shlex
 import sys

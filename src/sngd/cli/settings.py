@@ -1,4 +1,4 @@
-"""Objects that commands are given, made from options: a run's settings from those that ``RunConfig`` declares."""
+"""Make a command's arguments from options, such as a run's settings from the options that ``RunConfig`` declares."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING
@@ -17,7 +17,7 @@ Maker = Callable[..., Any]
 
 
 def made_from_options(**makers: Maker) -> Callable[[Command], Command]:
-    """Parameters of a command that are no options themselves: a maker makes each, and its parameters are the options.
+    """Decorate a command so that each named parameter is made by a function, whose parameters become options.
 
     ::
 
@@ -44,7 +44,7 @@ def made_from_options(**makers: Maker) -> Callable[[Command], Command]:
 
 
 def run_config(*, without: Collection[str] = (), **defaults: Any) -> Callable[..., RunConfig]:
-    """A maker of a run's settings: their options but those ``without``, with these ``defaults`` instead of their own.
+    """A function that makes a run's settings from their options, except ``without``; ``defaults`` replace their own.
 
     A setting without a default is an argument.
     """

@@ -1,4 +1,4 @@
-"""Several processes at one terminal: under torchrun rank 0 speaks for all, and only ``train`` is for several."""
+"""Several processes at one terminal: under torchrun only rank 0 prints, and only ``train`` takes several processes."""
 
 import io
 import os
@@ -7,15 +7,16 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 
-PATIENCE_SECONDS = 5.0  # between a rank's mistake and the end of all, if they made it too
+PATIENCE_SECONDS = 5.0  # how long another rank waits for rank 0 to report the same error and end all ranks
 
 
 @contextmanager
 def first_rank_speaks() -> Iterator[None]:
     """Standard output and error of all ranks but the first are silent inside; an exception's traceback is not.
 
-    What is wrong with a command is wrong on all ranks, and the first one says it. torchrun ends all when one fails, so
-    the others wait for that; whoever is left then is alone with its mistake, and says it after all.
+    An error in a command usually occurs on all ranks, and rank 0 prints it. torchrun ends all ranks when one fails, so
+    the others wait to be ended. If a rank is still there after ``PATIENCE_SECONDS``, only it had the error; then it
+    prints the error.
     """
     rank, size = _rank_and_size()
     if rank == 0 or size == 1:
@@ -26,7 +27,7 @@ def first_rank_speaks() -> Iterator[None]:
         with redirect_stdout(io.StringIO()), redirect_stderr(said):
             yield
     except SystemExit as stop:
-        if stop.code in (2, 3):  # a mistake, a run that diverged
+        if stop.code in (2, 3):  # 2: a user's mistake, 3: a run that diverged
             time.sleep(PATIENCE_SECONDS)
             sys.stderr.write("".join(f"rank {rank}: {line}\n" for line in said.getvalue().splitlines()))
         raise

@@ -1,4 +1,4 @@
-"""One run."""
+"""The command that does one run."""
 
 from collections.abc import Collection
 from dataclasses import replace

@@ -1,9 +1,9 @@
-"""Certificates: a theorem's bound beside what was measured, and how each assumption between the two stands.
+"""Certificates: a theorem's bound, the measured value, and the status of each assumption of the theorem.
 
-Numbers in, a `Certificate` out; where the numbers come from is the caller's affair. Each assumption is
+The functions here take numbers from the caller and make a `Certificate`. Each assumption is
 
 * **given**: stated by the user, by the problem or by the run's settings; no measurement contradicts it;
-* **measured**: as far as it was measured, and no further;
+* **measured**: it holds at the points where it was measured, which proves nothing elsewhere;
 * **violated**, or **unchecked**: either makes the certificate "not certified", whatever the numbers are.
 """
 
@@ -35,7 +35,7 @@ _ROUNDING = 1e-5  # relative; sums in float32 are no contradiction
 
 
 class Assumption(NamedTuple):
-    """What a theorem assumes, how it stands, and why, in a line."""
+    """An assumption of a theorem, its status, and the reason in one line."""
 
     name: str
     status: Status
@@ -44,7 +44,7 @@ class Assumption(NamedTuple):
 
 @dataclass(frozen=True)
 class Certificate:
-    """What a theorem guarantees for the runs of one method, and what they measured.
+    """A theorem's guarantee for the runs of one method, and their measurements.
 
     Attributes:
         label: what tables call the method's arm.
@@ -73,7 +73,7 @@ class Certificate:
 
     @property
     def verdict(self) -> Literal["holds", "inconclusive", "exceeded", "not certified"]:
-        """Where the interval lies to the bound, if nothing is violated or unchecked: below, about, or above it."""
+        """Whether the interval is below, around or above the bound, provided that all assumptions stand."""
         if self.bound is None or self.measured is None or self.failing:
             return "not certified"
         if self.measured.high <= self.bound.total:
@@ -87,7 +87,7 @@ class Certificate:
 
     @property
     def vacuous(self) -> bool:
-        """Whether the bound says less than the first gradient: ‖∇F(w_0)‖ is not above it."""
+        """Whether the bound is vacuous: ‖∇F(w_0)‖, the norm of the first gradient, is not above it."""
         return self.bound is not None and self.first is not None and self.first <= self.bound.total
 
     @property
@@ -157,7 +157,7 @@ def _sentence(text: str) -> str:
 
 
 def played(plan: StagePlan, steps: int) -> StagePlan:
-    """The plan as a run of ``steps`` steps played it: cut, or its last stage prolonged; iterates keep their weights.
+    """The plan that a run of ``steps`` steps followed: cut, or its last stage prolonged; iterates keep their weights.
 
     Example:
         >>> played(StagePlan([(0.5, 10, 1.0), (0.1, 20, 4.0)]), 15).as_list()
@@ -181,7 +181,7 @@ def mean_norm(curves: Sequence[Curve], plan: StagePlan) -> Interval:
     * One run: its mean, ± the error of not having evaluated every iterate, Student's t times the root of
       Σ_t (a_t − p_t)² · Σ_i (y_{i+1} − y_i)²/(2(m − 1)), by successive differences as for a systematic sample (Wolter,
       *Introduction to Variance Estimation*, ch. 8: (1 − m/N)/m times the second factor for equal weights). A trend
-      makes it larger than need be. It says nothing of other seeds.
+      makes it larger than necessary. It does not include the variation between seeds.
     * Several runs: the mean of their means, ± Student's t times its standard error, and with it (the root of the sum of
       squares) the mean of the runs' own errors, which a trend may well give them in common.
 
@@ -243,9 +243,9 @@ def judge_smoothness(
 ) -> tuple[Smoothness | None, Assumption]:
     """The smoothness to compute with: ``given``, unless None, else the largest curvature ``seen``.
 
-    A measured curvature never exceeds L, but for its error; nor, for (L0, L1)-smooth F, the greatest value of
-    L0 + L1‖∇F‖ within its reach h, L0 + L1(‖∇F(w)‖ + hL0) e^{hL1} (by Grönwall, as in Lemma 2). One that does makes
-    the assumption violated.
+    Up to its error, a measured curvature never exceeds L. For (L0, L1)-smooth F it never exceeds the greatest value of
+    L0 + L1‖∇F‖ within its reach h, L0 + L1(‖∇F(w)‖ + hL0) e^{hL1} (by Grönwall, as in Lemma 2). If one does, the
+    assumption is violated.
     """
     if given is None:
         largest = max((abs(curvature.value) + curvature.error for curvature in seen), default=0.0)
@@ -289,8 +289,8 @@ def judge_noise(
 
     Args:
         given: σ ≥ 0 or None.
-        seen: of σ², 95 % intervals at iterates. They are widened for their number (Bonferroni), or the more often one
-            measures, the more surely a right σ would look wrong.
+        seen: 95 % intervals of σ² at iterates. They are widened for their number (Bonferroni). Otherwise a correct σ
+            would look wrong if it is measured often enough.
         source: of ``given``, for the text.
     """
     if given is None and not seen:
@@ -327,8 +327,8 @@ def judge_gap(
 ) -> tuple[float | None, Assumption]:
     """Δ, or δ, to compute with: ``given``, unless None, else F(w_0) with inf F ≥ 0.
 
-    The theorems for stages want F(w̃_t) − inf F ≤ δ at the start of every stage, unless p_{t+1}/(M_t α_t) never
-    increases: then all evaluations count, at any step, as stand-ins for the stages' starts.
+    The theorems for stages need F(w̃_t) − inf F ≤ δ at the start of every stage, unless p_{t+1}/(M_t α_t) never
+    increases. If they need it, the evaluations at all steps are used in place of the stages' starts.
 
     Args:
         given: Δ ≥ 0 or None.
@@ -386,7 +386,7 @@ def bound_of(
     batch_size: int,
     options: Mapping[str, float],
 ) -> tuple[Bound | None, Assumption]:
-    """The theorem's bound, and whether the steps are as short as it wants them; None if they are not.
+    """The theorem's bound, and the assumption that the steps are as short as it requires. The bound is None if not.
 
     Args:
         rule: which `find_theorem` has a theorem for.

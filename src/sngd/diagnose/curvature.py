@@ -1,4 +1,4 @@
-"""The ends of the Hessian's spectrum at a model's weights: how sharp it is there, and whether a saddle or a minimum."""
+"""The Hessian's largest and smallest eigenvalue at a model's weights: the sharpness, and whether it is a saddle."""
 
 from collections.abc import Callable
 from math import exp, log, pi
@@ -58,7 +58,7 @@ class Curvature(NamedTuple):
 
     @property
     def kind(self) -> Literal["saddle", "minimum", "undecided"]:
-        """What w is *if* ∇F(w) = 0; elsewhere it speaks of the curvature alone.
+        """The kind of point that w is *if* ∇F(w) = 0; elsewhere this describes the curvature alone.
 
         * "saddle": λ_min < 0, which one direction of negative curvature proves. As in the definition of strict
           saddles, maxima are among them.

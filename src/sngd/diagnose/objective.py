@@ -1,4 +1,4 @@
-"""F(w) at a model's weights, as measurements need it: gradients and Hessian-vector products, repeatable and counted."""
+"""F(w) at a model's weights, for measurements: repeatable gradients and Hessian-vector products, counted in calls."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -90,7 +90,7 @@ class Objective:
 
     @contextmanager
     def repeatable(self) -> Iterator[None]:
-        """Inside, chance starts from ``seed``; afterwards generators and buffers are as they were."""
+        """Inside, random generators start from ``seed``; afterwards generators and buffers are as they were."""
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda), buffers_kept(self.model):
             torch.default_generator.manual_seed(self.seed)

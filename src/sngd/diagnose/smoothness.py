@@ -40,7 +40,7 @@ class LocalSmoothness(NamedTuple):
 
     @property
     def largest_along(self) -> Interval:
-        """``along`` at the length where it is largest; the interval knows nothing of that choice."""
+        """``along`` at the length where it is largest; the interval does not account for this choice."""
         return max(self.along, key=_nan_first)
 
     @property
@@ -153,7 +153,7 @@ def _orthogonal(u: Tensor, generator: torch.Generator) -> Tensor:
 
 
 class _Sample(NamedTuple):
-    """A batch in groups: what it tells of the mean over all samples, and how surely.
+    """A batch in groups: estimates of the mean over all samples, with their uncertainty.
 
     Vectors, one a group, are the rows of a (groups, d) tensor.
     """

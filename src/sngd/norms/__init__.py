@@ -1,1 +1,1 @@
-"""The norms that steps are normalized in."""
+"""The norms by which steps are normalized."""

@@ -1,4 +1,4 @@
-"""The paper: Zhao, Xie and Li 2021. Each of its claims, C1 to C10, is measured, drawn and judged in this room.
+"""Zhao, Xie and Li 2021: each of the paper's claims, C1 to C10, is measured, drawn and judged in this room.
 
 ``sngd reproduce`` calls ``reproduce`` for a figure and ``claims`` for verdicts. ``verdicts`` says what a verdict is.
 
@@ -16,6 +16,6 @@
 | C10 | SPIDER's variance grows with α, SNGD's does not | ``closed_form/variance.py`` |
 
 The claims about trained networks share their runs: ``trained/experiments.py`` lists these, ``trained/runs.py`` does
-and measures them, ``trained/pictures.py`` draws them. ``trained/alternatives.py`` repeats them where it is ambiguous
-what the paper did.
+and measures them, ``trained/pictures.py`` draws them. Where the paper is ambiguous, ``trained/alternatives.py`` repeats
+them under other readings.
 """

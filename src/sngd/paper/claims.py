@@ -24,14 +24,14 @@ _FILES = ("verdicts.json", "verdicts.md")
 class Claim(NamedTuple):
     """A claim, its place in the paper, the figures that measure it, and the judge of their measurements, in order.
 
-    Where it is ``ambiguous`` what the paper did, ``alternatives`` measures the same figures under other readings.
+    If the paper is ``ambiguous`` here, ``alternatives`` measures the same figures under other readings.
     """
 
     name: str
     text: str
     where: str
     figures: tuple[str, ...]
-    judge: Callable[..., Evidence]  # of the figures' measurements, in their own types, which a test sees to
+    judge: Callable[..., Evidence]  # takes the figures' measurements; a test checks that their types fit
     ambiguous: bool = False
 
 
@@ -118,9 +118,9 @@ def reproduce_claims(
     on_progress: Callable[[str], None] = lambda _: None,
     stored_only: bool = False,
 ) -> list[Verdict]:
-    """Measure what is missing, draw it, and judge: ``out`` gets a folder a figure, verdicts.json and verdicts.md.
+    """Measure what is missing, draw it, and judge: ``out`` gets a folder for each figure, verdicts.json, verdicts.md.
 
-    Measurements of the same profile, and runs, that ``out`` holds already are kept, so an interrupted call can be
+    Runs, and measurements of the same profile, that are already in ``out`` are kept. So an interrupted call can be
     repeated.
 
     Args:
@@ -174,7 +174,7 @@ def _write(out: Path, profile: str, command: str, verdicts: Sequence[Verdict]) -
 
 
 def _what_was_run(made: Mapping[str, Provenance]) -> str:
-    """The studies with their commands and times; of those measured before times were kept a dash."""
+    """The studies with their commands and times; a dash stands for times that an earlier version did not store."""
     times = {figure: about.get("process_seconds") for figure, about in made.items()}
     rows = [
         [f"[{figure}]({figure}/measurements.json)", f"`{about['command']}`", _minutes(times[figure])]
@@ -201,7 +201,7 @@ def reproduce_all(
     *,
     on_progress: Callable[[str], None] = lambda _: None,
 ) -> list[Verdict]:
-    """Every figure, those that no claim needs too, and then ``reproduce_claims``; arguments as there."""
+    """Every figure, also those that no claim needs, and then ``reproduce_claims``, whose arguments these are."""
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; claims have {', '.join(PROFILES)}")
     make_folder(out)
@@ -262,7 +262,7 @@ def _verdict(claim: Claim, folder: Path, measurements: Mapping[str, Measurements
 
 @contextmanager
 def _judging(claim: Claim, folder: Path, figures: Sequence[str]) -> Iterator[None]:
-    """Measurements that do not fit together, lists of unequal length say, fail anywhere in a judge."""
+    """Turn errors of a judge into a ValueError: measurements that do not fit together can fail anywhere in it."""
     try:
         yield
     except (ValueError, LookupError, TypeError, ArithmeticError, AssertionError) as error:
@@ -272,7 +272,7 @@ def _judging(claim: Claim, folder: Path, figures: Sequence[str]) -> Iterator[Non
 
 
 def _readings(claim: Claim, alternatives: Mapping[str, ReadingMeasured]) -> tuple[ReadingOutcome, ...]:
-    """The claim judged under each reading that touches one of its figures; the others are the first reading's."""
+    """The claim judged under each reading that changes one of its figures; other figures are the first reading's."""
     base = next(iter(alternatives.values()))["figures"]
     readings: list[ReadingOutcome] = []
     met: dict[str, bool | None] = {}

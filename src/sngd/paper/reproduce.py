@@ -1,4 +1,4 @@
-"""What is measured and drawn to reproduce the paper: its figures and its claims, one command each."""
+"""Measure and draw the figures that reproduce the paper, with one command each."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,7 +40,7 @@ class Stored(Provenance):
 class Figure(NamedTuple, Generic[M]):
     """A study of a claim: how it is measured (by profile) and drawn (into a folder), and the schema of measurements.
 
-    It has no setting of the paper's own: its ``paper`` profile is ``small``.
+    The paper has no such experiment, so the ``paper`` profile is the same as ``small``.
     """
 
     claim: str
@@ -52,8 +52,8 @@ class Figure(NamedTuple, Generic[M]):
 class RunFigure(NamedTuple, Generic[M]):
     """A figure made of training runs.
 
-    ``run`` (profile, folder, command line, how they are done) does those that are missing in the folder, ``measure``
-    (profile, folder) reads them all, ``draw`` draws what was measured into a folder.
+    ``run`` (profile, folder, command line, execution) does the runs that are missing in the folder. ``measure``
+    (profile, folder) reads all runs. ``draw`` draws the measurements into a folder.
     """
 
     claim: str
@@ -67,7 +67,7 @@ def _curves(name: str, claim: str) -> RunFigure[runs.FigureMeasured]:
     return RunFigure(claim, runs.FigureMeasured, partial(runs.run, name), partial(runs.measure, name), pictures.draw)
 
 
-# Any: every figure has measurements of its own type, and a dict cannot say which by the key.
+# Any: each figure's measurements have their own type, and a dict's type cannot depend on the key.
 FIGURES: dict[str, Figure[Any] | RunFigure[Any]] = {
     "fig1": Figure(
         "C8: SNGD leaves saddles and sharp minima faster than SGD", escape.Escape, escape.measure, escape.draw
@@ -116,15 +116,15 @@ def reproduce(
 ) -> list[Path]:
     """Measure and draw one figure; ``out`` gets measurements.json and the pictures, and the runs if it is made of runs.
 
-    Runs that ``out`` holds are not repeated, so that an interrupted call can be.
+    Runs that are already in ``out`` are not repeated, so an interrupted call can be repeated.
 
     Args:
         figure: a key of ``FIGURES``.
         profile: how much is measured: ``quick``, ``small`` or ``paper``.
         out: folder, made if need be.
         command: the command line, kept with the measurements.
-        execution: how runs are done. Its ``overwrite`` throws away what ``out`` holds of the figure, be it made of runs
-            or not.
+        execution: how runs are done. Its ``overwrite`` deletes what ``out`` holds of the figure, even if the figure is
+            not made of runs.
         reuse: draw the measurements that ``out`` holds, if they are of this profile, and measure only if not. Where
             their runs are there too, they are measured anew from these alone.
 
@@ -181,7 +181,7 @@ def _measured(
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """These studies work on vectors so short that several threads would mostly wait for one another."""
+    """Inside, torch uses one thread: these studies have such short vectors that several would mostly wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

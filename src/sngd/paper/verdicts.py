@@ -1,14 +1,14 @@
-"""Verdicts: a claim against what was measured of it. Nobody writes an outcome; it follows from the quantities.
+"""Verdicts on the paper's claims, computed from measurements.
 
-A study's judge turns measurements into ``Evidence``: quantities, each with its interval and with what the claim
-requires of it. The claim's ``Verdict`` is then
+A study's judge turns measurements into ``Evidence``: quantities, each with its interval and with the claim's
+requirement. The claim's ``Verdict`` is then
 
 * *reproduced* if every requirement is met,
-* *not reproduced* if one fails that is essential, with which the claim stands or falls (or if none is met),
+* *not reproduced* if an essential requirement fails, or if none is met,
 * *reproduced in part* otherwise, and
 * *not tested in this profile* if there is no evidence, or none that requires anything.
 
-A requirement that the interval leaves open is not met: what could not be shown has not been reproduced.
+A requirement is met only if the whole interval meets it.
 
 Where the paper can be read in several ways, the verdict also has the outcome under each of the other readings.
 """
@@ -27,7 +27,7 @@ IN_PART = "reproduced in part"
 NOT_REPRODUCED = "not reproduced"
 NOT_TESTED = "not tested in this profile"
 
-LEVEL = 0.999  # of every interval, unless its study says another: a dozen are judged together, and all must hold
+LEVEL = 0.999  # of intervals, unless a study has another; it is high because a dozen must hold together
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a study has to say about a claim.
+    """A study's quantities on a claim.
 
-    ``error_rate`` bounds the chance that any of the intervals and comparisons judged misses the truth, or, where
-    ``test`` says so, the chance to reproduce what is not so. ``departures`` are differences from the paper's setting,
-    and limits of what was shown.
+    ``error_rate`` bounds the probability that any of the intervals and comparisons misses the truth. If ``test`` says
+    so, it bounds the probability that a false claim counts as reproduced instead. ``departures`` are differences from
+    the paper's setting, and limits of the study.
     """
 
     profile: str
@@ -89,8 +89,8 @@ class ReadingOutcome(NamedTuple):
 class Verdict:
     """A claim ("C9"), its text and its place in the paper, the evidence, and the files that it was computed from.
 
-    ``readings`` are of one size, which need not be the evidence's; the first is the evidence's, the others are compared
-    with it.
+    ``readings`` were all run at one size, which may differ from the evidence's. The first is the reading of the
+    evidence, and the others are compared with it.
     """
 
     claim: str

@@ -1,4 +1,4 @@
-"""What is trained: models, losses and data sets, by name or from a user's own file."""
+"""Problems to train: a model, a loss and a data set, by name or from a user's own file."""
 
 from sngd.problems.problem import DataError, Problem
 from sngd.problems.registry import PROBLEMS, load_problem

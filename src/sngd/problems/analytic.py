@@ -1,6 +1,6 @@
 """Objectives F(w) in closed form, with known constants, as problems that any method can be run on.
 
-F ≥ 0 with inf F = 0 throughout. Starts are fixed: what a seed draws on these problems is the order of the samples.
+All have F ≥ 0 with inf F = 0. Starts are fixed: on these problems a seed draws only the order of the samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -117,7 +117,7 @@ def sharp_and_flat(
     _at_least("dim", dim, 1)
     positive("flatness", flatness)
     positive("distance", distance)
-    if not 0 < width <= distance / 5:  # else the hole has no rim
+    if not 0 < width <= distance / 5:  # a wider hole has no rim that separates the two minima
         raise ValueError(f"width must lie in (0, distance/5 = {distance / 5:g}], got {width}")
     center = torch.zeros(dim, dtype=torch.float64)
     center[0] = distance
@@ -269,7 +269,7 @@ def _noisy(
 
 
 def _mean(outputs: Tensor, _targets: Tensor) -> Tensor:
-    return outputs.mean()  # the samples are noise or signals, there is nothing to hit
+    return outputs.mean()  # the outputs are the losses already; there are no targets
 
 
 def _point(start: Point | None, default: Point, dtype: torch.dtype) -> Tensor:

@@ -1,7 +1,7 @@
-"""What is done to images on their way into a model: random variations, and normalization.
+"""Random variations and normalization of images before they enter a model.
 
-A variation is drawn from a generator and applied in one call. What it returns are the images of this step: a
-method that compares two weights (SPIDER, SVRG, SCSG) evaluates both on this same tensor.
+A variation is drawn from a generator and applied in one call. Its result is used for the whole step: a method that
+evaluates at two weights (SPIDER, SVRG, SCSG) uses the same tensor for both.
 """
 
 from functools import cache

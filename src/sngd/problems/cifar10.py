@@ -1,6 +1,6 @@
-"""CIFAR-10 as tensors: where its files are, and what is done to its images.
+"""CIFAR-10 as tensors: find its files, read and normalize its images.
 
-Files are looked for as those of MNIST are, see `sngd.problems.datasets`.
+Files are looked for in the same folders as MNIST's, see `sngd.problems.datasets`.
 """
 
 import os
@@ -82,7 +82,7 @@ def _what_is_missing(folder: Path) -> str:
 def _fill(folder: Path) -> None:
     """Downloads the archive into the cache, and unpacks the six files and nothing else.
 
-    They get the names above, whatever else the archive may say, and each appears whole or not at all.
+    They get the names above, whatever names the archive has, and each appears whole or not at all.
     """
     archive = folder / _ARCHIVE.rpartition("/")[2]
     otherwise = (

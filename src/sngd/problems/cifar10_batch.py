@@ -47,7 +47,7 @@ def read_binary(path: Path) -> Samples:
 
 
 def read_pickle(path: Path) -> Samples:
-    """Reads a batch in the Python layout, whatever the pickle says without running anything.
+    """Reads a batch in the Python layout. No code runs, whatever the pickle contains.
 
     Time and memory are at most proportional to the file's size, which is at most 246 MB.
 
@@ -114,7 +114,7 @@ class _Name:
 
 @dataclass(eq=False)
 class _Made:
-    """Stands for what the pickle has numpy make: keeps what it is called with and set to, and does nothing."""
+    """Stands for an object that the pickle asks numpy to make. It keeps arguments and state, and runs nothing."""
 
     by: str
     arguments: tuple[object, ...]
@@ -128,18 +128,18 @@ def _unpickle(path: Path) -> object:
     content = _content(path, _MOST * 4096)  # 3073 for pixels and label, the rest for a file name
     try:
         return _value(content)
-    except Exception as error:  # bytes that are no pickle can make it stumble over anything
+    except Exception as error:  # bytes that are no pickle can raise any type of error
         reason = str(error)[:120] if type(error) is ValueError else type(error).__name__  # it may quote all the file
         raise DataError(f"{path}: is no pickle as CIFAR-10 has them ({reason})") from error
 
 
 def _value(content: bytearray) -> object:
-    """What a pickle says, read by a machine that knows only the instructions that the official files are written in.
+    """The value of a pickle, computed by an interpreter that knows only the instructions in the official files.
 
-    None of them takes more time or memory than its own bytes and the values it consumes. Nothing looks into a value:
-    keys of a dict are bytes, so that hashing one does not descend into what hostile bytes have nested. An official
-    file has three instructions for the more than 3000 bytes of an image; that there are few of them bounds the memory
-    for what small ones build.
+    No instruction takes more time or memory than its own bytes and the values it consumes. No value is examined inside:
+    the keys of a dict are bytes, so hashing one does not descend into hostile nested values. An official file has three
+    instructions for the more than 3000 bytes of an image, so the number of instructions is limited. This bounds the
+    memory for what small instructions build.
     """
     most = 1000 + len(content) // 256
     outer: list[list[object]] = []  # the stacks below each mark

@@ -97,7 +97,7 @@ def _load(source: _Source, data: str | os.PathLike[str] | None) -> tuple[Samples
 
 
 def _read_samples(images_path: Path, labels_path: Path) -> Samples:
-    """Both headers are checked before any data are read: a small .gz can hold any amount of them."""
+    """Images and labels. Both headers are checked before data are read, because a small .gz can unpack to any size."""
     count, height, width = idx_shape(images_path, ndim=3)
     (labels_count,) = idx_shape(labels_path, ndim=1)
     if (height, width) != (28, 28):

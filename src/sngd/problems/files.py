@@ -1,4 +1,4 @@
-"""Where data files are: in a folder that the user names, else in a cache that downloads fill."""
+"""The folder of data files: one that the user names, else a cache that downloads fill."""
 
 import os
 import tempfile

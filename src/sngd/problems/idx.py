@@ -40,9 +40,9 @@ def idx_shape(path: str | os.PathLike[str], *, ndim: int) -> tuple[int, ...]:
 
 
 def read_idx(path: str | os.PathLike[str], *, ndim: int) -> Tensor:
-    """Reads one IDX file of unsigned bytes, plain or gzip-compressed (told by content, not by name).
+    """Reads one IDX file of unsigned bytes, plain or gzip-compressed. The content decides which, not the file's name.
 
-    It takes as much memory as the header promises, if the file holds as much: see to `idx_shape` first.
+    The memory needed is the size in the header, if the file holds as much. Check it with `idx_shape` first.
 
     Args:
         path: the file.
@@ -82,8 +82,8 @@ def _read_array(stream: io.BufferedIOBase, path: Path, ndim: int) -> Tensor:
     sizes = "×".join(map(str, shape))
     promised = math.prod(shape)
 
-    # In chunks, because read(promised) would allocate whatever an absurd header asks for. One byte more
-    # than promised shows data that is too long, and the end of a gzip stream makes gzip compare its checksum.
+    # Read in chunks, because read(promised) would allocate any size that a wrong header gives. One byte more
+    # than promised is read to notice data that is too long; at the end of its stream gzip compares the checksum.
     data = bytearray()
     while len(data) <= promised and (chunk := stream.read(min(_CHUNK, promised + 1 - len(data)))):
         data += chunk

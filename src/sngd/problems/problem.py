@@ -15,7 +15,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """What is trained, complete in itself: any method can be run on it.
+    """A model, a loss and samples: everything that a method needs to be run on it.
 
     Args:
         build_model: builds a *new* model with freshly drawn weights at each call; takes no arguments.
@@ -26,9 +26,9 @@ class Problem:
         augment: random variation of a batch's inputs, or None: maps inputs and a generator to as many inputs,
             on the same device. Drawn once a step and for training only; every evaluation of that step, at
             whatever weights, uses the same result. `sngd.problems.augment` has one for images.
-        prepare: what makes of stored (and augmented) inputs those that the model takes, or None if they are
-            the same: a fixed function of inputs, for instance bytes to normalized floats. Applied at every
-            evaluation, in training and test, on the inputs' device.
+        prepare: a fixed function from stored (and augmented) inputs to the inputs that the model takes, for
+            instance bytes to normalized floats, or None if they are the same. Applied at every evaluation, in
+            training and test, on the inputs' device.
 
     All tensors are on the CPU; the engine moves them to its device once. When the training targets are
     1-D integers they are taken for class labels, and the model's outputs for one score a class: then
@@ -53,7 +53,7 @@ class Problem:
     prepare: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        # A built model is callable as well, and so is the class of a loss: both are easy slips.
+        # A built model and the class of a loss are callable too, and are easily given by mistake.
         if isinstance(self.build_model, nn.Module) or not callable(self.build_model):
             raise TypeError(
                 f"build_model must be a function that builds a new nn.Module, got {_kind(self.build_model)}"
@@ -83,7 +83,7 @@ class Problem:
 
 
 def initial_loss_not_finite(problem: Problem) -> str:
-    """What to tell the user when F is not finite at the initial weights: which share of the data's numbers is not."""
+    """The error message if F is not finite at the initial weights; it has the share of the data that is not finite."""
     shares = [
         f"{share:.3g}% of the numbers in train's {part}"
         for part, tensor in zip(("inputs", "targets"), problem.train, strict=True)

@@ -9,13 +9,13 @@ The contract: the file is Python, `factory` is a function in it that takes no ar
         return Problem(lambda: nn.Linear(20, 2), nn.functional.cross_entropy, train=(x, y))
 
 It must return the same samples at every call, or runs could be neither resumed nor compared. To help with
-that, torch's CPU generator is seeded with 0 for the duration and restored after; seed any other yourself.
-The file can import the modules that lie beside it.
+that, torch's CPU generator is seeded with 0 during the call and restored afterwards. Seed other generators yourself.
+The file can import the modules in its folder.
 
-What the factory returns is tried on two samples, in eval mode. The loss must be a real number that depends on the
-model's weights, and the *mean* over the batch: a sum would make learning rates depend on the batch size. Numbers that
-are not finite are admitted, for a model may know what to do with missing values; but if all inputs or all targets are
-such and the loss is not finite either, the problem is refused.
+The problem is tried on two samples, in eval mode. The loss must be a real number that depends on the model's weights.
+It must be the *mean* over the batch, because a sum would make learning rates depend on the batch size. Numbers that are
+not finite are allowed, because a model may handle missing values. But if all inputs or all targets are not finite and
+the loss is not finite either, the problem is refused.
 """
 
 import hashlib
@@ -76,7 +76,7 @@ def _split(spec: str) -> tuple[Path, str]:
 
 
 def _import(path: Path) -> ModuleType:
-    """Imports under a name of our own, so that a file called `torch.py` or `test.py` hides nothing."""
+    """Imports the file under a name of sngd's, so that a file called `torch.py` or `test.py` hides no other module."""
     path = path.resolve()
     name = f"_sngd_user_{path.stem}_{hashlib.sha256(bytes(path)).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -119,7 +119,7 @@ def _offer(module: ModuleType) -> str:
 
 
 def _try(problem: Problem) -> None:
-    build_model: Callable[[], object] = problem.build_model  # what it is meant to return is yet to be seen
+    build_model: Callable[[], object] = problem.build_model  # not yet checked to return a model
     model = build_model()
     if not isinstance(model, nn.Module):
         raise TypeError(f"build_model must return an nn.Module, got a value of type {type(model).__name__}")
@@ -172,7 +172,7 @@ def _check_loss(loss: object, model: nn.Module) -> None:
 
 
 def _check_mean(loss_of: Callable[[int], Tensor]) -> None:
-    """Repeating a batch leaves a mean as it is, be it weighted; what a sum gains doubles with each doubling."""
+    """ValueError for a sum. Repeating a batch leaves a mean unchanged, but what a sum gains doubles each time."""
     with torch.no_grad():
         losses = [loss_of(times).item() for times in (1, 2, 4, 8)]
     gains = [after - before for before, after in pairwise(losses)]

@@ -1,4 +1,4 @@
-"""Certificates of runs: what the theorems guarantee for them, from config.json and metrics.jsonl."""
+"""Certificates of runs: what the theorems guarantee for them, computed from config.json and metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -123,8 +123,9 @@ def certify(
 ) -> list[Certificate]:
     """Certify the runs in ``folder`` and write ``certificate.json`` there, which the report shows.
 
-    A constant that is not given is the problem's own where it is known (the analytic ones), and otherwise measured, if
-    the runs were tracked. The problem is loaded, to see whether steps and evaluations are about the same function.
+    A constant that is not given is taken from the problem if it is known there (analytic problems), and otherwise from
+    measurements, if the runs have them (``--track``). The problem is loaded to check that steps and evaluations use the
+    same function.
 
     Args:
         folder: a run or a study.
@@ -175,7 +176,7 @@ def is_certified(entry: Entry, study: Study) -> bool:
 
 
 class _Constants(NamedTuple):
-    """What is known before anything is measured, None where nothing is; and by whom, for the text."""
+    """The constants known before anything is measured (None: unknown), and their source, for the text."""
 
     smoothness: Smoothness | None
     sigma: float | None
@@ -227,7 +228,7 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
         return _not_certified(label, seeds, steps, "method", "unchecked", f"no theorem covers {config.get('method')}")
     plan = played(runs[0].settings.stage_plan(_samples(runs[0])), steps)
     source = constants.sources
-    # SPIDER wants L in mean square over the samples; F's own can refute that one, not stand in for it.
+    # SPIDER's theorem needs L in mean square over the samples. F's own L is no larger, so it can only refute it.
     usable = rule != "spider" or constants.smoothness is not None
     smoothness, smooth = judge_smoothness(constants.smoothness, _curvatures(runs) if usable else [], source[0])
     theorem = find_theorem(rule, smoothness, plan)
@@ -281,7 +282,7 @@ def _not_certified(
 
 
 def _rule(method: Method | None) -> Rule | None:
-    """Which kind of steps the method takes; None where no theorem of `sngd.theory` is about them."""
+    """The kind of steps that the method takes; None if no theorem of `sngd.theory` is about them."""
     if method is None:
         return None
     if method.estimate in (MINIBATCH, FULL) and method.step_rule is NORMALIZED:
@@ -330,7 +331,7 @@ def _curvatures_of(row: Row) -> Iterator[Curvature]:
 
 
 def _variances(runs: Sequence[Run]) -> list[Interval]:
-    """σ² as ``--track noise`` measured it at evaluations, give or take the rounding of gradients."""
+    """σ² as ``--track noise`` measured it at evaluations, with an allowance for the rounding of gradients."""
     return [interval for run in runs for row in run.curve if (interval := _variance_of(row)) is not None]
 
 

@@ -25,11 +25,11 @@ from sngd.training.run_folder import RunFolder, write_json
 from sngd.training.schema import parse, read
 
 GRID = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # learning rates of --tune
-TUNING_SEED = 1_000_000  # none that a comparison uses, so that no seed is judged on its own tuning
+TUNING_SEED = 1_000_000  # no comparison uses this seed, so that learning rates are not tuned to a compared seed
 
 
 def parse_arms(methods: str, base: RunConfig) -> list[RunConfig]:
-    """The arms that ``methods`` spells, as ``base`` with changes: ``sgd,sngd@lr=0.5,s-sngd@plan=multistep``.
+    """The arms (methods with their settings) in ``methods``: ``sgd,sngd@lr=0.5,s-sngd@plan=multistep`` change ``base``.
 
     Each is a method's name, then ``@setting=value`` for any setting of RunConfig but problem, method and seed, or any
     of the method's own parameters. The arm's label is ``label``, if set, else the name and its own settings.
@@ -86,8 +86,8 @@ def compare(
         arms: resolved configurations of one problem that differ in their labels.
         seeds: seeds of the runs; the same seed gives all arms the same initial weights and sample order.
         execution: how the runs are done.
-        grid: learning rates that each arm is tried with first, on a seed of its own and the same budget; the one of
-            lowest final training loss is kept. None: no tuning.
+        grid: learning rates that each arm is first tried with, on a separate seed and with the same budget. The one
+            with the lowest final training loss is kept. None: no tuning.
         command: the command line, for the report.
 
     Raises:
@@ -147,7 +147,7 @@ def compare(
 
 
 def _check_before_starting(arms: Sequence[RunConfig], execution: Execution) -> None:
-    """Once and before any process starts; data are downloaded now, too."""
+    """Check the arms once, before any process starts; data are also downloaded now."""
     load_problem(arms[0].problem, execution.data)
     if execution.ray is None:  # this machine does the runs
         for device in {arm.device for arm in arms}:
@@ -167,7 +167,7 @@ def _choose(trials: Sequence[RunConfig], losses: Sequence[float | None]) -> dict
 
 
 def _lr_folder(lr: float | None) -> str:
-    """Few digits, unless another learning rate has the same ones."""
+    """The folder's name of a learning rate, in few digits unless another one has the same digits."""
     assert lr is not None
     return f"lr-{lr:g}" if float(f"{lr:g}") == lr else f"lr-{lr!r}"
 
@@ -175,7 +175,7 @@ def _lr_folder(lr: float | None) -> str:
 def _arm_folders(arms: Sequence[RunConfig], out: Path) -> dict[str, str]:
     """The folder's name of each arm, by label: the one that the comparison in ``out`` gave it, otherwise its slug.
 
-    Names were not always slugs, and the runs of a study that was begun then shall be found.
+    Earlier versions did not use slugs; the runs of such a study must still be found.
     """
     labels = [str(arm.label) for arm in arms]
     kept = {label: name for label, name in _listed_folders(out).items() if label in labels}

@@ -42,10 +42,10 @@ OnMeasured = Callable[[str, int, int], object]  # what is measured, steps done, 
 
 
 class Diagnosis(NamedTuple):
-    """What was measured; None is what was not asked for, or cannot be measured there.
+    """The measurements; a field is None if it was not asked for, or cannot be measured there.
 
     ``noise``, ``smoothness`` and ``curvature`` are at one point, described by ``where``; ``rows`` are a run's tracked
-    rows, and ``fits`` what they say of L0 and L1: through the middle of the points, and above most of them.
+    rows, and ``fits`` the L0 and L1 fitted to them: through the middle of the points, and above most of them.
     """
 
     target: str

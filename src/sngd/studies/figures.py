@@ -1,4 +1,7 @@
-"""Figures of a study for papers and READMEs: training loss and test accuracy against #grad/n, as PNG and SVG."""
+"""Figures of a study for papers and READMEs: training loss and test accuracy against #grad/n, as PNG and SVG.
+
+#grad/n is the number of gradient evaluations so far over the number n of training samples.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Okabe and Ito's colours, which the colour-blind tell apart too; no two of 35 arms share colour and dash.
+# Okabe and Ito's colours, which colour-blind readers can distinguish; no two of 35 arms share colour and dash.
 _COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # plotly's names
 DASH_LENGTHS = {"solid": (), "dash": (6, 2.5), "dot": (1.5, 1.5), "dashdot": (6, 2, 1.5, 2), "longdash": (11, 3)}
@@ -75,7 +78,7 @@ def wants_log(panel: Panel, curves: dict[str, Band]) -> bool:
 
 
 def view(curves: dict[str, Band]) -> tuple[float, float] | None:
-    """Limits for a linear axis that leave out the untrained model, whose accuracy would press all others together."""
+    """Limits for a linear axis that leave out the untrained model, whose low accuracy would squeeze other points."""
     later = [part[1:] for curve in curves.values() for part in (curve.low, curve.high) if len(part) > 2]
     if not later:
         return None
@@ -85,7 +88,7 @@ def view(curves: dict[str, Band]) -> tuple[float, float] | None:
 
 
 def band_note(study: Study) -> str:
-    """What lines and bands are, for a legend or a caption."""
+    """The explanation of lines and bands, for a legend or a caption."""
     counts = {len(runs) for runs in study.arms.values()}
     if counts == {1}:
         return "one seed"

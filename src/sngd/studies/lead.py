@@ -1,4 +1,4 @@
-"""Who leads a study in a metric, and whether the lead is more than seed noise."""
+"""Which arm of a study is best in a metric, and whether its lead is larger than seed noise."""
 
 from __future__ import annotations
 
@@ -62,9 +62,9 @@ def lead(study: Study, key: str) -> Ranking | None:
     d_k, seed by seed (a seed fixes initial weights and sample order, so pairing removes what the arms share):
     mean(d) ± t_{0.975, n−1} · std(d)/√n. An arm with a diverged run is not ranked, and the statement says so.
 
-    That the two arms were picked for being first and second needs no correction: with equal arms, the two best of
-    many lie closer together than two at random (Gutmann and Maymin, "Is the selected population the best?", 1987).
-    The intervals against arms further down are for one comparison each.
+    The two arms are selected because they are first and second. This needs no correction: if arms are equal, the two
+    best of many lie closer together than two random ones (Gutmann and Maymin, "Is the selected population the best?",
+    1987). Each interval against an arm further down holds for that one comparison alone.
 
     Args:
         key: "train_loss", "test_loss" or "test_accuracy".
@@ -130,7 +130,7 @@ def _judge_lead(study: Study, ranking: Ranking) -> Ranking:
 
 
 def _equal_calls(one: list[Run], other: list[Run]) -> bool:
-    """A run stops when its next step would exceed the budget, so equal budgets may be spent unequally."""
+    """Whether two arms spent the same, up to 2 %. A run stops when its next step would exceed the budget."""
     spent = [value(run.answer, "oracle_calls") or 0 for run in (*one, *other) if run.finished]
     return max(spent) - min(spent) <= 0.02 * max(spent)
 

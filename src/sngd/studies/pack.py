@@ -1,7 +1,7 @@
-"""A finished study made few files, and its run folders made again.
+"""Pack a finished study into few files, and make its run folders from them again.
 
-A kill at any moment loses nothing: the packed files are complete, and read back, before the first folder is deleted,
-and the folders are complete before the packed files are. The same call then finishes what was begun.
+A kill at any moment loses nothing: the packed files are written and read back before the first folder is deleted, and
+the folders are complete before the packed files are deleted. Calling the function again then finishes its work.
 """
 
 from pathlib import Path
@@ -32,9 +32,9 @@ _NAMED = 3  # of unfinished runs
 def pack(folder: Path, *, drop_weights: bool = False) -> list[Path]:
     """Pack every finished study at or below ``folder``; without a compare.json there, ``folder`` itself is the study.
 
-    What the files of a run hold is kept, without its weights: of those, checkpoint.pt, and of any other file the run's
-    folder keeps what it has. Names of folders become plain ASCII. Of a study's two pictures, which are one, the PNG
-    is kept. A study that is packed already stays as it is, and takes in the runs that were added.
+    The packed files hold a run's settings, environment and rows. Its weights (checkpoint.pt) and all other files stay
+    in the run's folder. Names of folders become plain ASCII. A study has its picture as PNG and SVG; the PNG is kept.
+    If runs were added to a packed study, they are packed too.
 
     Args:
         folder: a study's, or one above several.
@@ -63,7 +63,7 @@ def pack(folder: Path, *, drop_weights: bool = False) -> list[Path]:
 
 
 def unpack(folder: Path) -> list[Path]:
-    """Make the run folders of every packed study at or below ``folder`` again, byte for byte, but their weights.
+    """Make the run folders of every packed study at or below ``folder`` again, byte for byte, without their weights.
 
     Returns:
         The folders of the studies that were unpacked.
@@ -92,7 +92,7 @@ def _studies(folder: Path) -> list[Path]:
 
 
 def _runs(study: Path) -> list[Run]:
-    """The study's own, not those of a study below it."""
+    """The study's own runs, without those of studies below it."""
     others = [other for other in study_folders(study) if other != study]
     return [run for run in all_runs(study) if not any(run.path.is_relative_to(other) for other in others)]
 
@@ -116,7 +116,7 @@ def pack_files(study: Path, lock: FolderLock, *, drop_weights: bool = False) -> 
     """Pack one study, all of whose runs have finished; its lock is held.
 
     Raises:
-        RuntimeError: what was written is not what was there; nothing has been deleted then.
+        RuntimeError: the packed files do not hold what the folders hold; nothing has been deleted then.
     """
     wanted = _content(study)
     if not (is_packed(study) and _equal(read_packed(study), wanted)):

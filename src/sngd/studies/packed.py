@@ -1,7 +1,7 @@
-"""A packed study: the two files that hold what a study's run folders held.
+"""A packed study: two files with the content of a study's run folders.
 
-``study.json`` has what the runs share, once: compare.json if there is one, the environments, the settings. Of each run
-it has the place (its folder below the study's), the settings that differ, and which environment it ran in.
+``study.json`` has once what the runs share: compare.json if there is one, the environments, the settings. For each run
+it has its place (its folder below the study's), the settings that differ, and the index of its environment.
 ``rows.jsonl.gz`` has the rows of metrics.jsonl of all runs, one after the other, each with its run's index in front.
 
 ``study.json`` is written last and deleted first: while it is there, both files are whole.

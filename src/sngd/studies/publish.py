@@ -1,4 +1,4 @@
-"""All that a study's folder shows: table.md, the figures and the report."""
+"""Write all that a study's folder shows: table.md, the figures and the report."""
 
 from pathlib import Path
 

@@ -134,7 +134,7 @@ def _table(study: Study) -> str:
 
 
 def _behind(study: Study) -> str:
-    """The differences from the best arm, folded away: the findings hold those that decide."""
+    """The differences from the best arm, collapsed, because the findings state the important ones."""
     differences = behind(study)
     if differences is None:
         return ""
@@ -318,7 +318,7 @@ def _band_trace(curve: Band, style: Style, group: str) -> _Trace:
 
 
 def _round_for_chart(numbers: Iterable[float]) -> list[float | None]:
-    """Six digits are more than a chart shows; what is not finite becomes null, which JSON has."""
+    """Values rounded to six digits, more than a chart shows; a value that is not finite becomes null, for JSON."""
     return [float(f"{number:.6g}") if math.isfinite(number) else None for number in numbers]
 
 

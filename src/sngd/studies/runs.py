@@ -1,8 +1,8 @@
-"""Run folders read back: what the table, the figures and the report of a study are made from.
+"""Read run folders, from which the table, the figures and the report of a study are made.
 
 A run is a folder with ``config.json``, ``environment.json`` and ``metrics.jsonl``; a study is a folder with runs
 anywhere below it, and a ``compare.json`` if ``sngd compare`` made it. A packed study (see ``packed``) is read as if its
-run folders were there. Runs of one *arm* differ in their seed only.
+run folders were there. An *arm* is a method with its settings; the runs of an arm differ only in their seed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sngd.training.schema import Count, Line, Positive, check, read
 Floats = npt.NDArray[np.float64]
 
 _ARM_SETTINGS = ("method", "lr", "batch_size", "epochs", "weight_decay", "plan", "params", "sampling", "output")
-_EARLIER = {"sampling": "shuffled"}  # what runs did before their config.json said so
+_EARLIER = {"sampling": "shuffled"}  # values of runs that are older than the setting in config.json
 
 
 class Trial(TypedDict):
@@ -127,7 +127,7 @@ class Study:
 
 
 def value(row: Mapping[str, object], key: str) -> float | None:
-    """The number under ``key``, or None where it is absent or null."""
+    """The number under ``key``, or None if it is absent or null."""
     number = row.get(key)
     return float(number) if isinstance(number, int | float) else None
 
@@ -354,8 +354,8 @@ class Band(NamedTuple):
 def band(runs: Sequence[Run], key: str) -> Band | None:
     """The arm's curve of ``key``, or None where nothing was measured.
 
-    It covers the costs that every seed reached: a mean over the seeds that survived would flatter a method some
-    of whose runs diverged. Runs still under way are left out as soon as one run has finished.
+    It covers the costs that every seed reached. Some runs of a method may diverge, and a mean over the others would
+    make the method look better than it is. Runs still under way are left out as soon as one run has finished.
     """
     chosen = [run for run in runs if run.finished] or runs
     points = [dict(_points(run.curve, key)) for run in chosen]

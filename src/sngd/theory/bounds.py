@@ -1,7 +1,8 @@
 """Upper bounds on E‖∇F(w̄)‖ for any learning rate, batch size and number of steps, term by term.
 
-Everywhere, the gradient noise is E‖∇f(w; a) − ∇F(w)‖² ≤ σ², samples are drawn independently, and the gap is
-Δ = F(w_0) − inf F. Derivations: `docs/theory.md`.
+w̄ is an iterate (the weights before a step) drawn at random from a run. Everywhere, the gradient noise is
+E‖∇f(w; a) − ∇F(w)‖² ≤ σ², samples are drawn independently, and the gap is Δ = F(w_0) − inf F. The derivations are in
+`docs/theory.md`.
 """
 
 from collections.abc import Sequence
@@ -77,8 +78,8 @@ def stagewise_bound(smoothness: Smoothness, *, sigma: float, gap: float, plan: S
 
     When q never decreases the first term is δ p_T/(S_{T−1} Σp), as in the paper, where S_t = S. Any positive weights
     are allowed. The bound asks more than Theorem 1's: the gap must hold at the start of *every* stage (only at the
-    first if q never increases). That stages help is an observation of the paper's experiments; at a given
-    target this bound needs more oracle calls than Theorem 1's (twice as many for Corollary 1).
+    first if q never increases). The paper's experiments show that stages help, but at a given target this bound
+    needs more oracle calls than Theorem 1's (twice as many for Corollary 1).
 
     Args:
         smoothness: L, or L0 and L1.

@@ -8,7 +8,7 @@
 | `sgd`               | Ghadimi and Lan 2013, Theorem 2.1       | target = ε       |
 | `spider-sfo`        | Fang et al. 2018, Theorem 1, n_0 = 1    | target = 5ε      |
 
-So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖; the same ε means different things to them.
+So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖: with the same ε they have different guarantees.
 """
 
 from collections.abc import Callable
@@ -69,7 +69,7 @@ class Plan:
 
     @property
     def stage_plan(self) -> StagePlan:
-        """The learning rates as a `StagePlan`, which `StagewiseLR` plays; one stage if the method has none."""
+        """The learning rates as a `StagePlan` for `StagewiseLR`; one stage if the method has no stages."""
         return self.stages or constant(self.lr, self.steps)
 
     def as_json(self) -> dict[str, Any]:

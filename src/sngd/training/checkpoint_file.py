@@ -1,8 +1,8 @@
-"""The bytes of a checkpoint: to read them runs nothing, and takes no more memory and time than files of their size do.
+"""Read a checkpoint's bytes safely: no code is run, and time and memory are in proportion to the file's size.
 
-``torch.load(…, weights_only=True)`` runs nothing. But a few bytes can make it unpack gigabytes, or compute for years
-the hash of a tuple that holds one twice that holds one twice, and so on. ``torch.save`` writes no such file, and so
-they are refused first.
+``torch.load(…, weights_only=True)`` runs no code. But a small hostile file can make it unpack gigabytes. It can also
+nest tuples that each hold the same tuple twice, and hashing these takes years. ``torch.save`` writes no such file, so
+such files are refused before torch reads them.
 """
 
 import pickletools
@@ -44,10 +44,10 @@ def _check_archive(content: bytes) -> None:
 
 
 def _check_pickle(content: bytes) -> None:
-    """ValueError if a tuple has far more parts than are written: to hash it would take as long as it is large.
+    """ValueError if a tuple has far more parts than are written, because hashing it visits each of them.
 
-    A pickle says once what it repeats, and then refers to it. For each value on its stack this keeps how many parts it
-    has in all, and how many of them are written in place; lists and dicts, which have no hash, count as one.
+    A pickle writes a repeated value once, and then refers to it. For each value on the stack this keeps how many parts
+    it has in all, and how many of them are written in place. Lists and dicts have no hash, so they count as one part.
     """
     stack: list[tuple[int, int] | None] = []  # None marks where a tuple, or the items of a list, begin
     memo: dict[Any, tuple[int, int] | None] = {}

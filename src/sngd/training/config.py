@@ -1,4 +1,4 @@
-"""What a run is: everything needed to repeat it."""
+"""The settings of a run: everything needed to repeat it."""
 
 import shlex
 from collections.abc import Mapping
@@ -21,9 +21,9 @@ from sngd.training.tracking import tracked_names, tracking_cost
 class RunConfig:
     """Settings of one run; None stands for a default that ``resolved`` fills in.
 
-    Each is declared here and nowhere else: type, range, default, and what it is, in its ``help``. From that come the
-    check of values and of config.json, the options of ``sngd train`` and ``sngd compare``, ``command``, and the list
-    of arguments below.
+    Each setting is declared here and nowhere else: its type, range, default, and in ``help`` its meaning. The checks of
+    values and of config.json, the options of ``sngd train`` and ``sngd compare``, ``command``, and the list of
+    arguments below are made from these declarations.
     """
 
     problem: Annotated[
@@ -66,7 +66,7 @@ class RunConfig:
         float, Declared(gt=0, help="Evaluate every so many epochs (gradient evaluations over n).")
     ] = 1.0
     grad_norm: Annotated[bool, Declared(help="Measure ‖∇F(w)‖ at evaluations; takes about as long as an epoch.")] = True
-    # The oracle calls of what is tracked are counted apart, as ``tracking_calls``.
+    # The oracle calls of tracking are counted separately, as ``tracking_calls``.
     track: Annotated[
         str | None,
         replace(
@@ -75,15 +75,15 @@ class RunConfig:
             f"({tracking_cost()} gradient evaluations).",
         ),
     ] = None
-    # With several processes "cuda" is another device for each of them.
+    # With several processes, "cuda" means a different device for each.
     device: Annotated[str, replace(ONE_LINE, help="cpu, cuda, cuda:1, …")] = "cpu"
-    # Of all processes on a machine together. A setting of the run because sums depend on it in their last bits.
+    # Threads of all processes on a machine together. It is a setting because the last bits of sums depend on it.
     threads: Annotated[int | None, Declared(ge=1, help="CPU threads of a run. (default: its share of the cores)")] = (
         None
     )
 
     def resolved(self, n: int | None = None) -> "RunConfig":
-        """The same with every default written out, checked; the method's own parameters if ``n`` samples are known.
+        """The same settings, checked, with every default filled in. Those of the method's parameters need ``n``.
 
         Raises:
             ValueError: a value is out of its range, or a name unknown.
@@ -101,7 +101,7 @@ class RunConfig:
         return config
 
     def stage_plan(self, n: int) -> StagePlan:
-        """The stage plan of the run on ``n`` samples: the budget and the method's mean cost of a step give its length.
+        """The stage plan of the run on ``n`` samples. Its length is the budget over the method's mean cost of a step.
 
         Raises:
             ValueError: a value is out of its range.

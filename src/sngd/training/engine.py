@@ -1,4 +1,7 @@
-"""One run: a method on a problem, counted in oracle calls, evaluated on a schedule, resumable bit for bit."""
+"""One run of a method on a problem: it counts oracle calls, evaluates on a schedule, and resumes bit for bit.
+
+An oracle call is the gradient ∇f(w; a) of one sample a at one point w. The budget of a run is a number of these.
+"""
 
 import hashlib
 import time
@@ -28,7 +31,7 @@ from sngd.training.sampler import SAMPLERS, Sampler
 from sngd.training.tensorboard import EventFiles
 from sngd.training.tracking import Tracker, tracked_names, training_objective
 
-CHECKPOINT_SECONDS = 30.0  # of training between checkpoints, beside the one at each evaluation
+CHECKPOINT_SECONDS = 30.0  # seconds of training between checkpoints; each evaluation saves one too
 PROGRESS_SECONDS = 0.1
 
 
@@ -59,27 +62,27 @@ def train(
 ) -> Row:
     """Train in ``folder`` until the budget is spent or the training loss is no longer finite.
 
-    Killed at any moment and called again with ``resume``, it ends with the weights and rows (but for ``seconds``) of
-    the uninterrupted run, bit for bit, on the same machine and versions.
+    A run that is killed at any moment and called again with ``resume`` ends with the weights and rows (except
+    ``seconds``) of the uninterrupted run, bit for bit, on the same machine and versions.
 
-    Several processes can train together: each calls it with the same arguments but for its own ``ranks``. Rank 0 alone
-    reads and writes ``folder``; until the first step a ValueError or OSError is raised on all if it is on one, and all
-    are interrupted together. The run resumes with any number of processes.
+    Several processes can train together: each calls this function with its own ``ranks`` and otherwise the same
+    arguments. Only rank 0 reads and writes ``folder``. Until the first step, a ValueError or OSError on one rank is
+    raised on all. All ranks are interrupted together. The run resumes with any number of processes.
 
     Args:
-        config: the settings; those that are None are filled in, on resuming from the folder's own.
-        folder: where the run's files go; made if need be.
+        config: the settings. Those that are None get defaults; a resumed run takes them from its folder.
+        folder: folder for the run's files; it is made if it does not exist.
         data: folder of data sets, see ``sngd.problems.load_problem``.
-        problem: loads the problem, if not ``load_problem(config.problem, data)`` shall; called only if there is work.
-        resume: go on with what is in the folder, from the start if nothing is.
-        overwrite: throw away what is in the folder.
+        problem: loads the problem; default: ``load_problem(config.problem, data)``. A finished run does not load it.
+        resume: go on with the run in the folder; start it if there is none.
+        overwrite: delete the run in the folder and start again.
         tensorboard: write the rows as TensorBoard event files too, in the folder's ``tensorboard``.
         ranks: this process among those of the run.
         on_progress: called before the first step and then about ten times a second.
-        should_stop: asked after each step; once true, a checkpoint is saved and Interrupted raised.
+        should_stop: called after each step; once it is true, a checkpoint is saved and Interrupted raised.
 
     Returns:
-        The last row of metrics: the method's answer.
+        The last row of metrics, which measures the iterate that the method returns.
 
     Raises:
         ValueError: bad settings, a run already in the folder, or one with other settings.
@@ -100,7 +103,7 @@ def train(
             return _last_row(files, events, rows, ranks)
         kept.enter_context(_repeatable(ranks.threads(config.threads or 1)))
         with ranks.agreed():
-            ranks.device(config.device)  # if it is not there, say so before data are loaded
+            ranks.device(config.device)  # an error if the device is absent, before data are loaded
         loaded = ranks.one_a_machine_first(problem or partial(load_problem, config.problem, data))
         with ranks.agreed():
             config = config.resolved(loaded.n)
@@ -114,7 +117,7 @@ def train(
                 files.truncate(run.rows)
                 if events:
                     events.begin(files.rows())
-        ranks.copy_first([*run.model.parameters(), *run.model.buffers()])  # should a machine have drawn other ones
+        ranks.copy_first([*run.model.parameters(), *run.model.buffers()])  # machines may draw different initial ones
         return _loop(run, files, events, on_progress, should_stop)
 
 
@@ -133,15 +136,15 @@ def _find(files: RunFolder, config: RunConfig, resume: bool, overwrite: bool) ->
     if not begun:
         return _Found(config.resolved().to_json(), None, None)
     settings, checkpoint = _agree(config, files).to_json(), files.load_checkpoint()
-    if checkpoint is None:  # without one a run has ended if it has a final row: its weights were not kept
+    if checkpoint is None:  # if there is a final row the run has ended, and its weights were not kept
         return _Found(settings, None, files.final_rows() or None)
     return _Found(settings, None, checkpoint["rows"]) if checkpoint["finished"] else _Found(settings, checkpoint, None)
 
 
 @contextmanager
 def _repeatable(threads: int) -> Iterator[None]:
-    """Inside, torch computes with so many CPU threads and cuDNN's deterministic kernels, or no run repeats itself."""
-    cudnn = torch.backends.cudnn  # its own context manager, flags(), would set what is not named here to defaults
+    """Inside, torch uses this number of CPU threads and cuDNN's deterministic kernels, so that runs can be repeated."""
+    cudnn = torch.backends.cudnn  # its own context manager, flags(), would reset other settings to defaults
     before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
     torch.set_num_threads(threads)
     cudnn.deterministic, cudnn.benchmark = True, False
@@ -153,7 +156,7 @@ def _repeatable(threads: int) -> Iterator[None]:
 
 
 def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ranks) -> Row:
-    """The answer of a run that has ended."""
+    """The last row of a run that has ended."""
     rows: list[Row] = []
     with ranks.agreed():
         if ranks.first:
@@ -165,7 +168,7 @@ def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ra
 
 
 def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
-    """The folder's settings, after a check that ``config`` asks for no others."""
+    """The folder's settings. ValueError if ``config`` gives other ones."""
     stored = files.read_config()
     try:
         known = RunConfig(**stored)
@@ -225,10 +228,10 @@ def _loop(
 
 
 class RunState:
-    """The moving parts of one run and their state; ``config`` must be resolved.
+    """Model, method, sampler and counters of one run; ``config`` must be resolved.
 
-    Each source of chance has its own generator, drawn from the seed, so that methods with one seed share initial
-    weights and sample order whatever else they draw.
+    Each use of random numbers has its own generator, seeded from the run's seed. So methods with the same seed share
+    initial weights and sample order, whatever else they draw.
     """
 
     def __init__(self, config: RunConfig, problem: Problem, ranks: Ranks = ALONE) -> None:
@@ -268,7 +271,7 @@ class RunState:
         if config.track:
             local = partial(
                 self._local_loss, self.model
-            )  # every rank measures all, or measurements would vary with them
+            )  # every rank measures on all samples, so that results do not depend on the number of ranks
             measured = training_objective(self.problem, self.model, local, config.batch_size)
             self.tracker = Tracker(tracked_names("track", config.track), measured)
 
@@ -297,7 +300,7 @@ class RunState:
     def step(self) -> None:
         """Offer the iterate to the random output, then let the method take one step."""
         started = time.perf_counter()
-        if self.ranks.size > 1:  # dropout masks of its own for each rank, which no checkpoint has to hold
+        if self.ranks.size > 1:  # seeds each rank's own dropout masks; checkpoints need not store the generators
             torch.manual_seed(_seed(self.config.seed, f"rank {self.ranks.rank} at step {self.steps}"))
         if self.iterate is not None:
             self.iterate.update(self.loop.iterate_weight)
@@ -307,7 +310,7 @@ class RunState:
         self.seconds += time.perf_counter() - started
 
     def _draw(self, size: int | None) -> Samples:
-        """The next samples (None: all), augmented once, so that all evaluations of a step see the same."""
+        """The next samples (None: all), augmented once, so that all evaluations of a step use the same inputs."""
         inputs, targets = self.problem.train
         if size is not None:
             indices = self.samples.draw(size)
@@ -327,7 +330,7 @@ class RunState:
         return self.problem.loss(model(inputs), targets)
 
     def evaluate(self, finished: bool) -> list[Row]:
-        """The rows due now: of the current iterate, and at the end of the random one if that is the output."""
+        """The rows due now: of the current iterate and, at the end, of the random iterate if that is the output."""
         row = self._row(finished)
         diverged = not isfinite(row["train_loss"])
         row |= {"final": finished or diverged, "diverged": diverged}
@@ -358,7 +361,7 @@ class RunState:
         }
 
     def state_dict(self, finished: bool) -> dict[str, Any]:
-        """All that a bitwise equal continuation needs, for ``torch.load(…, weights_only=True)``."""
+        """What a bit-for-bit continuation needs; ``torch.load(…, weights_only=True)`` reads it."""
         return {
             "finished": finished,
             "model": self.model.state_dict(),
@@ -404,7 +407,7 @@ class RunState:
 
 @contextmanager
 def part(name: str) -> Iterator[None]:
-    """The errors with which states of another run are met, as one that names the part, in one line."""
+    """Turn the errors of loading another run's state into a one-line ValueError that names the part."""
     try:
         yield
     except (ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
@@ -420,7 +423,7 @@ def _to_device(problem: Problem, device: torch.device) -> Problem:
 
 
 def _seed(seed: int, purpose: str) -> int:
-    """A seed of its own for each purpose, so that no two streams run in step."""
+    """A separate seed for each purpose, so that no two generators draw the same numbers."""
     return int.from_bytes(hashlib.sha256(f"{seed} {purpose}".encode()).digest()[:7])
 
 

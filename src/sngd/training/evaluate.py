@@ -1,4 +1,4 @@
-"""What a row of metrics says about a model: losses, accuracies and the stationarity gap."""
+"""The measurements of a row of metrics: losses, accuracies, and ‖∇F(w)‖, the stationarity gap."""
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,9 @@ def evaluate(
 
     Returns:
         ``train_loss`` F(w) and ``test_loss`` (means over samples, without weight decay), ``train_accuracy`` and
-        ``test_accuracy`` (fractions in [0, 1]), ``grad_norm`` ‖∇F(w)‖ over the training set. None where the problem
-        has no such thing (no test set, targets that are no classes) or it was not asked for. Gradients, random state
-        and training mode are left as they were; nothing here counts as an oracle call.
+        ``test_accuracy`` (fractions in [0, 1]), ``grad_norm`` ‖∇F(w)‖ over the training set. A value is None if the
+        problem does not have it (no test set, targets that are no classes) or if it was not asked for. Gradients,
+        random state and training mode are left as they were. Nothing here counts as an oracle call.
     """
     was_training = model.training
     model.eval()

@@ -1,4 +1,4 @@
-"""A folder that one process at a time writes into, and that is still the same folder at each write."""
+"""A lock on a folder: one process at a time writes into it, and notices if the folder is deleted or replaced."""
 
 import errno
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 class FolderLock:
-    """A lock that is held: the open lock file tells the folder from any other that bears its name later."""
+    """A lock that is held. Its open lock file shows later whether the folder of this name is still the same one."""
 
     def __init__(self, file: Path, descriptor: int) -> None:
         self._file, self._held = file, os.fstat(descriptor)
@@ -23,7 +23,7 @@ class FolderLock:
             return True
 
     def check(self) -> None:
-        """FileNotFoundError if the folder is lost; call it before and after each write, which must not make it anew."""
+        """FileNotFoundError if the folder is lost; call it before and after each write, which must not recreate it."""
         if self.lost():
             reason = "deleted, moved or replaced while its files were being written; what was to come is lost"
             raise FileNotFoundError(errno.ENOENT, reason, str(self._file.parent))
@@ -31,7 +31,7 @@ class FolderLock:
 
 @contextmanager
 def locked(folder: Path, writes: Sequence[str], doing: str = "working") -> Iterator[FolderLock]:
-    """Keep other processes out of ``folder``, which must exist; the lock falls with its process, however that ends.
+    """Keep other processes out of ``folder``, which must exist. The lock ends with its process, however that ends.
 
     Args:
         writes: the files in ``folder`` that are written under this lock. Temporary files of theirs that a killed
@@ -53,8 +53,8 @@ def locked(folder: Path, writes: Sequence[str], doing: str = "working") -> Itera
 def turn_to_publish(folder: Path, writes: Sequence[str]) -> Iterator[FolderLock]:
     """Wait until no other process publishes in ``folder``, and keep others out meanwhile; arguments as for ``locked``.
 
-    What is published (a report, a figure) is computed in seconds from files that are there. So it has a lock of its
-    own, and a study can be looked at while its runs go on. Whoever reads inside never overwrites what is newer.
+    A report or a figure is computed in seconds from existing files. It has a separate lock, so that a study can be
+    looked at while its runs go on. A process that reads while it has this lock never overwrites a newer report.
     """
     with _opened(folder / ".publish.lock") as descriptor:
         _lock(descriptor, wait=True)
@@ -63,7 +63,7 @@ def turn_to_publish(folder: Path, writes: Sequence[str]) -> Iterator[FolderLock]
 
 
 def make_folder(path: Path) -> None:
-    """Make ``path`` and the folders above it, unless they exist; NotADirectoryError says what is in the way."""
+    """Make ``path`` and the folders above it, unless they exist; NotADirectoryError names a file in their place."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
@@ -88,7 +88,7 @@ def _remove_leftovers(folder: Path, writes: Sequence[str]) -> None:
 
 @contextmanager
 def _opened(file: Path) -> Iterator[int]:
-    """The lock file's descriptor. Nothing is ever written into it, whatever file it is."""
+    """The lock file's descriptor. Nothing is ever written into the file."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     if file.is_symlink():
         raise OSError(errno.ELOOP, "must be a regular file, is a symbolic link", str(file))
@@ -104,7 +104,7 @@ def _opened(file: Path) -> Iterator[int]:
 def _lock(descriptor: int, wait: bool) -> bool:
     try:
         import fcntl
-    except ImportError:  # Windows has no flock; there two processes in one folder are the user's affair
+    except ImportError:  # Windows has no flock, so two processes in one folder are not noticed there
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

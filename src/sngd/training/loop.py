@@ -1,4 +1,4 @@
-"""What the engine turns: one action after another, each with a known cost, each resumable."""
+"""What the engine runs: a method as a sequence of actions, each of known cost, between which a run can resume."""
 
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ class Loop(Protocol):
 
     @property
     def next_batch_size(self) -> int | None:
-        """Samples that the next action wants; None for all."""
+        """Number of samples that the next action takes; None means all."""
 
     @property
     def next_cost(self) -> int:
@@ -39,7 +39,7 @@ class Loop(Protocol):
         """Steps that changed nothing because there was no direction."""
 
     def step(self, loss: Loss, batch: Batch) -> Tensor:
-        """One action; returns the loss over the batch before it."""
+        """Take one action; return the batch's mean loss before it."""
 
     def state_dict(self) -> dict[str, Any]:
         """For ``torch.load(…, weights_only=True)``; the model's weights are not in it."""

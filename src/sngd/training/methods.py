@@ -20,14 +20,14 @@ from sngd.training.schema import is_finite
 
 @dataclass(frozen=True)
 class Setting:
-    """What a method is built from; ``setting["period"]`` is the value of one of its own parameters."""
+    """Everything a method is built from; ``setting["period"]`` is the value of the method's parameter ``period``."""
 
     model: nn.Module
     n: int
     batch_size: int
     lr: float
     weight_decay: float
-    generator: Callable[[str], torch.Generator]  # a CPU generator of its own for each purpose
+    generator: Callable[[str], torch.Generator]  # a separate CPU generator for each purpose
     values: Mapping[str, float]
 
     def __getitem__(self, name: str) -> float:
@@ -45,7 +45,7 @@ class Setting:
 
 
 class Parameter(NamedTuple):
-    """A parameter of an estimator or step rule; ``default`` is a number, or derived from (b, n, those before it)."""
+    """A parameter of an estimator or step rule; ``default`` is a number or a function of (b, n, earlier parameters)."""
 
     name: str
     symbol: str
@@ -191,7 +191,8 @@ class Method:
     """One row of the registry.
 
     ``plan`` is the default stage plan, as ``sngd train --plan`` spells it, ``lr`` the default learning rate α of its
-    first stage. ``output`` is what the method's theory returns; a run returns the last iterate unless told otherwise.
+    first stage. ``output`` is the iterate that the method's theory is about, the last or a random one. A run returns
+    the last one unless ``--output`` says otherwise.
     ``paper`` says where the method is defined.
     """
 
@@ -215,7 +216,7 @@ class Method:
 
 
 class Natasha2Method(Method):
-    """The one method with a loop of its own."""
+    """The one method that is no combination of estimator, step rule and plan, and has its own loop."""
 
     def build(self, setting: Setting, plan: StagePlan) -> Loop:
         if len(plan) > 1 or setting.weight_decay:
@@ -351,7 +352,7 @@ def check_parameters(method: Method, given: Mapping[str, float]) -> None:
             raise ValueError(f"{cut(name)} must be a finite number, got {shown(value)}")
 
 
-_EARLIER = {"chunk_size": 512}  # what runs had before their config.json said so
+_EARLIER = {"chunk_size": 512}  # values of runs that are older than the parameter in config.json
 
 
 def recorded_parameters(method: str, params: Mapping[str, float]) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The rows of metrics.jsonl: what each evaluation of a run measured, declared once and read here only."""
+"""The rows of metrics.jsonl: the measurements of each evaluation of a run. They are declared and read only here."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -54,7 +54,7 @@ def lines_of(path: Path) -> list[bytes]:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """All rows; of a file that is still being written, or whose writer was killed, up to the last complete one.
+    """All complete rows. A file that is being written, or whose writer was killed, may end in an incomplete one.
 
     Raises:
         Malformed, UnknownKey: (ValueErrors) a line is no such row; the message names file, line and key.

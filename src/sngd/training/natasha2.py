@@ -27,8 +27,9 @@ curvature comparable to −L.
 **What differs from the paper.**
 
 * Mini-batches of b samples in inner steps, and in Oja's, where the paper takes single samples.
-* The random x̂ is chosen before its sub-epoch, and the steps behind it, on which no result depends, are not made: the
-  same law for half the cost. (The author suggests the mean of the iterates for practice; this is what is analysed.)
+* The random x̂ is chosen before its sub-epoch. The steps after it are not made, because no result depends on them: this
+  has the same distribution at half the cost. (For practice the author suggests the mean of the iterates; the analysis
+  is about the random one.)
 * Oja's search runs once, not log(1/probability of failure) times, and its answer is the last w. A bad w can miss
   negative curvature but not invent it, since the curvature along it is measured on an independent batch.
 * That batch is also the anchor's, because a Hessian-vector product yields the gradient on the way. So the test of the
@@ -153,14 +154,14 @@ class Natasha2:
 
     @property
     def next_batch_size(self) -> int:
-        """Samples that the next action wants."""
+        """Number of samples that the next action takes."""
         if self._epoch is not None:
             return self.batch_size
         return self.oja_batch_size if self._search_steps < self.oja_steps else self.anchor_batch_size
 
     @property
     def next_cost(self) -> int:
-        """Oracle calls of the next action: two for each sample, whatever it is."""
+        """Oracle calls of the next action; every kind of action costs two for each sample."""
         return 2 * self.next_batch_size
 
     def step(self, loss: Loss, batch: Batch) -> Tensor:

@@ -140,7 +140,7 @@ Stages = Annotated[list[Annotated[list[Positive], Declared(length=(2, 3))]], Dec
 
 
 def inline(spec: str) -> str:
-    """``spec`` with the name of a ``.json`` file replaced by what the file holds, so that it stands for itself."""
+    """``spec``, or the content of the ``.json`` file that it names, so that the file is not needed later."""
     if not spec.endswith(".json"):
         return spec
     try:

@@ -1,4 +1,4 @@
-"""From a plan of the theory to the settings of a run."""
+"""Turn a plan of ``sngd.theory`` into the settings of a run."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -49,7 +49,7 @@ def read_plan(path: Path) -> Planned:
 def planned_settings(plan: Planned, n: int) -> dict[str, Any]:
     """Settings of ``RunConfig`` that make the planned run on a problem of ``n`` samples.
 
-    Samples are drawn independently and the output is the random iterate, as the theorems have it.
+    Samples are drawn independently and the output is the random iterate, as the theorems assume.
 
     Args:
         plan: ``sngd.theory.Plan.as_json()``.

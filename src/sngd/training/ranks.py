@@ -1,12 +1,11 @@
-"""The processes of one run, as ``torchrun`` starts them: each evaluates its share of every batch, all step alike.
+"""The processes of one run, as ``torchrun`` starts them: each evaluates its share of every batch, and all step alike.
 
-Every rank draws the same batch and evaluates a contiguous share of it. Losses and gradients, weighted by the shares'
-sizes, are summed where they arise: whoever asks for the loss of a batch and differentiates it has the whole batch's on
-every rank. So no method, estimator or step rule knows how many processes there are, and what they count and draw is
-what one process would.
+Every rank draws the same batch and evaluates a contiguous share of it. ``mean_loss`` weights losses and gradients by
+the shares' sizes and sums them over the ranks, so every rank gets those of the whole batch. Methods, estimators and
+step rules therefore need not know the number of processes: they count and draw what one process would.
 
-What cannot be the same: BatchNorm in training mode normalizes each share by itself and keeps rank 0's running
-statistics, and dropout masks are drawn on each rank anew.
+Two things differ from one process. BatchNorm in training mode normalizes each share by itself and keeps rank 0's
+running statistics. Each rank draws its own dropout masks.
 """
 
 import io
@@ -23,7 +22,7 @@ from torch.func import functional_call
 
 from sngd.problems.problem import Samples
 
-TIMEOUT = timedelta(minutes=30)  # for a rank that hangs, or downloads; one that dies is missed at once
+TIMEOUT = timedelta(minutes=30)  # for a rank that hangs or downloads; one that dies is noticed at once
 _MESSAGE_BYTES = 1024
 
 E = TypeVar("E", bound=Exception)
@@ -33,9 +32,9 @@ Forward = Callable[[Tensor], Tensor]  # inputs to outputs: a model, or one whose
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among those of the run; alone by default, and then nothing is ever sent.
+    """This process among those of the run. By default it is the only one, and nothing is ever sent.
 
-    What is said to communicate must be called by all ranks in the same order.
+    All ranks must call the methods that communicate in the same order.
 
     Raises:
         ConnectionError: from all that communicate: another rank has ended.
@@ -52,7 +51,7 @@ class Ranks:
         return self.rank == 0
 
     def device(self, name: str) -> torch.device:
-        """This rank's device; of "cuda" each has its own.
+        """This rank's device; for "cuda" each rank has its own.
 
         Raises:
             ValueError: it is not there, there are fewer devices than ranks on this machine, or ``name`` gives all the
@@ -192,7 +191,7 @@ _MARK = "raised_on_all_ranks"
 
 
 def on_all_ranks(error: E) -> E:
-    """The error, marked as one that every rank raises here, so that ``joined`` may end in order."""
+    """The error, marked as one that every rank raises here, so that ``joined`` can shut down in order."""
     setattr(error, _MARK, True)
     return error
 
@@ -249,7 +248,7 @@ class _GradientsSummed(torch.autograd.Function):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over the ranks, in place; what is done with it afterwards all ranks do, so its gradient is theirs too."""
+    """The sum over the ranks, in place. All ranks compute the same from it, so its gradient passes back unchanged."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

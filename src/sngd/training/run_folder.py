@@ -31,7 +31,7 @@ Environment = dict[str, str | int | float | None]  # versions and machine
 
 
 class BrokenRun(ValueError):
-    """A run's folder holds what no kill leaves behind: a damaged file, or rows that are lost."""
+    """A run's folder is damaged in a way that a killed run cannot cause: a damaged file, or lost rows."""
 
 
 class Checkpoint(TypedDict):
@@ -56,8 +56,8 @@ class Checkpoint(TypedDict):
 class RunFolder:
     """Reads and writes one run's folder.
 
-    A whole file is replaced atomically; a row of metrics is appended and forced to disk. A row counts once a checkpoint
-    that knows it exists: after a kill, ``truncate`` drops what came later, half-written lines included.
+    A whole file is replaced atomically. A row of metrics is appended and forced to disk. A row counts only once a
+    checkpoint that includes it is saved: after a kill, ``truncate`` drops later rows and half-written lines.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -78,7 +78,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder and keep other processes out; the lock falls with its process, however that ends.
+        """Make the folder and keep other processes out. The lock ends with its process, however that ends.
 
         Inside, a write raises FileNotFoundError if the folder was deleted, moved or replaced.
 
@@ -115,7 +115,7 @@ class RunFolder:
             return read_config(self.path / "config.json")
 
     def begin(self, config: dict[str, Any]) -> None:
-        """Start anew: drop rows and checkpoint, write config and environment."""
+        """Start a run: delete rows and checkpoint, write config and environment."""
         with self._writing():
             self._checkpoint.unlink(missing_ok=True)
             replace_file(self._metrics, b"")
@@ -259,7 +259,7 @@ def is_set_aside(path: Path) -> bool:
 
 @contextmanager
 def _broken() -> Iterator[None]:
-    """A damaged file becomes a damaged run."""
+    """Turn errors about a damaged file into BrokenRun."""
     try:
         yield
     except Malformed as error:
@@ -290,7 +290,7 @@ def _open_existing(path: str, flags: int) -> int:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """A full disk is reported by a descriptor; whoever reads the error wants the file."""
+    """Add the file's name to an OSError, because errors such as a full disk name only a descriptor."""
     try:
         yield
     except OSError as error:
@@ -299,13 +299,13 @@ def _naming(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
-    """``compact``: all in one line, of a file so large that nobody reads it."""
+    """Write ``content`` as JSON; ``compact`` puts it in one line, for large files that nobody reads."""
     form: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 2}
     replace_file(path, json.dumps(content, **form, allow_nan=False, ensure_ascii=False).encode() + b"\n")
 
 
 def environment() -> Environment:
-    """Where a run ran: versions and machine."""
+    """The versions and the machine of a run."""
     return {
         "sngd": _version("sngd"),
         "torch": torch.__version__,

@@ -24,8 +24,8 @@ class Sampler(Protocol):
 class Shuffled:
     """Shuffled passes: the first n drawn are one permutation of the data, the next n another.
 
-    Batches of any size are cut from the one stream, across the border of two passes where need be, so every batch has
-    exactly the size asked for and methods with unequal batches still see each sample once a pass.
+    Batches of any size are cut from this stream, and may cross the border of two passes. So every batch has exactly the
+    requested size, and methods with unequal batches still see each sample once a pass.
 
     Args:
         n: number of samples, ≥ 1.
@@ -67,7 +67,7 @@ class Shuffled:
 
 
 class Independent:
-    """Every index drawn uniformly and independently of all others: what the theorems assume.
+    """Every index is drawn uniformly and independently of all others, as the theorems assume.
 
     Args:
         n: number of samples, ≥ 1.

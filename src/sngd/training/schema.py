@@ -1,10 +1,10 @@
-"""What a file may hold is declared as a type; files are read by it, strictly, and a wrong one is named in one line.
+"""Read files strictly: a type declares what a file may hold, and a file that differs gets a one-line error.
 
 A schema is a ``TypedDict``, a dataclass, or any type made of these and of numbers, strings, lists and dicts;
-``Annotated[int, Declared(ge=0)]`` adds a range. Nothing passes for what it is not: a bool or a string is no number,
-1.0 no int (but 1 is a float), a number is finite, an int has 64 bits, and a key that is not declared is an error.
+``Annotated[int, Declared(ge=0)]`` adds a range. Values are not converted: a bool or a string is no number, 1.0 is no
+int (but 1 is a float), a number is finite, an int has 64 bits, and a key that is not declared is an error.
 
-Reading needs msgspec, which ``sngd[lab]`` brings. Declaring does not: a new run needs torch and numpy alone.
+Reading needs msgspec, which ``sngd[lab]`` installs. Declaring does not, so a new run needs torch and numpy alone.
 """
 
 import re
@@ -38,7 +38,7 @@ _LARGEST = 2**63 - 1
 
 @dataclass(frozen=True)
 class Declared:
-    """What is declared of a value beside its type.
+    """The range, help and option names of a value, beside its type.
 
     A number is greater than ``gt``, at least ``ge``, at most ``le``. A string is ``one_of`` some, or ``one_line``:
     without control characters and ends of lines. ``length`` is the least and the largest number of entries of a list,

@@ -20,8 +20,8 @@ _TAGS = {  # the rest: train_loss is train/loss, noise_variance_low is noise/var
 class EventFiles:
     """Writes rows of metrics as scalars: TensorBoard's step is ``oracle_calls``, its clock the run's ``seconds``.
 
-    metrics.jsonl is the truth: ``begin`` writes all events anew, so that a resumed run has no point twice and no point
-    of steps that were lost. A random iterate's row goes under ``random_iterate/``, beside the curve.
+    ``begin`` writes all events again from metrics.jsonl, so that a resumed run has no point twice and no point of steps
+    that were lost. A random iterate's row goes under ``random_iterate/`` and is no point of the curve.
 
     Raises:
         ValueError: the package tensorboard is not installed.
@@ -45,10 +45,10 @@ class EventFiles:
             self._writer.close()
 
     def begin(self, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Replace what is there by ``rows``; a TensorBoard that is watching forgets the old points too."""
+        """Replace all points by those of ``rows``; a running TensorBoard drops the old points too."""
         folder = self._run / "tensorboard"
         for old in folder.glob("events.out.tfevents.*"):
-            old.write_bytes(b"")  # one that is deleted is waited for forever
+            old.write_bytes(b"")  # TensorBoard would wait forever for a deleted file
         self._started = (self._run / "config.json").stat().st_mtime
         self._writer = self._new_writer(str(folder), purge_step=0)
         for row in rows:

@@ -1,4 +1,4 @@
-"""Constants of the loss measured along a run: of the very function that training steps on, beside its budget."""
+"""Measure constants of the loss along a run: of the function that training minimizes, at a cost outside its budget."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -64,7 +64,7 @@ def _curvature(at: Point) -> Row:
 
 
 def _end(name: str, eigenvalue: Eigenvalue) -> Row:
-    """Its error is the residual, or the distance at which the extreme eigenvalue itself may be, if that is larger."""
+    """The error is the residual or, if larger, the distance at which the extreme eigenvalue itself may be."""
     low, high = eigenvalue.interval[1:]
     return {name: eigenvalue.value, f"{name}_error": max(eigenvalue.residual, high - low)}
 
@@ -97,10 +97,10 @@ def tracked_names(option: str, spelled: str) -> list[str]:
 
 
 class Tracker:
-    """Measures what ``names`` say, whenever it is asked; every time on other samples.
+    """Measures the quantities in ``names``, each time on other samples.
 
     Attributes:
-        oracle_calls: ∇f(w; a) evaluated for it so far, no part of the run's budget.
+        oracle_calls: ∇f(w; a) evaluated for the measurements so far; they are no part of the run's budget.
     """
 
     def __init__(self, names: Iterable[str], objective: Callable[[torch.Generator], Objective]) -> None:
@@ -108,11 +108,11 @@ class Tracker:
         self.oracle_calls = 0
 
     def measure(self, lr: float, generator: torch.Generator) -> Row:
-        """The columns of a row of metrics; what cannot be measured here (no direction, a loss not finite) is left out.
+        """The columns of a row of metrics. A quantity that cannot be measured is left out (no direction, F not finite).
 
         Args:
             lr: the learning rate of the next step, the unit of distance for smoothness.
-            generator: all chance is drawn from it, so that a resumed run measures the same.
+            generator: source of all random numbers, so that a resumed run measures the same.
         """
         objective = self.objective(generator)
         row: Row = {}
@@ -128,7 +128,7 @@ class Tracker:
 def training_objective(
     problem: Problem, model: torch.nn.Module, loss: Callable[[Samples], torch.Tensor], batch_size: int
 ) -> Callable[[torch.Generator], Objective]:
-    """Makes F as training sees it: augmented inputs, dropout masks, BatchNorm over ``batch_size`` samples at a time."""
+    """Makes F as training evaluates it: augmented inputs, dropout masks, BatchNorm over ``batch_size`` samples."""
 
     def objective(generator: torch.Generator) -> Objective:
         inputs, targets = problem.train

@@ -1,1 +1,1 @@
-"""Claims about formulas: measured on problems whose constants, saddles and minima are known in closed form."""
+"""Claims about theory, measured on problems whose constants, saddles and minima are known in closed form."""

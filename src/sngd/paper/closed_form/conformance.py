@@ -4,15 +4,16 @@ Every instance is run four times, with learning rates, batch sizes and plans dra
 conditions: NGD (full gradients, σ = 0), SNGD, and S-SNGD with a harmonic and with a geometric plan. The steps are the
 library's own (`SNGD`, `StagewiseLR`); mini-batches are drawn with replacement, as the theorems assume.
 
-* A lemma speaks of every single step, and of any gradient estimate: no chance is involved, and one step at which it
-  fails beyond rounding refutes it, or the constants.
-* A theorem speaks of E‖∇F(w̄)‖. The expectation over the drawn output is taken exactly, with the weights that
-  `RandomIterate` draws by; that over the samples is the mean of several runs. A bound counts as violated if Student's
-  one-sided t-test rejects E‖∇F(w̄)‖ ≤ bound at the error rate divided by the number of comparisons (Bonferroni).
-* Theorems 3 and 4 want a δ that bounds the gap at the start of every stage. Their proof is a sum along each path, so
-  the greatest gap that any of the runs had at the start of any of its stages is enough, and this δ is measured.
+* A lemma holds at every single step and for any gradient estimate, not only on the average. So one step at which it
+  fails beyond rounding refutes the lemma or the constants.
+* A theorem bounds E‖∇F(w̄)‖, where w̄ is a random iterate. The expectation over w̄ is computed exactly, with
+  `RandomIterate`'s weights; the expectation over the samples is estimated by the mean of several runs. A bound counts
+  as violated if Student's one-sided t-test rejects E‖∇F(w̄)‖ ≤ bound at the error rate divided by the number of
+  comparisons (Bonferroni).
+* Theorems 3 and 4 need a δ that bounds the gap at the start of every stage. Their proof is a sum along each path, so
+  the greatest gap of any run at the start of any stage is enough. This δ is measured.
 
-That the checks have teeth is seen by repeating them with constants that are wrong, a quarter of the right ones.
+To see that the checks can fail, they are repeated with wrong constants, a quarter of the right ones.
 """
 
 from __future__ import annotations
@@ -237,7 +238,7 @@ def _family(number: int, draw_instance: Callable[[Generator], Instance], instanc
 
 
 def wrong(smoothness: Smoothness) -> Smoothness:
-    """The same class with constants that are too small, to see that the checks would notice."""
+    """The same class with constants that are too small, to see that the checks find it."""
     if isinstance(smoothness, Smooth):
         return Smooth(smoothness.L / WRONG)
     return RelaxedSmooth(smoothness.L0 / WRONG, smoothness.L1 / WRONG)
@@ -264,7 +265,7 @@ def _harmonic_plan(instance: Instance, generator: Generator) -> StagePlan:
 
 
 def _geometric_plan(instance: Instance, generator: Generator) -> StagePlan:
-    """Corollary 2's, drawn anew until it stays within reach and is not too long; its learning rates have no scale."""
+    """Corollary 2's plan, drawn again until it stays within reach and is not too long: its rates cannot be scaled."""
     while True:
         rho, stages = log_uniform(0.1, 0.45, generator), round(log_uniform(2, 4, generator))
         plan = geometric(rho, stages, rho * log_uniform(0.3, 3, generator))
@@ -291,7 +292,7 @@ class Walk(NamedTuple):
 
 
 def walk(instance: Instance, plan: StagePlan, batch_size: int | None, seeds: int, generator: Generator) -> Walk:
-    """Play the plan with the library's optimizer, once for each seed; gradients are evaluated for all seeds at once.
+    """Run the plan with the library's optimizer, once for each seed; gradients are evaluated for all seeds at once.
 
     Args:
         batch_size: b samples drawn with replacement, or None for all samples once.

@@ -1,7 +1,7 @@
 """Figure 1: leaving saddles and sharp minima (claim C8), measured on closed-form landscapes and drawn.
 
-Steps are counted at one learning rate of 0.1 for all: with L = 1 in a ball of radius 1, the first step of GD is then
-at most as long as NGD's. GD at its largest safe rate, 1/L, stands beside it, so that nobody is beaten by bad tuning.
+All methods have the learning rate 0.1: with L = 1 in a ball of radius 1, the first step of GD is then at most as long
+as NGD's. GD is also measured at its largest safe rate, 1/L, so that it does not lose only because of a small rate.
 """
 
 from __future__ import annotations
@@ -320,7 +320,7 @@ def _value(problem: Problem) -> Callable[[Tensor], Tensor]:
 
 
 def _mean_of_tail(curves: Sequence[Sequence[float]]) -> float:
-    """Mean over seeds and the last tenth of the run, so that no lucky step decides."""
+    """Mean over seeds and the last tenth of the run, so that a single good step does not decide."""
     tails = [loss for curve in curves for loss in curve[-max(1, len(curve) // 10) :]]
     return sum(tails) / len(tails)
 

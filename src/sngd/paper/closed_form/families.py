@@ -1,4 +1,4 @@
-"""Random objectives whose constants are known by proof, for experiments that hold theory against measurement.
+"""Random objectives whose constants are proved, for experiments that compare theory with measurements.
 
 Every family is a function from a generator to an `Instance`: dimension, spectrum, noise, data and start are drawn, and
 the constants computed from them. Its docstring proves them. Everything is float64.

@@ -4,9 +4,9 @@ F(w) = Σ (cosh w_i − 1) has L0 = L1 = 1 and no L. Runs start in random direct
 ‖∇F(w_0)‖ is 1, 10, 100, …, and have one budget of oracle calls at each learning rate of their method's grid. There are
 three methods: SGD; SNGD; and SGD with clipping, which is the capped step min{α/‖g‖, β} g with β = 1/L0.
 
-Which of SGD's rates compare with SNGD's? Both are asked for a stationarity gap τ. Where ‖∇F‖ = τ, SGD's step has length
-lr·τ and SNGD's lr, so SGD's rates from α/τ to α′/τ take the steps there that SNGD takes with rates from α to α′.
-Comparable are those for which SNGD's α and α′ are its smallest and largest rate that reach τ from every start.
+Which of SGD's rates are comparable to SNGD's? Both methods are to reach ‖∇F‖ = τ. There SGD's step has length lr·τ and
+SNGD's lr, so SGD's rates from α/τ to α′/τ give steps as long as SNGD's rates from α to α′. SGD's comparable rates are
+those between α/τ and α′/τ, where α and α′ are the smallest and the largest rate of SNGD that reach τ from every start.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 
 DIM, L0, L1 = 10, 1.0, 1.0
 SIGMA, BATCH_SIZE = 0.5, 1  # a step is an oracle call
-TARGET = 0.5  # τ, as large as the noise: where it is reached, half of a gradient is noise
+TARGET = 0.5  # τ, as large as the noise
 CAP = 1 / L0  # β of the clipped method
-PATIENCE = 200_000  # steps after which a run without budget is given up
+PATIENCE = 200_000  # steps after which a run without budget is stopped
 
 _SGD, _SNGD, _CLIPPED = METHODS = ("SGD", "SNGD", "clipped SGD")
 
@@ -195,7 +195,7 @@ def _run(steps: int, method: str, lr: float, gradient: float, seed: int) -> _Out
 
 
 def _problem(gradient: float, seed: int) -> Analytic:
-    """The objective with a start in a random direction, as far out as ‖∇F(w_0)‖ = ``gradient`` wants."""
+    """The objective with a start in a random direction, at the distance where ‖∇F(w_0)‖ = ``gradient``."""
     direction = torch.randn(DIM, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     low, high = 0.0, (1 + math.asinh(gradient * L1 / L0)) / (L1 * direction.abs().max().item())
     for _ in range(60):  # bisection: along a ray the norm grows

@@ -1,4 +1,4 @@
-"""Claim C7, scaling: how oracle calls to reach a target grow as it falls, measured and in theory.
+"""Claim C7, scaling: how the oracle calls to reach a target grow as the target falls, measured and in theory.
 
 For each target τ every method runs the planner's plan for τ, and the calls are counted until the running mean of
 ‖∇F(w_t)‖, weighted as the output is drawn, is at most τ: the expected norm at the output of a run stopped there. Two
@@ -15,11 +15,11 @@ A sample is a pair of Gaussian vectors A, B ~ N(0, I), and with ω = √(3d) L/�
 
 so E‖∇f − ∇F‖² = σ² exactly, at every w, and E‖∇f(u) − ∇f(w)‖² ≤ (L² + σ²ω²/d)‖u − w‖² = (2L)²‖u − w‖²: SPIDER-SFO,
 whose theorem speaks of the samples' smoothness, is planned with 2L. A mini-batch is the sample whose A and B are
-the means over it, N(0, I/b): its cost is counted, and need not be paid.
+the means over it, N(0, I/b). So b oracle calls are counted but only one is computed.
 
-Two slopes differ from theory's for reasons that are understood. On the quadratic, SGD's gradient falls geometrically:
-the path, not the gap, is what its short steps have to cover, and one power of τ is saved. The geometric plan is
-long because of its last stage; these runs arrive before it begins, or soon after.
+Two slopes differ from theory's for known reasons. On the quadratic, SGD's gradient falls geometrically. Its short steps
+have to cover the path, not the gap, which saves one power of τ. The geometric plan is long because of its last stage,
+and these runs reach the target before that stage begins, or soon after.
 """
 
 from __future__ import annotations
@@ -213,7 +213,7 @@ class Point(NamedTuple):
 
 
 def walk(plan: Plan, objective: Objective, start: Array, draw: Callable[[int], Array]) -> Iterator[Point]:
-    """Play the plan and as many steps again, all seeds at once; equal to the library's optimizers and estimators.
+    """Run the plan and as many steps again, for all seeds at once; it equals the library's optimizers and estimators.
 
     Args:
         start: (seeds, d).

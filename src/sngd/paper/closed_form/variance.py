@@ -1,12 +1,13 @@
 """Claim C10: the variance of SPIDER's estimator grows with the learning rate α, that of SNGD's mini-batch does not.
 
-Eq. 15 bounds E‖μ_m − ∇F(w_m)‖² in step m of a period by (m − 1) α² L²/b + σ²/B. Here μ and ∇F are both computed, at
-every iterate of runs with normalized steps, each exactly as long as α. The growth is seen best in the *drift*,
-E‖e_m − e_1‖² with e_m = μ_m − ∇F(w_m): the errors are a martingale, so it is E‖e_m‖² − E‖e_1‖², what steps add to the
-anchor's error, and its share of the bound is (m − 1) α² L²/b.
+SPIDER begins a period of M steps with an anchor, the mean gradient of B samples, and adds a difference of gradients at
+each later step. Eq. 15 bounds E‖μ_m − ∇F(w_m)‖² in step m of a period by (m − 1) α² L²/b + σ²/B. Here μ and ∇F are both
+computed at every iterate of runs with normalized steps of length α. The growth is seen best in the *drift*,
+E‖e_m − e_1‖² with e_m = μ_m − ∇F(w_m). The errors are a martingale, so the drift is E‖e_m‖² − E‖e_1‖². This is what the
+steps add to the anchor's error, and its share of the bound is (m − 1) α² L²/b.
 
-Three problems: *waves*, where σ² and L are known and σ² is the same at every w, so that nothing but the estimator can
-change a variance; *least squares*, where L is known; and *digits*, a network, where both are what they are.
+There are three problems. For *waves*, σ² and L are known and σ² is the same at every w, so that only the estimator can
+change a variance. For *least squares*, L is known. For *digits*, a network, neither is known.
 """
 
 from __future__ import annotations
@@ -202,7 +203,7 @@ class _SpiderErrors(NamedTuple):
 
 
 class _Descent:
-    """A model at its start, its samples, and SNGD steps: what both estimators share."""
+    """A model at its start, its samples, and SNGD steps, for both estimators."""
 
     def __init__(self, case: Case, lr: float, seed: int) -> None:
         torch.manual_seed(seed)  # the model's weights
@@ -216,7 +217,7 @@ class _Descent:
         return self.problem.loss(self.model(batch[0]), batch[1])
 
     def draw(self, size: int) -> tuple[Tensor, Tensor]:
-        """Independent samples, as the theory has them."""
+        """Independent samples, as the theory assumes."""
         indices = torch.randint(self.problem.n, (size,), generator=self.generator)
         return self.problem.train[0][indices], self.problem.train[1][indices]
 

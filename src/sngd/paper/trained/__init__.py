@@ -1,11 +1,11 @@
-"""The paper's figures that are made of training runs: Figures 2 to 4, and what stands beside them.
+"""The paper's figures that are made of training runs, Figures 2 to 4, and two further studies.
 
 ``experiments`` is the table of what is run, ``runs`` runs and measures it, ``pictures`` draws it; ``sensitivity`` and
 ``alternatives`` are the two studies that measure and draw more than curves. Each experiment's folder is a study, which
 ``sngd report`` reads: OUT/EXPERIMENT/{compare.json, runs/LABEL/seed-K, tuning/LABEL/lr-α, report.html, …}.
 
 What a figure's measurements hold is declared in ``runs.FigureMeasured``, ``sensitivity.Sensitivity`` and
-``alternatives.Alternatives``. The types do not say by which names the judges find an arm; these are the paper's:
+``alternatives.Alternatives``. An arm is a method with its settings. The judges find arms by these names, the paper's:
 
 * Figure 2, experiments "batch-32" and "batch-128": "SPIDER-SFO, α=0.001", "SPIDER-SFO, α=0.1", "SNGD, α=0.001" and
   "SNGD, α=0.1".

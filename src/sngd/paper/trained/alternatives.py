@@ -1,7 +1,7 @@
 """Where the paper is ambiguous: the same experiments under other readings, so that the verdicts can be compared.
 
-Most readings need runs of their own, see ``READINGS`` in the table. One does not: how SPIDER's gradients are
-counted changes the axis only, so ``recount`` computes it from the measurements of the runs that there are.
+Most readings need separate runs, see ``READINGS`` in ``experiments``. One does not: the way in which SPIDER's gradients
+are counted changes only the axis, so ``recount`` computes it from the measurements of existing runs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,9 @@ class Alternatives(TypedDict):
 
 
 def measure(profile: str, out: Path) -> Alternatives:
-    """The measurements of every reading from the runs in ``out``; an arm that a reading leaves alone is the base's."""
+    """The measurements of every reading from the runs in ``out``; arms that a reading leaves as they are come from the
+    first reading.
+    """
     table = experiments_by_reading(profile)
     experiments = [e for figures in table.values() for part in figures.values() for e in part]
     measured = measure_experiments(experiments, out)

@@ -1,6 +1,6 @@
 """The table: which runs each figure is made of, in the paper's own setting and scaled down to less time.
 
-A profile's experiment is the paper's with changes, and what was changed becomes its departures: none can be forgotten.
+A profile's experiment is the paper's with changes. Its list of departures is made from the changes, so it is complete.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PROFILES = ("quick", "small", "paper")  # how much is measured
 
 @dataclass(frozen=True)
 class Arm:
-    """A curve: its label in the figure, and how it is trained. ``lr`` None: tuned. ``beyond``: not in the paper's."""
+    """A curve: its label, and how it is trained. ``lr`` None: it is tuned. ``beyond``: the paper does not have it."""
 
     label: str
     method: str

@@ -1,18 +1,18 @@
 """The evidence on claims C1 to C6, from the measurements of Figures 2 to 4 and from nothing else.
 
-A claim is cut into comparisons, one for each setting, competitor and criterion. Each is of two methods in runs with the
-same seed, which share initial weights and samples, and asks that Student's interval of the mean paired difference lie
-on the claim's side. The claim is reproduced if every comparison holds, and not reproduced if fewer than half of them
-do.
+A claim is divided into comparisons, one for each setting, competitor and criterion. Each compares two methods in runs
+with the same seeds, which share initial weights and samples. A comparison holds if Student's interval of the mean
+paired difference lies on the claim's side. The claim is reproduced if every comparison holds, and not reproduced if
+fewer than half of them do.
 
-*The level.* All comparisons must hold, so one that is false in truth has to pass its own test before a claim can be
-reproduced wrongly: with tests at 2.5 % that chance is at most 2.5 %, however many comparisons there are and however
-they depend on one another (an intersection–union test; Berger 1982). Intervals of 95 %, as ``sngd compare`` has them,
-are therefore enough, and a few seeds can show something; no correction for the number of comparisons is called for.
+*The level.* All comparisons must hold. So a claim is reproduced wrongly only if a false comparison passes its own test.
+With tests at 2.5 % the probability of this is at most 2.5 %, for any number of comparisons and any dependence between
+them (an intersection–union test; Berger 1982). Intervals of 95 %, as in ``sngd compare``, are therefore enough, and no
+correction for the number of comparisons is needed. This lets a few seeds show something.
 
-*Divergence* counts as the worst. A comparison in which the claimed winner diverges, with any seed, does not hold. A
-diverged run of its competitor counts as the worst of the competitor's other runs, which is to the competitor's
-advantage; if there are none, the comparison holds.
+*Divergence* counts as the worst result. If the claimed winner diverges with any seed, the comparison does not hold. A
+diverged run of its competitor counts as the worst of the competitor's other runs, which favors the competitor; if there
+are no other runs, the comparison holds.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def judge_large_batch(fig4: FigureMeasured) -> Evidence:
     ]
     tunings = [experiment["tuning"] for experiment in experiments.values() if _has_arms(experiment, "S-SNGD", "S-SGD")]
     fair = sum(tuning is not None and "S-SGD" not in tuning["at_edge"] for tuning in tunings)
-    # A competitor whose best rate may lie outside of its grid was not tuned to its best.
+    # If a competitor's best rate is at the end of the grid, a better one may lie outside: the comparison is unfair.
     name = "experiments in which S-SGD's α is tuned, to one inside of the grid that both have"
     tuned = [every(name, fair, len(tunings))] if tunings else []
     edges = [
@@ -382,7 +382,7 @@ def _evidence(
 
 
 def _holds_other_way(quantity: Quantity) -> bool:
-    """The whole interval is on the other side, or the claimed winner diverged."""
+    """Whether the whole interval is on the other side, or the claimed winner diverged."""
     if quantity.of is not None:
         return quantity.required == "none" and not quantity.met
     limit = 1 if quantity.required == "> 1" else 0  # of a ratio, of a difference

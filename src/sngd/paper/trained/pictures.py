@@ -1,4 +1,4 @@
-"""A figure of training runs drawn as the paper has it: training loss above test accuracy, a column an experiment."""
+"""Draw a figure of training runs like the paper's: training loss above test accuracy, one column per experiment."""
 
 from __future__ import annotations
 

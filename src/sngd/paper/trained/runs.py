@@ -1,4 +1,4 @@
-"""A figure's runs made and read back: measurements, as the package's page describes them, of what is on disk."""
+"""Do a figure's training runs, and read their folders back as the figure's measurements."""
 
 from __future__ import annotations
 
@@ -189,6 +189,6 @@ def _curve(run: Run, key: str, costs: Floats) -> list[float | None]:
 
 
 def _at_edge(tuning: Tuning) -> list[str]:
-    """Arms that may have a better learning rate outside of the grid."""
+    """Arms whose best learning rate is the grid's least or greatest. A better one may lie outside of the grid."""
     edge = (min(tuning["grid"]), max(tuning["grid"]))
     return [label for label, lr in tuning["chosen"].items() if lr in edge]

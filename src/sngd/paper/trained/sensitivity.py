@@ -1,10 +1,10 @@
 """How much the learning rate matters: final training loss against it, and the width of each method's plateau.
 
 A method's *plateau* is the range of learning rates about its best one in which the final training loss is at most
-``FACTOR`` times the best; its width is in decades, which compare between methods whose rates do not. A method with a
-lower best loss has the harder task there, so the range with at most ``FACTOR`` times *SGD's* best stands beside it.
-Between two rates of the grid the logarithm of the loss is taken to be linear in the logarithm of α; before a rate that
-diverges a range ends.
+``FACTOR`` times the best. Its width is in decades, because methods need rates of different sizes. A method with a lower
+best loss has a lower threshold, so the range with at most ``FACTOR`` times *SGD's* best loss is given too. Between two
+rates of the grid the logarithm of the loss is taken to be linear in the logarithm of α. A range ends before a rate that
+diverges.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Doing many runs: in processes here or on a cluster, and how far they are."""
+"""Do many runs, in processes on this machine or on a cluster, and follow their progress."""

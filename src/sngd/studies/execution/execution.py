@@ -1,4 +1,4 @@
-"""How the runs of a study are done: one object, built where a command is read and handed on to where runs are done."""
+"""How the runs of a study are done. A command builds one ``Execution`` and passes it on to the code that does runs."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -45,9 +45,9 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class Execution:
-    """How runs are done: where, with which data, what becomes of earlier ones, and who is told.
+    """How runs are done: where, with which data, what happens to earlier runs, and which functions follow progress.
 
-    What a run computes is in its ``RunConfig``, and does not depend on this.
+    The result of a run depends on its ``RunConfig`` alone, not on this object.
 
     Args:
         jobs: runs at a time on this machine, ≥ 1, each in a process with its share of the cores. Default: as many as
@@ -61,7 +61,7 @@ class Execution:
             that is running; lastly, for every one that is finished, with the whole budget spent.
         on_warning: told, in a line, what a user should know and what stops nothing, such as a damaged folder that was
             set aside. Default: a Python warning.
-        should_stop: asked again and again. Once true, those that run save a checkpoint, and ``Interrupted`` is raised.
+        should_stop: called repeatedly. Once it is true, running runs save a checkpoint, and ``Interrupted`` is raised.
 
     Raises:
         ValueError: ``jobs`` or a share of ``ray``'s is out of range, or both are given.
@@ -99,5 +99,5 @@ class Execution:
         return replace(self, should_stop=lambda: self.should_stop() or when())
 
     def portable(self) -> "Execution":
-        """The same for another process, which has listeners of its own: functions of this one cannot be sent there."""
+        """The same without this process's functions, which cannot be sent to another process."""
         return replace(self, begin=_unwatched, on_warning=_warn, should_stop=_never)

@@ -1,4 +1,4 @@
-"""How far many runs are: done, running, queued, and the time that is left."""
+"""The progress of many runs: how many are done, running and queued, and the time that is left."""
 
 import heapq
 import time
@@ -34,10 +34,10 @@ class _Begun:
 class Overview:
     """Follows a batch of runs through their progress, as ``Execution.begin``'s answer is told of it.
 
-    A run's size is its ``epochs``. Runs of one problem, method and batch size have one pace, seconds per epoch over
-    what they did so far, and those of which none has begun the pace of all. The time left is that of a schedule: who
-    runs goes on, and each queued run in turn takes the place that is free first, as many places as were seen busy at
-    once. Runs that were finished before tell nothing of the pace.
+    A run's size is its ``epochs``. Runs of one problem, method and batch size form a group. Its pace is the mean number
+    of seconds per epoch so far; a group of which no run has begun has the pace of all groups. The time left is computed
+    from a schedule: running runs go on, and each queued run in turn takes the first free place. The number of places is
+    the largest number of runs seen at once. Runs that were finished before are not used for the pace.
 
     Args:
         configs: of the runs, in the order of their indices.

@@ -1,4 +1,4 @@
-"""Many runs in parallel processes; each can be killed at any moment and taken up again."""
+"""Do many runs in parallel processes; each can be killed at any moment and resumed."""
 
 import multiprocessing
 import os
@@ -24,10 +24,10 @@ POLL_SECONDS = 0.1
 
 
 def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: str = "runs") -> list[Row]:
-    """Do every task; runs that their folders hold finished are not repeated, unless they are to be overwritten.
+    """Do every task; a run that its folder holds finished is not repeated, unless it is to be overwritten.
 
-    A run whose folder is damaged (a file that cannot be read, rows that are lost) is set aside as NAME.broken-1, -2, …
-    and done anew; one of other settings is an error.
+    If a run's folder is damaged (a file that cannot be read, lost rows) it is renamed to NAME.broken-1, -2, … and the
+    run is done again. A folder with a run of other settings is an error.
 
     Args:
         tasks: the runs; folders must differ.
@@ -41,7 +41,7 @@ def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: st
         ValueError: what the first task that failed raised; the others stop too.
         Interrupted: ``execution.should_stop`` said so, or a worker process was killed.
     """
-    for task in tasks:  # now: a worker would make anew what somebody has deleted meanwhile
+    for task in tasks:  # made here, because a worker would recreate a folder that somebody deletes meanwhile
         make_folder(task.folder.parent)
     on_progress = execution.begin(title, [task.config for task in tasks])
     if execution.ray is None:

@@ -1,8 +1,8 @@
 """Many runs on the machines of a Ray cluster; a run whose machine dies goes on, on another, from its checkpoint.
 
 Every machine must have sngd installed and see the run folders, the data and the working directory under the same paths
-(a shared file system that knows locks): the folder's lock, which falls with its process, keeps two workers out of one
-run, and its checkpoint is all that the next one needs. Ray (``pip install 'sngd[ray]'``) is imported here alone.
+(a shared file system with locks). The folder's lock ends with its process and keeps two workers out of one run; its
+checkpoint is all that the next worker needs. Only this module imports Ray (``pip install 'sngd[ray]'``).
 """
 
 import logging
@@ -46,7 +46,7 @@ def run_on_ray(tasks: Sequence[Task], execution: Execution, cluster: RayCluster,
 
 
 def _data_from_environment() -> Path | None:
-    """The cluster's machines have environments of their own."""
+    """The folder of data sets that SNGD_DATA names here, because other machines have other environment variables."""
     data = os.environ.get("SNGD_DATA")
     return Path(data) if data else None
 
@@ -78,7 +78,7 @@ def _connect(address: str) -> Iterator[_Ray]:
 
 
 def _check_address(address: str) -> None:
-    """OSError or ValueError at once where Ray would try for many minutes."""
+    """OSError or ValueError at once for an address to which Ray would try to connect for many minutes."""
     if address == "auto":
         return
     host, _, port = address.rpartition(":")
@@ -116,7 +116,7 @@ class _Batch:
         self.pending = {self._submit(index): index for index in range(len(tasks))}
 
     def _warn_of_shares_too_large(self) -> None:
-        """Not an error: a cluster may grow."""
+        """Warn of runs whose share no machine has now. It is no error, because the cluster may grow."""
         machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         cpus, gpus = self.cluster.cpus, max(map(self._gpus, self.tasks), default=0.0)
         if not any(cpus <= machine.get("CPU", 0) and gpus <= machine.get("GPU", 0) for machine in machines):
@@ -179,7 +179,7 @@ class _Batch:
                 self.on_progress(index, news)
 
     def _stop(self) -> None:
-        """Running tasks are asked to save; those that wait for a machine would wait for it still."""
+        """Ask running tasks to save, and cancel those that wait for a machine."""
         self._read(stopping=True)
         for ref, index in self.pending.items():
             if index not in self.begun:
@@ -216,7 +216,7 @@ def _first_sentence(text: str) -> str:
 
 
 class _Mailbox:
-    """An actor between the driver and the workers: news go one way, the wish to stop the other."""
+    """An actor between driver and workers: it passes progress to the driver, and the request to stop to the workers."""
 
     def __init__(self) -> None:
         self.news: list[tuple[int, Progress | str | None]] = []
@@ -233,7 +233,7 @@ class _Mailbox:
 
 
 def _work(index: int, task: Task, execution: Execution, threads: int, mailbox: _Actor, cwd: str, again: bool) -> Row:
-    """What a worker does; ``again`` after the death of another one that had the same task."""
+    """A worker's task; ``again`` is true if an earlier worker died at the same task."""
     import ray
 
     os.chdir(cwd)
@@ -268,7 +268,7 @@ class _Messenger:
 
 
 def _await_lock(folder: Path, messenger: _Messenger) -> None:
-    """Ray may give a machine up that lives on, cut off: as long as a run's worker lives, nobody else may have it."""
+    """Wait until the earlier worker has ended: Ray may lose contact with a machine whose worker still runs."""
     while True:
         try:
             with RunFolder(folder).locked():

@@ -1,4 +1,4 @@
-"""A task of a study, one run to do, and how a worker does it, in whatever process and on whatever machine it is."""
+"""A task of a study, that is one run to do, and how a worker does it in any process and on any machine."""
 
 import errno
 from collections.abc import Callable
@@ -23,7 +23,7 @@ class Task(NamedTuple):
 
 
 def do_task(task: Task, execution: Execution, threads: int, on_progress: Callable[[Progress], None]) -> Row:
-    """Train, or go on with what the folder holds; if that is damaged, set it aside, with a warning, and begin anew.
+    """Train, or go on with the run in the folder. A damaged folder is renamed with a warning, and the run starts again.
 
     Args:
         task: the run.
@@ -38,7 +38,7 @@ def do_task(task: Task, execution: Execution, threads: int, on_progress: Callabl
         execution.on_warning(warning)
     try:
         return _train(task, execution, on_progress)
-    except BrokenRun as error:  # the files are whole, and not those of this run
+    except BrokenRun as error:  # the files are undamaged, but of another run
         execution.on_warning(RunFolder(task.folder).set_aside(error))
         return _train(task, execution, on_progress)
 
@@ -58,7 +58,7 @@ def _train(task: Task, execution: Execution, on_progress: Callable[[Progress], N
 
 
 def check_there(task: Task) -> None:
-    """FileNotFoundError if the folder that ``run_all`` made for the run's was deleted; to train would make it anew."""
+    """FileNotFoundError if the parent folder that ``run_all`` made was deleted; training would make it again."""
     if not task.folder.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "not begun, the folder above was deleted or moved", str(task.folder))
 
@@ -69,6 +69,6 @@ def _problem(spec: str, data: Path | None) -> Problem:
 
 
 def finished(row: Row) -> Progress:
-    """What is told of a run that has ended with ``row``: the whole budget is spent."""
+    """The progress of a run that has ended with ``row``: the whole budget is spent."""
     calls = max(1, row["oracle_calls"])
     return Progress(calls, calls, row["train_loss"])
