@@ -65,6 +65,8 @@ def test_entries_counts_and_generators():
     for n in (2, 4):
         with pytest.raises(ValueError, match=rf"^state_dict's n must be a whole number from 3 to 3, got {n}$"):
             saved_count({"n": n}, "n", 3, 3)
+    with pytest.raises(ValueError, match=r"^state_dict's n must be a whole number of at least 0, got 1000"):
+        saved_count({"n": 10**39}, "n")  # no float holds the share of a budget that it would be
     state = torch.Generator().manual_seed(7).get_state()
     assert torch.equal(saved_generator({"g": state}, "g"), state)
     with pytest.raises(ValueError, match=r"^state_dict's g must be a generator's state: "):

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from sngd.checks import shown
 from sngd.sharding import is_plain, placed_like
 
+_MOST = 2**63 - 1  # of what is counted: no float holds much larger numbers, and no run counts so far
+
 
 def trainable(model: nn.Module) -> tuple[list[Tensor], list[str]]:
     """The model's parameters that require a gradient, and what errors call them: "parameter '0.weight'"."""
@@ -75,13 +77,11 @@ def check_keys(state: Any, *keys: str, what: str = "state_dict") -> None:
         raise ValueError(f"{what} lacks {', '.join(map(repr, missing))}")
 
 
-def saved_count(
-    state: Mapping[str, Any], key: str, least: int = 0, most: int | None = None, what: str = "state_dict"
-) -> int:
-    """The int under ``key``; ValueError if it is no int from ``least`` to ``most`` (None: no upper bound)."""
+def saved_count(state: Mapping[str, Any], key: str, least: int = 0, most: int = _MOST, what: str = "state_dict") -> int:
+    """The int under ``key``; ValueError if it is no int from ``least`` to ``most``."""
     value = state[key]
-    if type(value) is not int or value < least or (most is not None and value > most):
-        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+    if type(value) is not int or not least <= value <= most:
+        allowed = f"of at least {least}" if most == _MOST else f"from {least} to {most}"
         raise ValueError(f"{what}'s {key} must be a whole number {allowed}, got {shown(value)}")
     return value
 

@@ -89,3 +89,8 @@ def test_a_tuple_that_says_itself_twice_again_and_again_is_refused(where):
 def test_bytes_made_by_their_number_are_refused(module):
     with pytest.raises(ValueError, match=f"it asks for {module} bytearray"):
         load(with_pickle(b"\x80\x02c%s\nbytearray\nJ\x00\x00\x00\x7f\x85R." % module.encode()))
+
+
+def test_a_tensor_without_numbers_is_refused():
+    with pytest.raises(ValueError, match="a tensor in it has no numbers"):
+        load(saved({"lr": torch.zeros((), device="meta")}))

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sngd.training import METHODS, RunConfig, engine, train
-from sngd.training.run_folder import RunFolder
+from sngd.training.run_folder import BrokenRun, RunFolder
 
 CONFIG = RunConfig(
     "tiny", "s-sngd", lr=0.05, batch_size=7, epochs=25, eval_every=0.5, output="random", weight_decay=0.01, threads=1
@@ -139,3 +139,40 @@ def test_resuming_a_finished_run_changes_no_byte(tmp_path, tiny):
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     train(config, tmp_path, resume=True)  # and needs no problem
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("method", "broken"),
+    [
+        ("adamw", {"exp_avg_sq": 7}),
+        ("adamw", {"exp_avg_sq": None}),
+        ("adamw", {"exp_avg": torch.zeros(3)}),
+        ("adamw", {"step": torch.zeros(2)}),
+        ("sgd-momentum", {"momentum_buffer": torch.zeros(1, 6)}),
+        ("sgd-momentum", {}),
+    ],
+)
+def test_state_that_is_not_the_optimizers_is_refused_before_a_step(tmp_path, tiny, method, broken):
+    """torch's own optimizers take it as it is, and fail at the next step or broadcast it."""
+    config = RunConfig("tiny", method, batch_size=7, epochs=2, threads=1)
+    train(config, tmp_path, problem=tiny)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    entry = state["loop"]["optimizer"]["state"][0]
+    entry.update(broken) if broken else entry.clear()
+    torch.save({**state, "finished": False}, tmp_path / "checkpoint.pt")
+    with pytest.raises(BrokenRun, match=r"checkpoint\.pt: "):
+        train(config, tmp_path, problem=tiny, resume=True)
+
+
+def test_settings_that_do_not_fit_the_problem_name_the_file_that_has_them(tmp_path, tiny):
+    """An older config.json may lack the batch size, and the default may be more than there are samples."""
+    config = RunConfig("tiny", "sgd", batch_size=7, epochs=2, threads=1)
+    train(config, tmp_path, problem=tiny)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text("utf-8"))
+    del stored["batch_size"]
+    path.write_text(json.dumps(stored), "utf-8")
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    torch.save({**state, "finished": False}, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match=r"config\.json: batch_size must be at most n = 60, got 128"):
+        train(replace(config, batch_size=128), tmp_path, problem=tiny, resume=True)

@@ -11,6 +11,8 @@ from io import BytesIO
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 _MANY = 1000
 _TUPLES = {"TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"}
@@ -25,7 +27,10 @@ def load(content: bytes) -> Any:
         Exception: of any type: it is damaged, hostile, or no such file.
     """
     _check_archive(content)
-    return torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    loaded = torch.load(BytesIO(content), map_location="cpu", weights_only=True)
+    if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves(loaded)):
+        raise ValueError("a tensor in it has no numbers")
+    return loaded
 
 
 def _check_archive(content: bytes) -> None:

@@ -6,7 +6,7 @@ An oracle call is the gradient ∇f(w; a) of one sample a at one point w. The bu
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import ceil, isfinite
@@ -106,8 +106,9 @@ def train(
             ranks.device(config.device)  # an error if the device is absent, before data are loaded
         loaded = ranks.one_a_machine_first(problem or partial(load_problem, config.problem, data))
         with ranks.agreed():
-            config = config.resolved(loaded.n)
-            run = RunState(config, loaded, ranks)
+            with files.naming_config() if resume else nullcontext():
+                config = config.resolved(loaded.n)
+                run = RunState(config, loaded, ranks)
             if checkpoint is not None:
                 with files.naming_checkpoint():
                     run.load_state_dict(checkpoint)

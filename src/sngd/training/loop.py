@@ -1,10 +1,12 @@
 """What the engine runs: a method as a sequence of actions, each of known cost, between which a run can resume."""
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sngd.checks import shown
 from sngd.estimators import Estimator
 from sngd.estimators.estimator import Batch, Loss
 from sngd.optim import StagewiseLR
@@ -89,5 +91,22 @@ class Composed:
         return {name: getattr(self, name).state_dict() for name in ("estimator", "optimizer", "scheduler")}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        _check_buffers(self.optimizer, state["optimizer"]["state"])
         for name in ("estimator", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
+
+
+def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object]]) -> None:
+    """ValueError for state that does not fit its parameter: most of torch's optimizers take it as it is."""
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    names = {frozenset(entry) for entry in saved.values()}
+    if len(names) > 1:
+        raise ValueError("the optimizer's state must have the same entries for all parameters")
+    for index, entry in saved.items():
+        for name, value in entry.items():
+            if value is None and name == "momentum_buffer":  # of SGD before its first step
+                continue
+            shape = () if name == "step" else tuple(params[index].shape)
+            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
+                got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
+                raise ValueError(f"{name} of parameter {index} must be a tensor of shape {shape}, got {got}")

@@ -196,6 +196,17 @@ class RunFolder:
         return state
 
     @contextmanager
+    def naming_config(self) -> Iterator[None]:
+        """A ValueError about the settings of a run that has begun names their file."""
+        begun = self.exists()
+        try:
+            yield
+        except ValueError as error:
+            if not begun:
+                raise
+            raise ValueError(f"{self.path / 'config.json'}: {error}") from None
+
+    @contextmanager
     def naming_checkpoint(self) -> Iterator[None]:
         """A ValueError from what is done with the checkpoint becomes a BrokenRun that names the file."""
         try:
