@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import random
+import re
 import time
 from dataclasses import replace
 from itertools import product
@@ -150,6 +151,7 @@ def test_resuming_a_finished_run_changes_no_byte(tmp_path, tiny):
         ("adamw", {"step": torch.zeros(2)}),
         ("sgd-momentum", {"momentum_buffer": torch.zeros(1, 6)}),
         ("sgd-momentum", {}),
+        ("adamw", None),  # an option that the settings do not have
     ],
 )
 def test_state_that_is_not_the_optimizers_is_refused_before_a_step(tmp_path, tiny, method, broken):
@@ -157,11 +159,26 @@ def test_state_that_is_not_the_optimizers_is_refused_before_a_step(tmp_path, tin
     config = RunConfig("tiny", method, batch_size=7, epochs=2, threads=1)
     train(config, tmp_path, problem=tiny)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    entry = state["loop"]["optimizer"]["state"][0]
-    entry.update(broken) if broken else entry.clear()
+    saved = state["loop"]["optimizer"]
+    if broken is None:
+        saved["param_groups"][0]["amsgrad"] = [1]
+    elif broken:
+        saved["state"][0].update(broken)
+    else:
+        saved["state"][0].clear()
     torch.save({**state, "finished": False}, tmp_path / "checkpoint.pt")
     with pytest.raises(BrokenRun, match=r"checkpoint\.pt: "):
         train(config, tmp_path, problem=tiny, resume=True)
+
+
+def test_parameters_that_the_stored_method_does_not_have_name_the_run(tmp_path, tiny):
+    train(RunConfig("tiny", "svrg", batch_size=7, epochs=4, threads=1), tmp_path, problem=tiny)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text("utf-8"))
+    path.write_text(json.dumps({**stored, "method": "sgd", "params": {}}), "utf-8")
+    wanted = RunConfig("tiny", "sgd", params={"chunk_size": 512.0})
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path}: cannot resume with other settings: 'chunk_size'")):
+        train(wanted, tmp_path, problem=tiny, resume=True)
 
 
 def test_settings_that_do_not_fit_the_problem_name_the_file_that_has_them(tmp_path, tiny):

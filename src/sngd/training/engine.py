@@ -179,7 +179,10 @@ def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
     known = replace(known, params=recorded_parameters(known.method, known.params))
     given = {key: value for key, value in config.to_json().items() if key in stored and value is not None}
     given["params"] = {**known.params, **config.params}
-    wanted, settings = replace(known, **given).resolved().to_json(), known.to_json()
+    try:
+        wanted, settings = replace(known, **given).resolved().to_json(), known.to_json()
+    except ValueError as error:
+        raise ValueError(f"{files.path}: cannot resume with other settings: {error}") from None
     differing = [
         f"{key} is {cut(str(settings[key]))}, not {cut(str(wanted[key]))}"
         for key in stored

@@ -1,6 +1,6 @@
 """What the engine runs: a method as a sequence of actions, each of known cost, between which a run can resume."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -92,6 +92,7 @@ class Composed:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         _check_buffers(self.optimizer, state["optimizer"]["state"])
+        _check_options(self.optimizer, state["optimizer"]["param_groups"])
         for name in ("estimator", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
 
@@ -110,3 +111,12 @@ def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object
             if not isinstance(value, Tensor) or tuple(value.shape) != shape:
                 got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
                 raise ValueError(f"{name} of parameter {index} must be a tensor of shape {shape}, got {got}")
+
+
+def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]]) -> None:
+    """ValueError for an option that is not what the run's settings made it; the learning rate is the plan's."""
+    for own, group in zip(optimizer.param_groups, saved, strict=True):
+        for name in own.keys() & group.keys() - {"params", "lr", "initial_lr", "perturbed"}:
+            value = group[name]
+            if type(value) is not type(own[name]) or value != own[name]:
+                raise ValueError(f"the optimizer's {name} must be {shown(own[name])}, got {shown(value)}")
