@@ -149,6 +149,7 @@ def test_resuming_a_finished_run_changes_no_byte(tmp_path, tiny):
         ("adamw", {"exp_avg_sq": None}),
         ("adamw", {"exp_avg": torch.zeros(3)}),
         ("adamw", {"step": torch.zeros(2)}),
+        ("adamw", {"step": torch.tensor(-1e30)}),
         ("sgd-momentum", {"momentum_buffer": torch.zeros(1, 6)}),
         ("sgd-momentum", {}),
         ("adamw", None),  # an option that the settings do not have

@@ -111,6 +111,8 @@ def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object
             if not isinstance(value, Tensor) or tuple(value.shape) != shape:
                 got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
                 raise ValueError(f"{name} of parameter {index} must be a tensor of shape {shape}, got {got}")
+            if name == "step" and not 0 <= float(value) < 2**53:
+                raise ValueError(f"step of parameter {index} must be a number of steps, got {float(value)}")
 
 
 def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]]) -> None:
