@@ -94,13 +94,16 @@ class Part:
         group, device = self.group, self.params[0].device
         later = device.type != "cpu"  # on the CPU a non-blocking copy could be read before it has arrived
         lr = _number(group["lr"], device)
-        if host_may_read(norm):
-            norm = self._with_room(norm, lr)
+        c = _coefficient(norm.to(device, non_blocking=later), lr, group["max_scale"], self.exponent)
+        if host_may_read(norm) and float(lr) * c.item() <= _LEAST_FACTOR and 0 < norm.item() < inf:
+            exponent = frexp(norm.item())[1]  # float32 would round α c: scale the vectors by a power of two first
+            self.scale_vectors(-exponent)
+            c = _coefficient(norm * 2.0**-exponent, lr, group["max_scale"], self.exponent)
         return {
             "params": self.params,
             "vectors": self.vectors,
             "buffers": self.buffers,
-            "c": _coefficient(norm.to(device, non_blocking=later), lr, group["max_scale"], self.exponent),
+            "c": c,
             "skip": None if skip is None else skip.to(device, non_blocking=later),
             "lr": lr,
             "momentum": group["momentum"],
@@ -108,15 +111,6 @@ class Part:
             "new_averages": self.new_averages(),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
-
-    def _with_room(self, norm: Tensor, lr: Number) -> Tensor:
-        """The norm. If α c would be so small that float32 rounds it, the vectors are scaled by a power of two first."""
-        c = float(_coefficient(norm, lr, self.group["max_scale"], self.exponent))
-        if not 0 < norm.item() < inf or float(lr) * c > _LEAST_FACTOR:
-            return norm
-        exponent = frexp(norm.item())[1]
-        self.scale_vectors(-exponent)
-        return norm * 2.0**-exponent
 
     def shrink(self, skip: Tensor | None) -> None:
         """Decoupled weight decay, w ← (1 − αλ)w, unless ``skip``."""
