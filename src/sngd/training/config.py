@@ -65,6 +65,13 @@ class RunConfig:
     eval_every: Annotated[
         float, Declared(gt=0, help="Evaluate every so many epochs (gradient evaluations over n).")
     ] = 1.0
+    eval_samples: Annotated[
+        int | None,
+        Declared(
+            ge=1,
+            help="Measure F on so many training samples, evenly spaced in their order, not on all. (default: all)",
+        ),
+    ] = None
     grad_norm: Annotated[bool, Declared(help="Measure ‖∇F(w)‖ at evaluations; takes about as long as an epoch.")] = True
     # The oracle calls of tracking are counted separately, as ``tracking_calls``.
     track: Annotated[
@@ -206,6 +213,7 @@ class StoredConfig(TypedDict, total=False):
     sampling: str
     output: str
     eval_every: float
+    eval_samples: int | None
     grad_norm: bool
     track: str | None
     device: str

@@ -244,6 +244,7 @@ class RunState:
         if config.batch_size > problem.n:
             raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
         self.problem = _to_device(problem, self.device)
+        self.evaluated = _evenly_spaced(self.problem, config.eval_samples)
         torch.manual_seed(_seed(config.seed, "model"))
         self.model = problem.build_model().to(self.device)
         self.budget = round(config.epochs * problem.n)
@@ -357,7 +358,7 @@ class RunState:
             "oracle_calls": calls,
             "grads_over_n": calls / self.problem.n,
             "lr": self.loop.lr,
-            **evaluate(self.problem, self.model, grad_norm=self.config.grad_norm, ranks=self.ranks),
+            **evaluate(self.evaluated, self.model, grad_norm=self.config.grad_norm, ranks=self.ranks),
             "skipped_steps": self.loop.skipped_steps,
             "seconds": round(self.seconds, 3),
             "iterate": "last",
@@ -424,6 +425,17 @@ def _to_device(problem: Problem, device: torch.device) -> Problem:
     train = (inputs.to(device), targets.to(device))
     test = None if problem.test is None else (problem.test[0].to(device), problem.test[1].to(device))
     return replace(problem, train=train, test=test)
+
+
+def _evenly_spaced(problem: Problem, count: int | None) -> Problem:
+    """The problem with ``count`` of its training samples, the first of as many equal parts each; None: with all."""
+    if count is None or count == problem.n:
+        return problem
+    if count > problem.n:
+        raise ValueError(f"eval_samples must be at most n = {problem.n}, got {count}")
+    inputs, targets = problem.train
+    chosen = torch.arange(count, device=inputs.device) * problem.n // count
+    return replace(problem, train=(inputs[chosen], targets[chosen]))
 
 
 def _seed(seed: int, purpose: str) -> int:
