@@ -319,10 +319,8 @@ class RunState:
         if size is not None:
             indices = self.samples.draw(size)
             inputs, targets = inputs.index_select(0, indices), targets.index_select(0, indices)
-        if self.problem.augment is not None:
-            inputs = self.problem.augment(inputs, self.augmentation)
         self.seen += len(inputs)
-        return inputs, targets
+        return self.problem.augmented((inputs, targets), self.augmentation)
 
     def loss_of(self, batch: Samples) -> Tensor:
         return self.ranks.mean_loss(self._local_loss, self.model, batch)
