@@ -110,5 +110,5 @@ def test_second_derivatives() -> None:
     first = torch.autograd.grad(loss, list(weights.values()), create_graph=True)
     along = sum((g * d).sum() for g, d in zip(first, direction.values(), strict=True))
     products = torch.autograd.grad(along, list(weights.values()))
-    for product, after, before in zip(products, gradient(1e-5), gradient(-1e-5), strict=True):
-        torch.testing.assert_close(product, (after - before) / 2e-5, rtol=1e-4, atol=1e-6)
+    for product, after, before in zip(products, gradient(1e-6), gradient(-1e-6), strict=True):
+        torch.testing.assert_close(product, (after - before) / 2e-6, rtol=1e-4, atol=1e-6)

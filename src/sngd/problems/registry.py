@@ -49,7 +49,7 @@ def _cifar10_resnet(depth: int, data: Path | None) -> Problem:
 def _shakespeare_gpt(size: Size) -> Row:
     def variant(word: str) -> Row | None:
         other = resized(size, word)
-        return other and _shakespeare_gpt(other)
+        return _shakespeare_gpt(other) if other else None
 
     return Row(
         "shakespeare-gpt",
