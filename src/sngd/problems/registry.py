@@ -21,12 +21,15 @@ from sngd.problems.shakespeare import SMALL, Size, resized, shakespeare_gpt
 from sngd.problems.user import load_user_problem
 from sngd.problems.variants import vary
 
+BATCH_SIZE = 128  # of a run that states none, on a problem that has no own
+
 
 class Row(NamedTuple):
     """One line of the table: `load` takes the folder of data sets, or None for the default.
 
     A problem can have variants of its own, beside those that all problems have, see `sngd.problems.variants`: `variant`
-    maps a word to the loader of that variant, or to None if the word is none of `own_words`, which errors list.
+    maps a word to the row of that variant, or to None if the word is none of `own_words`, which errors list. A run that
+    states no batch size takes `batch_size`.
     """
 
     name: str
@@ -34,6 +37,7 @@ class Row(NamedTuple):
     load: Callable[[Path | None], Problem]
     variant: Callable[[str], "Row | None"] = lambda _: None
     own_words: tuple[str, ...] = ()
+    batch_size: int = BATCH_SIZE
 
 
 def _classification(build_model: Callable[[], nn.Module], samples: tuple[Samples, Samples]) -> Problem:
@@ -57,6 +61,7 @@ def _shakespeare_gpt(size: Size) -> Row:
         partial(shakespeare_gpt, size),
         variant,
         ("large", "width-N"),
+        size.batch_size,
     )
 
 
@@ -153,7 +158,27 @@ def load_problem(spec: str, data: Path | None = None) -> Problem:
     return problem if problem.name else replace(problem, name=spec)
 
 
+def default_batch_size(spec: str) -> int:
+    """The batch size of a run on the problem that states none: the built-in problem's own, else 128.
+
+    Raises:
+        ValueError: a variant that the problem cannot have.
+    """
+    name, *words = spec.split(":")
+    return _own_variant(name, words)[0].batch_size if name in PROBLEMS else BATCH_SIZE
+
+
 def _varied(name: str, words: list[str], data: Path | None) -> Problem:
+    row, general = _own_variant(name, words)
+    problem = row.load(data)
+    with _naming(name, words):
+        for word in general:
+            problem = replace(vary(problem, word, row.own_words), name="")
+    return problem
+
+
+def _own_variant(name: str, words: list[str]) -> tuple[Row, list[str]]:
+    """The row of the problem's own variant, and the words that all problems understand."""
     row, general = PROBLEMS[name], []
     with _naming(name, words):
         for word in words:
@@ -161,11 +186,7 @@ def _varied(name: str, words: list[str], data: Path | None) -> Problem:
                 row = own
             else:
                 general.append(word)
-    problem = row.load(data)
-    with _naming(name, words):
-        for word in general:
-            problem = replace(vary(problem, word, row.own_words), name="")
-    return problem
+    return row, general
 
 
 @contextmanager

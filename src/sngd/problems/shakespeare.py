@@ -30,17 +30,18 @@ _WIDTH = "width-"
 
 @dataclass(frozen=True)
 class Size:
-    """A size of the model; `context` is the length of a window too."""
+    """A size of the model, and the batch size that belongs to it; `context` is the length of a window too."""
 
     layers: int
     heads: int
     width: int
     context: int
     dropout: float
+    batch_size: int
 
 
-SMALL = Size(layers=4, heads=4, width=128, context=64, dropout=0.0)
-LARGE = Size(layers=6, heads=6, width=384, context=256, dropout=0.2)
+SMALL = Size(layers=4, heads=4, width=128, context=64, dropout=0.0, batch_size=12)
+LARGE = Size(layers=6, heads=6, width=384, context=256, dropout=0.2, batch_size=64)
 
 
 def resized(size: Size, word: str) -> Size | None:
