@@ -240,6 +240,7 @@ class RunState:
 
     def __init__(self, config: RunConfig, problem: Problem, ranks: Ranks = ALONE) -> None:
         assert config.lr is not None
+        assert config.batch_size is not None
         self.config, self.ranks, self.device = config, ranks, ranks.device(config.device)
         if config.batch_size > problem.n:
             raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
@@ -320,10 +321,8 @@ class RunState:
         if size is not None:
             indices = self.samples.draw(size)
             inputs, targets = inputs.index_select(0, indices), targets.index_select(0, indices)
-        if self.problem.augment is not None:
-            inputs = self.problem.augment(inputs, self.augmentation)
         self.seen += len(inputs)
-        return inputs, targets
+        return self.problem.augmented((inputs, targets), self.augmentation)
 
     def loss_of(self, batch: Samples) -> Tensor:
         return self.ranks.mean_loss(self._local_loss, self.model, batch)
