@@ -1,7 +1,9 @@
 """Settings shared by all tests, and their order: those marked slow come last."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -20,6 +22,20 @@ def one_thread() -> None:
     import torch  # here, because xdist's first process, which waits for its workers, tests nothing
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """A study that a test does here has forked workers; those of a command line in a process of its own are spawned."""
+    import multiprocessing
+
+    from forked import FORKED
+    from sngd.studies.execution import parallel
+
+    forking = SimpleNamespace(get_context=lambda _: FORKED, parent_process=multiprocessing.parent_process)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "multiprocessing", forking)
+        yield
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
