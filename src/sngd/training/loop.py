@@ -109,9 +109,10 @@ def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object
         for name, value in entry.items():
             if value is None and name == "momentum_buffer":  # of SGD before its first step
                 continue
-            check_fits(name, f"parameter {index}", value, params[index] if name != "step" else torch.tensor(0.0))
-            if name == "step" and not 0 <= float(value) < 2**53:
-                raise ValueError(f"step of parameter {index} must be a number of steps, got {float(value)}")
+            like = torch.tensor(0.0) if name == "step" else params[index]
+            tensor = check_fits(name, f"parameter {index}", value, like)
+            if name == "step" and not 0 <= float(tensor) < 2**53:
+                raise ValueError(f"step of parameter {index} must be a number of steps, got {float(tensor)}")
 
 
 def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]]) -> None:
