@@ -7,10 +7,7 @@ import pytest
 import sngd
 from ecosystem.observe import assert_same_weights, load_example, observed_steps
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning")
 EPOCH = 29  # steps
 
 

@@ -7,10 +7,7 @@ import pytest
 import sngd
 from ecosystem.observe import assert_same_weights, load_example, observed_steps
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 WAYS = ["optimizers", "optimizer_cls_and_kwargs"]
 STEPS = 40  # an epoch has 29
 

@@ -93,6 +93,7 @@ def test_what_is_wrong_in_a_config_file_is_named(tmp_path, content, reason):
         read_config(path)
 
 
+@pytest.mark.slow
 def test_a_new_run_needs_no_msgspec(tmp_path):
     code = f"""
 import sys
