@@ -24,7 +24,7 @@ NORMS: dict[str, Norm] = {
         "output": "sign",
     }.items()
 }
-RATIOS = dict.fromkeys(NORMS, 1.0) | {"output": 16.0}
+RATIOS = dict.fromkeys(NORMS, 1.0) | {"convolution": 8.0, "output": 16.0}
 
 # How many dimensions a weight of a kind may have: norms see shapes, and would see others wrongly.
 _DIMENSIONS = {"hidden": {2}, "input": {2}, "convolution": {3, 4, 5}, "embedding": {2}, "vector": {0, 1}}
@@ -59,7 +59,7 @@ def groups(
     hidden        ``Linear``, ``MultiheadAttention``, ``LSTM`` and other       ``spectral``             1
                   recurrent layers, ``Conv1D`` of the package transformers
     input         a ``Linear`` that is the model's first layer                 ``spectral(scaled=max)`` 1
-    convolution   ``Conv1d`` … ``Conv3d`` and ``ConvTranspose1d`` …            ``spectral``             1
+    convolution   ``Conv1d`` … ``Conv3d`` and ``ConvTranspose1d`` …            ``spectral``             8
     embedding     ``Embedding``, ``EmbeddingBag``                              ``row(table=True)``      1
     vector        every parameter of at most one dimension: biases, gains of   ``layer``                1
                   normalization layers
