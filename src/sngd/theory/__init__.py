@@ -9,6 +9,7 @@ from sngd.theory.bounds import (
     spider_sfo_bound,
     spider_variance,
     stagewise_bound,
+    stagewise_momentum_bound,
 )
 from sngd.theory.inexact import Inexact
 from sngd.theory.lemmas import capped_lemma, lemma1, lemma2
@@ -34,4 +35,5 @@ __all__ = [
     "spider_sfo_bound",
     "spider_variance",
     "stagewise_bound",
+    "stagewise_momentum_bound",
 ]

@@ -250,6 +250,61 @@ def mean_of_noise(momentum: float, steps: int) -> float:
     return sqrt((1 - momentum) / (1 + momentum)) * (spread(1) + (steps - 1) + excess) / steps
 
 
+def stagewise_momentum_bound(
+    smoothness: Smooth, *, sigma: float, gap: float, plan: StagePlan, batch_size: int, kappa: float = 1.0
+) -> Bound:
+    """Normalized momentum in stages: E‖∇F(w̄)‖* for w̄ drawn with the plan's weights, as Algorithm 2 draws it.
+
+    Step i has learning rate α_i, momentum β_i and probability π_i. Before it, the mean m is made of the gradients so far
+    with weights that sum to one, the newest with weight ρ_i = (1 − β_i)/W_i, W_i = β_i W_{i−1} + 1 − β_i, W_{−1} = 0.
+    With v_i = (1 − ρ_i)² v_{i−1} + ρ_i² and d_i = (1 − ρ_i)(d_{i−1} + α_{i−1}), the bound is
+
+        first term of Theorem 3 + L Σ π_i (α_i/2 + 2d_i) + 2κ(σ/√b) Σ π_i √v_i.
+
+    If the weights are p_{t+1} = α_t M_t, as in `sngd.stages.agnostic`, the first term is Δ/Σ α_i.
+
+    Args:
+        smoothness: L with ‖∇F(u) − ∇F(w)‖* ≤ L‖u − w‖.
+        sigma: σ ≥ 0.
+        gap: δ ≥ F(w̃_t) − inf F ≥ 0 at the start w̃_t of every stage; only of the first if p_{t+1}/(α_t M_t) never grows.
+        plan: (α_t, M_t, p_{t+1}, β_t); the time that this function takes grows like its number of steps.
+        batch_size: b ≥ 1.
+        kappa: κ > 0.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the plan has no momentum.
+
+    Example:
+        >>> from sngd.stages import agnostic
+        >>> bound = stagewise_momentum_bound(Smooth(1), sigma=1, gap=1, plan=agnostic(1.0, 10_000), batch_size=1)
+        >>> round(bound.progress, 3), round(bound.curvature, 3), round(bound.noise, 3)
+        (0.021, 0.462, 0.437)
+    """
+    _only_smooth(smoothness, "the momentum bound")
+    if not plan.sets_momentum:
+        raise ValueError(f"plan must have a momentum in every stage, got {plan!r}")
+    staged = stagewise_bound(smoothness, sigma=0, gap=gap, plan=plan, batch_size=1)
+    whole = mass = drift = spread = 0.0  # Σp, W_i, d_i + α_i, v_i
+    drifts = noises = 0.0
+    for stage in plan:
+        assert stage.momentum is not None
+        probability = stage.weight / stage.steps
+        whole += stage.weight
+        for _ in range(stage.steps):
+            mass = stage.momentum * mass + 1 - stage.momentum
+            newest = (1 - stage.momentum) / mass
+            drift *= 1 - newest
+            spread = (1 - newest) ** 2 * spread + newest**2
+            drifts += probability * drift
+            noises += probability * sqrt(spread)
+            drift += stage.lr
+    return replace(
+        staged,
+        curvature=staged.curvature + 2 * smoothness.L * drifts / whole,
+        noise=2 * _minibatch_error(sigma, batch_size, kappa) * noises / whole,
+    )
+
+
 def capped_bound(
     smoothness: Smooth,
     *,
