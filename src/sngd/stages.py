@@ -133,7 +133,7 @@ class StagePlan(tuple[Stage, ...]):
         return stage.weight / stage.steps
 
     def as_list(self) -> list[list[float]]:
-        """`[[lr, steps, weight], …]`, or with momentum `[[lr, steps, weight, momentum], …]`, for JSON and checkpoints."""
+        """`[[lr, steps, weight], …]`, momentum last if the plan has it: plain numbers, for JSON and checkpoints."""
         return [
             [stage.lr, stage.steps, stage.weight] + ([] if stage.momentum is None else [stage.momentum])
             for stage in self
@@ -234,8 +234,8 @@ def warmed_up(plan: StagePlan, steps: int, stages: int = 5) -> StagePlan:
     """`plan` with its first `steps` steps replaced by `stages` stages in which the learning rate rises linearly.
 
     Let α be the plan's learning rate after `steps` steps. Stage i = 0, 1, … of the rise has the learning rate
-    α (i + 1)/(stages + 1), and the weight and momentum that the plan has after `steps` steps. Goyal et al. 2017 use such a rise for
-    large batches and large first steps.
+    α (i + 1)/(stages + 1), and the weight and momentum that the plan has after `steps` steps. Goyal et al. 2017
+    use such a rise for large batches and large first steps.
 
     Args:
         plan: at least `steps` + 1 steps long.
@@ -302,10 +302,10 @@ def geometric(rho: float, stages: int, distance: float) -> StagePlan:
 def agnostic(lr: float, steps: int) -> StagePlan:
     """α_t = α 2^(−3t/4), M_t = 2^t, β_t = 1 − 2^(−t/2): a plan that needs none of the problem's constants.
 
-    Hübler, Yang, Li and He (2024), Parameter-Agnostic Optimization under Relaxed Smoothness, lower the learning rate of
-    normalized steps like s^(−3/4) and raise the momentum like 1 − s^(−1/2), where s = 1, 2, … counts the steps. Here both
-    change when s is a power of two, so that N steps are about log₂ N stages. Whatever α is, E‖∇F(w̄)‖ then falls like
-    N^(−1/4) log N; a better α makes it smaller by a factor only. Iterates weigh as much as their learning rate.
+    Hübler, Yang, Li and He (2024), Parameter-Agnostic Optimization under Relaxed Smoothness, lower the learning rate
+    of normalized steps like s^(−3/4) and raise the momentum like 1 − s^(−1/2), where s = 1, 2, … counts the steps. Here
+    both change when s is a power of two, so that N steps are about log₂ N stages. Whatever α is, E‖∇F(w̄)‖ then falls
+    like N^(−1/4) log N; a better α makes it smaller by a factor only. Iterates weigh as much as their learning rate.
 
     The plan is for a momentum that is normalized, `SNGD(momentum=…, normalize="momentum")`. Stage 0 is one step. SNGD's
     mean begins at zero, so this step follows the gradient whatever β_0 is; β_0 is set to β_1.
@@ -318,8 +318,8 @@ def agnostic(lr: float, steps: int) -> StagePlan:
         ValueError: if a value is out of its range.
 
     Example:
-        >>> agnostic(1.0, 5)
-        StagePlan(3 stages, 5 steps: 1 × 1 (momentum 0.292893), 0.594604 × 2 (weight 1.18921) (momentum 0.292893), 0.353553 × 2 (weight 0.707107) (momentum 0.5))
+        >>> [(round(stage.lr, 3), stage.steps, round(stage.momentum, 3)) for stage in agnostic(1.0, 5)]
+        [(1.0, 1, 0.293), (0.595, 2, 0.293), (0.354, 2, 0.5)]
     """
     lr, steps = _positive("lr", lr), _count("steps", steps)
     return StagePlan(_agnostic_stage(lr, t, min(2**t, steps + 1 - 2**t)) for t in range(steps.bit_length()))

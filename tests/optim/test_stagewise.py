@@ -217,12 +217,12 @@ def test_a_loaded_plan_brings_its_momentum():
     StagewiseLR(again, PLAN).load_state_dict(scheduler.state_dict())
     assert again.param_groups[0]["momentum"] == 0.9
     without = StagewiseLR(torch.optim.SGD([param()], lr=1.0), PLAN)
-    with pytest.raises(ValueError, match="^optimizer must be made with a momentum above 0"):
+    with pytest.raises(ValueError, match=r"^optimizer must be made with a momentum above 0"):
         without.load_state_dict(scheduler.state_dict())
     assert without.plan == PLAN
 
 
 @pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
 def test_a_plan_with_momentum_needs_an_optimizer_with_momentum(make):
-    with pytest.raises(ValueError, match="^optimizer must be made with a momentum above 0 in every param group"):
+    with pytest.raises(ValueError, match=r"^optimizer must be made with a momentum above 0 in every param group"):
         StagewiseLR(make([param()], lr=0.1), WITH_MOMENTUM)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,21 +32,17 @@ momenta = st.one_of(st.just(0.0), st.floats(0.01, 0.999))
 
 @given(L=constants, sigma=constants, gap=constants, lr=constants, beta=momenta, N=st.integers(1, 300), kappa=constants)
 def test_momentum_bound_by_quadrature(L, sigma, gap, lr, beta, N, kappa):
-    bound = momentum_bound(
-        Smooth(L), sigma=sigma, gap=gap, lr=lr, momentum=beta, batch_size=3, steps=N, kappa=kappa
-    )
+    bound = momentum_bound(Smooth(L), sigma=sigma, gap=gap, lr=lr, momentum=beta, batch_size=3, steps=N, kappa=kappa)
     expected = reference.momentum_by_quadrature(L, sigma, gap, lr, beta, 3, N, kappa)
     assert bound.total == pytest.approx(expected, rel=1e-8)
 
 
 @given(sigma=constants, lr=constants, beta=momenta, N=st.integers(1, 25), kappa=constants)
 def test_the_closed_form_is_just_above_the_sums(sigma, lr, beta, N, kappa):
-    """Of the sums the closed form rounds up two things, each by less than a tenth of the noise, and the drift's start."""
+    """The closed form rounds up the sum of the noise, by less than a tenth, and leaves out how the drift begins."""
     steps = [(lr, beta, 1 / N)] * N
     exact = reference.momentum_by_sums(2.0, sigma, 1.5, steps, 3, kappa)
-    bound = momentum_bound(
-        Smooth(2), sigma=sigma, gap=1.5, lr=lr, momentum=beta, batch_size=3, steps=N, kappa=kappa
-    )
+    bound = momentum_bound(Smooth(2), sigma=sigma, gap=1.5, lr=lr, momentum=beta, batch_size=3, steps=N, kappa=kappa)
     assert exact <= bound.total * (1 + 1e-9)
     drift_left_out = 2 * 2.0 * lr * sum(beta / (1 - beta) - mean_lag(beta, t) for t in range(N)) / N
     assert bound.total - drift_left_out - exact <= 0.1 * bound.noise + 1e-9 * bound.total
@@ -139,7 +136,12 @@ def test_inexact_steps_in_the_bounds():
 
 
 @given(
-    sigma=constants, gap=constants, lr=constants, beta=st.floats(0.01, 0.99), b=st.integers(1, 99), N=st.integers(1, 999)
+    sigma=constants,
+    gap=constants,
+    lr=constants,
+    beta=st.floats(0.01, 0.99),
+    b=st.integers(1, 99),
+    N=st.integers(1, 999),
 )
 def test_every_argument_moves_the_bound_the_right_way(sigma, gap, lr, beta, b, N):
     common = {"sigma": sigma, "gap": gap, "lr": lr, "momentum": beta, "batch_size": b, "steps": N, "kappa": 1.0}
@@ -265,7 +267,7 @@ def test_no_plan_with_fewer_steps_reaches_the_target(sigma, kappa, gap, target):
                 total = momentum_bound(
                     Smooth(L), sigma=sigma, gap=gap, lr=lr, momentum=max(0, 1 - a), batch_size=1, steps=N, kappa=kappa
                 ).total
-                assert total >= (target if N < best.steps else best.bound.total) * (1 - 1e-9)
+                assert total >= (target if best.steps > N else best.bound.total) * (1 - 1e-9)
 
 
 def test_momentum_does_not_help_where_kappa_sigma_is_below_a_third_of_the_target():
@@ -298,7 +300,10 @@ COMMON = {"sigma": 1, "gap": 1, "lr": 0.1, "batch_size": 1, "steps": 1}
     ("call", "message"),
     [
         (lambda: momentum_bound(Smooth(1), momentum=1.0, **COMMON), "momentum must be in [0, 1), got 1.0"),
-        (lambda: momentum_bound(Smooth(1), momentum=-0.1, **COMMON), "momentum must be finite and at least 0, got -0.1"),
+        (
+            lambda: momentum_bound(Smooth(1), momentum=-0.1, **COMMON),
+            "momentum must be finite and at least 0, got -0.1",
+        ),
         (
             lambda: momentum_bound(RelaxedSmooth(1, 2), momentum=0.5, **COMMON),
             "smoothness must be Smooth(L) for the momentum bound, got RelaxedSmooth(L0=1.0, L1=2.0)",
@@ -338,3 +343,19 @@ COMMON = {"sigma": 1, "gap": 1, "lr": 0.1, "batch_size": 1, "steps": 1}
 def test_errors_name_argument_value_and_range(call, message):
     with pytest.raises(ValueError, match=rf"^{re.escape(message)}$"):
         call()
+
+
+def test_the_table_of_costs_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "theory.md").read_text()
+    rows = re.findall(
+        r"^\| (0\.\d+) \| ([\d., ]+) \| \$([\d.]+)\\cdot10\^\{(-\d+)\}\$, ([\d., ]+) \| ([\d.]+) \|$", page, re.M
+    )
+    assert len(rows) == 3
+    for target, theorem1, mantissa, exponent, momentum, ratio in rows:
+        large, one = (plan(m, Smooth(4), 1, 2.3, target=float(target)) for m in ("sngd", "nsgd-momentum"))
+        shown = [float(word.replace(",", "")) for word in theorem1.split(", ")]
+        assert shown == pytest.approx([large.lr, large.batch_size, large.steps, large.oracle_calls])
+        assert float(mantissa) * 10.0 ** int(exponent) == pytest.approx(one.lr, rel=2e-3)
+        a, steps = (float(word.replace(",", "")) for word in momentum.split(", "))
+        assert a == pytest.approx(1 - one.options["momentum"], rel=2e-3)
+        assert (steps, float(ratio)) == (one.steps, round(one.oracle_calls / large.oracle_calls, 3))

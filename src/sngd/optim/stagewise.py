@@ -20,7 +20,7 @@ class StagewiseLR(LRScheduler):
     and 0.2 run at α_t and 2 α_t. If a learning rate is a 0-d tensor its value is changed in place. After the plan's
     last step the last learning rate stays.
 
-    A plan whose stages have a momentum sets the groups' `momentum` too. The optimizer must be made with a momentum then.
+    A plan whose stages have a momentum sets the groups' `momentum` too. The optimizer must be made with one then.
 
     Args:
         optimizer: any `torch.optim.Optimizer`.
@@ -29,8 +29,8 @@ class StagewiseLR(LRScheduler):
 
     Raises:
         TypeError: if the plan is no `StagePlan`, for instance a list of learning rates without numbers of steps.
-        ValueError: if the first group's initial learning rate is not finite and positive, or the plan has a momentum and
-            a group has none.
+        ValueError: if the first group's initial learning rate is not finite and positive, or the plan has a momentum
+            and a group has none.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)

@@ -190,8 +190,8 @@ def momentum_bound(
 
     R falls to 1 as N grows: R ≤ 1 + (π/2 + ln 2)/(aN). At β = 0 it is 1, and the bound is Theorem 1.
 
-    SNGD's m is zero before the first step. Where m_0 is the mean of b_0 gradients at w_0 instead, and momentum begins with
-    step 1 (Cutkosky and Mehta 2020), the noise is 2κ(σ/√b)√(a/(2 − a))(N − 1)/N + 2κ(σ/√b_0)(1 − β^N)/(aN).
+    SNGD's m is zero before the first step. Where m_0 is the mean of b_0 gradients at w_0 instead, and momentum begins
+    with step 1 (Cutkosky and Mehta 2020), the noise is 2κ(σ/√b)√(a/(2 − a))(N − 1)/N + 2κ(σ/√b_0)(1 − β^N)/(aN).
 
     Args:
         smoothness: L with ‖∇F(u) − ∇F(w)‖* ≤ L‖u − w‖. There is no such bound here for (L0, L1)-smooth F.
@@ -255,8 +255,8 @@ def stagewise_momentum_bound(
 ) -> Bound:
     """Normalized momentum in stages: E‖∇F(w̄)‖* for w̄ drawn with the plan's weights, as Algorithm 2 draws it.
 
-    Step i has learning rate α_i, momentum β_i and probability π_i. Before it, the mean m is made of the gradients so far
-    with weights that sum to one, the newest with weight ρ_i = (1 − β_i)/W_i, W_i = β_i W_{i−1} + 1 − β_i, W_{−1} = 0.
+    Step i has learning rate α_i, momentum β_i and probability π_i. Up to its scale, m is a mean of the gradients so far
+    with weights that sum to one, that of the newest ρ_i = (1 − β_i)/W_i with W_i = β_i W_{i−1} + 1 − β_i, W_{−1} = 0.
     With v_i = (1 − ρ_i)² v_{i−1} + ρ_i² and d_i = (1 − ρ_i)(d_{i−1} + α_{i−1}), the bound is
 
         first term of Theorem 3 + L Σ π_i (α_i/2 + 2d_i) + 2κ(σ/√b) Σ π_i √v_i.
@@ -266,7 +266,8 @@ def stagewise_momentum_bound(
     Args:
         smoothness: L with ‖∇F(u) − ∇F(w)‖* ≤ L‖u − w‖.
         sigma: σ ≥ 0.
-        gap: δ ≥ F(w̃_t) − inf F ≥ 0 at the start w̃_t of every stage; only of the first if p_{t+1}/(α_t M_t) never grows.
+        gap: δ ≥ F(w̃_t) − inf F ≥ 0 at the start w̃_t of every stage; of the first is enough if p_{t+1}/(α_t M_t) never
+            grows.
         plan: (α_t, M_t, p_{t+1}, β_t); the time that this function takes grows like its number of steps.
         batch_size: b ≥ 1.
         kappa: κ > 0.

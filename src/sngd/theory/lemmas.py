@@ -1,7 +1,7 @@
 """Lemmas 1 and 2: what one normalized step, w₊ = w − α unit(g) for any g ≠ 0, says about ‖∇F(w)‖*.
 
-unit(g) is the direction of length one, ‖unit(g)‖ = 1, with the largest ⟨g, unit(g)⟩, which is the dual norm ‖g‖*. For the
-Euclidean norm it is g/‖g‖, and ‖g‖* = ‖g‖. For another norm, L (L0 and L1) and the error are those of that norm.
+unit(g) is the direction of length one, ‖unit(g)‖ = 1, with the largest ⟨g, unit(g)⟩, which is the dual norm ‖g‖*. For
+the Euclidean norm it is g/‖g‖, and ‖g‖* = ‖g‖. For another norm, L (L0 and L1) and the error are those of that norm.
 """
 
 from math import exp

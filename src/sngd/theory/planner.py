@@ -9,8 +9,8 @@
 | `spider-sfo`        | Fang et al. 2018, Theorem 1, n_0 = 1    | target = 5ε      |
 | `nsgd-momentum`     | `momentum_bound`, b = 1                 | target = 4ε      |
 
-So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖*: with the same ε they have different guarantees. ‖·‖*
-is the dual of the norm of the steps, as in `sngd.theory.bounds`.
+So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖*: with the same ε they have different guarantees.
+‖·‖* is the dual of the norm of the steps, as in `sngd.theory.bounds`.
 """
 
 from collections.abc import Callable
@@ -131,8 +131,8 @@ def plan(
     `epsilon` gives the theorem's own choice, for SNGD α = 2ε/L, b = ⌈σ²/ε²⌉ and ⌈LΔ/(2ε²)⌉ steps (Theorem 1), or
     α = min{ε/L0, 1/(2 L1)}, b = ⌈σ²/ε²⌉ and ⌈Δ/(αε)⌉ steps (Theorem 2). `target` τ gives the cheapest run under the
     bound: for real numbers that is the theorem's choice at ε = τ/4 (τ/8 for Theorem 2, if αL1 ≤ ½ does not bind); what
-    rounding b up saves goes into longer steps. For `nsgd-momentum`, which takes one sample a step, nothing is published:
-    ε means the cheapest run for the target 4ε.
+    rounding b up saves goes into longer steps. For `nsgd-momentum`, which takes one sample a step, nothing is
+    published: ε means the cheapest run for the target 4ε.
 
     Args:
         method: one of `PLANNED`; `s-sngd` means `s-sngd:harmonic`.
@@ -230,9 +230,7 @@ def _sngd(name: str, problem: _Problem) -> Plan:
         batch_size,
         steps,
         steps * batch_size,
-        sngd_bound(
-            smoothness, sigma=sigma, gap=gap, lr=lr, batch_size=batch_size, steps=steps, kappa=problem.kappa
-        ),
+        sngd_bound(smoothness, sigma=sigma, gap=gap, lr=lr, batch_size=batch_size, steps=steps, kappa=problem.kappa),
         lr_limited=lr < free_lr,
         kappa=problem.kappa,
     )

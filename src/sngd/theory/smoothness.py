@@ -29,8 +29,8 @@ class Smooth:
     ‖∇F(u) − ∇F(w)‖* ≤ L‖u − w‖ implies it, and is what `momentum_bound` assumes.
 
     Args:
-        L: L > 0, for instance the largest |eigenvalue| of the Hessian; in another norm than the Euclidean one the largest
-            ⟨u, ∇²F(w)v⟩ over ‖u‖ ≤ 1 and ‖v‖ ≤ 1, which for the largest absolute entry is at most Σ|H_ij|.
+        L: L > 0, for instance the largest |eigenvalue| of the Hessian H; in another norm than the Euclidean one the
+            largest ⟨u, Hv⟩ over ‖u‖ ≤ 1 and ‖v‖ ≤ 1, which for the largest absolute entry is at most Σ|H_ij|.
 
     Raises:
         ValueError: if L is not finite and positive.

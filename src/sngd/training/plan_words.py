@@ -13,7 +13,8 @@ from sngd.training.schema import Declared, Positive, read
 
 SPELLING = (
     "constant | poly[:power=1.1][:stages=T] | multistep[:milestones=80/120][:factor=0.1] | "
-    "harmonic[:stages=10][:distance=S] | geometric[:stages=3][:distance=S] | agnostic, any of them with [:warmup=EPOCHS] | "
+    "harmonic[:stages=10][:distance=S] | geometric[:stages=3][:distance=S] | agnostic, "
+    "any of them with [:warmup=EPOCHS] | "
     "FILE.json | [[lr, steps, weight?, momentum?], …]"
 )
 
