@@ -1,7 +1,7 @@
 """Training with normalized gradients: SNGD, stagewise SNGD, and the parts of the methods they are compared with."""
 
-from sngd import estimators, stages, theory
+from sngd import estimators, norms, stages, theory
 from sngd.iterates import RandomIterate
 from sngd.optim import SNGD, Perturbed, StagewiseLR
 
-__all__ = ["SNGD", "Perturbed", "RandomIterate", "StagewiseLR", "estimators", "stages", "theory"]
+__all__ = ["SNGD", "Perturbed", "RandomIterate", "StagewiseLR", "estimators", "norms", "stages", "theory"]

@@ -156,10 +156,10 @@ def sum_over_ranks(values: dict[Spread, Tensor]) -> Tensor:
     (stages, experts). All ranks get the same bits, provided that unshared values are equal on all ranks.
 
     Args:
-        values: 0-d tensors of one dtype, of at least one spread.
+        values: tensors of one dtype and shape, of at least one spread.
 
     Returns:
-        0-d tensor on an accelerator if any value is.
+        Tensor of that shape, on an accelerator if any value is.
 
     Raises:
         ValueError: a process group is also one of a mesh, so that its ranks would count twice.
@@ -190,10 +190,10 @@ def _over_ranks(values: dict[Spread, Tensor], operation: Literal["sum", "max"]) 
         waiting[groups].append(total.to(home))
     for depth in range(max([len(groups) for groups in waiting]), 0, -1):
         for groups in [groups for groups in waiting if len(groups) == depth]:
-            whole = combine(torch.stack(waiting[groups])).to(_device_of(groups[-1], home))
+            whole = combine(torch.stack(waiting[groups]), 0).to(_device_of(groups[-1], home))
             dist.all_reduce(whole, op, group=groups[-1])
             waiting[groups[:-1]].append(whole.to(home))
-    return combine(torch.stack(waiting[()]))
+    return combine(torch.stack(waiting[()]), 0)
 
 
 def _mesh_groups(spread: Spread) -> "list[tuple[ProcessGroup, str]]":

@@ -153,20 +153,19 @@ def norm_of_lists(
     for spread, tensors in lists:
         here.setdefault(spread, []).append(tensors)
     if not any(map(is_shared, here)):
-        return _norm_here([tensors for some in here.values() for tensors in some])
+        return norm_here([tensors for some in here.values() for tensors in some])
     norms = {
-        spread: _norm_here(some) if some else torch.zeros((), device=everywhere[spread])
-        for spread, some in here.items()
+        spread: norm_here(some) if some else torch.zeros((), device=everywhere[spread]) for spread, some in here.items()
     }
-    return sum_over_ranks({spread: _square(norm) for spread, norm in norms.items()}).sqrt()
+    return sum_over_ranks({spread: square(norm) for spread, norm in norms.items()}).sqrt()
 
 
-def _square(norm: Tensor) -> Tensor:
+def square(norm: Tensor) -> Tensor:
     """The square, in float64 if the device has it, so that 1e-30 squared is not 0 and all ranks have the same dtype."""
     return norm.to(torch.float64 if norm.device.type in ("cpu", "cuda") else torch.float32).square()
 
 
-def _norm_here(lists: list[list[Tensor]]) -> Tensor:
+def norm_here(lists: list[list[Tensor]]) -> Tensor:
     """The norm of this rank's tensors."""
     if not lists:
         return torch.zeros((), device="cpu")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sngd.checks import non_negative
+from sngd.checks import non_negative, shown
 
 Number = float | Tensor
 
@@ -28,6 +28,14 @@ def check_options(options: dict[str, Any]) -> None:
         raise ValueError(f"max_scale must be greater than 0 (inf: no cap), got {cap}")
     if options["foreach"] and options["fused"]:
         raise ValueError("foreach and fused cannot both be True: choose one")
+
+
+def check_norms(groups: Sequence[dict[str, Any]], saved: Sequence[dict[str, Any]]) -> None:
+    """ValueError if a saved param group was made with another norm; one without a norm is another optimizer's."""
+    for index, (group, other) in enumerate(zip(groups, saved, strict=False)):  # torch checks their number
+        own, loaded = str(group["norm"]), other.get("norm")
+        if loaded is not None and str(loaded) != own:
+            raise ValueError(f"the norm of param group {index} is {own}, but the saved one's is {shown(loaded)}")
 
 
 def check_lr(lr: Number) -> None:

@@ -1,26 +1,38 @@
 """The data of one step: parameters of one device, dtype and sharding, and the vectors along which they move."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import frexp, inf
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sngd.norms.global_norm import (
-    exponent_of_largest,
-    has_room,
     host_may_read,
     ldexp,
     least_exact_norm,
-    norm_of_lists,
     times_power_of_two,
 )
 from sngd.optim.kahan import foreach_kahan_sub_, unless
 from sngd.optim.options import Number, averages, coupled_decay
-from sngd.sharding import Spread, is_shared
+from sngd.sharding import Spread
 
 _LEAST_FACTOR = 1e-30  # α c; with a smaller one, float32 would round products with vectors more than the vectors
+
+
+class Norms(NamedTuple):
+    """The norms of one step's vectors v.
+
+    Attributes:
+        dual: ‖v‖* · 2^−exponent, the dual norm of the whole: the l2 ball's norm plus the dual norms of the others.
+        exponent: 0, unless numbers would leave their dtype's range.
+        l2: the norm of the l2 ball's vectors, scaled as they are; the tensor ``dual`` itself if there is no other
+            ball.
+    """
+
+    dual: Tensor
+    exponent: int
+    l2: Tensor
 
 
 class Part:
@@ -89,19 +101,15 @@ class Part:
         most = torch.finfo(self.buffers[0].dtype).max  # g + λw may be larger, and a buffer of inf never recovers
         return [v.clamp(-most, most) for v in times_power_of_two(self.vectors, self.exponent)]
 
-    def arguments(self, norm: Tensor, skip: Tensor | None) -> dict[str, Any]:
-        """The arguments for an implementation of the step; ``norm`` is that of all vectors, scaled as they are."""
+    def arguments(self, norms: Norms, skip: Tensor | None) -> dict[str, Any]:
+        """The arguments for an implementation of the step."""
         group, device = self.group, self.params[0].device
         later = device.type != "cpu"  # on the CPU a non-blocking copy could be read before it has arrived
         lr = _number(group["lr"], device)
-        c = _coefficient(norm.to(device, non_blocking=later), lr, group["max_scale"], self.exponent)
-        if host_may_read(norm) and float(lr) * c.item() <= _LEAST_FACTOR and 0 < norm.item() < inf:
-            exponent = frexp(norm.item())[1]  # float32 would round α c: scale the vectors by a power of two first
-            self.scale_vectors(-exponent)
-            c = _coefficient(norm * 2.0**-exponent, lr, group["max_scale"], self.exponent)
+        vectors, c = self.direction(norms, lr)
         return {
             "params": self.params,
-            "vectors": self.vectors,
+            "vectors": vectors,
             "buffers": self.buffers,
             "c": c,
             "skip": None if skip is None else skip.to(device, non_blocking=later),
@@ -111,6 +119,19 @@ class Part:
             "new_averages": self.new_averages(),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
+
+    def direction(self, norms: Norms, lr: Number) -> tuple[list[Tensor], Tensor]:
+        """Tensors and a factor c whose product is the normalized direction."""
+        device, cap = self.params[0].device, self.group["max_scale"]
+        norm = norms.l2.to(device, non_blocking=device.type != "cpu")
+        if norms.l2 is not norms.dual:  # there are other balls, of which the cap takes account and this one may be zero
+            return self.vectors, share_of(norms, lr, cap, device) * _reciprocal(norm)
+        c = _coefficient(norm, lr, cap, self.exponent)
+        if host_may_read(norm) and float(lr) * c.item() <= _LEAST_FACTOR and 0 < norm.item() < inf:
+            exponent = frexp(norm.item())[1]  # float32 would round α c: scale the vectors by a power of two first
+            self.scale_vectors(-exponent)
+            c = _coefficient(norm * 2.0**-exponent, lr, cap, self.exponent)
+        return self.vectors, c
 
     def shrink(self, skip: Tensor | None) -> None:
         """Decoupled weight decay, w ← (1 − αλ)w, unless ``skip``."""
@@ -129,38 +150,6 @@ class Part:
             return
         left = 1 - torch.as_tensor(share, dtype=wide[0].dtype, device=wide[0].device)
         torch._foreach_copy_(self.params, list(torch._foreach_mul(wide, unless(skip, torch.ones_like(left), left))))
-
-
-def norm_of(parts: "list[Part]", everywhere: Mapping[Spread, torch.device]) -> tuple[Tensor, int]:
-    """‖v‖ over all parts as norm · 2^exponent.
-
-    Usually the exponent is 0. If squares would leave their dtype's range, each part's vectors are scaled by a power of
-    two first, provided that the host may read the norm (``host_may_read``).
-    """
-    norm = norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere)
-    dtypes = [part.vectors[0].dtype for part in parts]
-    if not host_may_read(norm) or has_room(norm, dtypes, communicates=any(map(is_shared, everywhere))):
-        return norm, 0
-    ingredients = exponent_of_largest([(part.spread, part.ingredients()) for part in parts], everywhere)
-    if ingredients is None:
-        return norm, 0
-    for part in parts:
-        part.scale_ingredients(-ingredients)
-    vectors = exponent_of_largest([(part.spread, part.vectors) for part in parts], everywhere)
-    if vectors is None:  # they cancelled
-        return torch.zeros((), device="cpu"), 0
-    for part in parts:
-        part.scale_vectors(-vectors)
-    return norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere), ingredients + vectors
-
-
-def is_no_direction(norm: Tensor) -> Tensor:
-    """0-d bool tensor: whether the norm is zero or not finite.
-
-    If the host may not read it, vectors are never scaled. Then a norm whose squares have lost digits counts too.
-    """
-    least = 0.0 if host_may_read(norm) else least_exact_norm(norm.dtype)
-    return ~((norm > least) & (norm < inf))
 
 
 def _number(lr: Number, device: torch.device) -> Number:
@@ -185,3 +174,20 @@ def _coefficient(norm: Tensor, lr: Number, max_scale: float, exponent: int) -> T
         return c.clamp(max=max_scale / lr)
     cap = ldexp(max_scale / lr, exponent) if lr > 0 else inf
     return c.clamp(max=min(cap, torch.finfo(c.dtype).max))
+
+
+def _reciprocal(norm: Tensor) -> Tensor:
+    """1/norm; 0 for a norm that is 0, or that has lost its digits where the host may not read it."""
+    least = 0.0 if host_may_read(norm) else least_exact_norm(norm.dtype)
+    return torch.where(norm > least, 1 / norm, 0)
+
+
+def share_of(norms: Norms, lr: Number, max_scale: float, device: torch.device) -> Tensor:
+    """min{1, max_scale ‖v‖*/α}, the share of the length α that a capped step has."""
+    dual = norms.dual.to(device, non_blocking=device.type != "cpu")
+    if max_scale == inf:
+        return torch.ones_like(dual)
+    if isinstance(lr, Tensor):  # where vectors are not scaled
+        return (dual * (max_scale / lr)).clamp(max=1)
+    length = ldexp(max_scale * dual.item(), norms.exponent) if host_may_read(dual) else dual * max_scale
+    return torch.as_tensor(length / lr if lr else 1.0, dtype=dual.dtype, device=device).clamp(max=1)

@@ -8,11 +8,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sngd.norms.global_norm import (
-    by_kind,
-    host_may_read,
-    ldexp,
-)
+from sngd.norms import L2, Norm, find_norm
+from sngd.norms.global_norm import by_kind, host_may_read, ldexp
+from sngd.optim.ball import BallPart
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
 from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backward, warn_inside_zero
@@ -22,12 +20,14 @@ from sngd.optim.options import (
     at_least_float32,
     check_buffers,
     check_lrs,
+    check_norms,
     check_options,
     check_shapes,
     feels_the_scale,
     is_zero,
 )
-from sngd.optim.part import Part, is_no_direction, norm_of
+from sngd.optim.part import Part
+from sngd.optim.whole_norm import is_no_direction, norms_of
 from sngd.sharding import Groups, all_local, gradient, refuse_flat_shards, sharding_of
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ class SNGD(Optimizer):
         params: Iterable[Any],
         lr: Number = 0.1,
         *,
+        norm: str | Norm = "l2",
         momentum: float = 0.0,
         normalize: Literal["gradient", "momentum"] = "gradient",
         weight_decay: float = 0.0,
@@ -134,6 +135,7 @@ class SNGD(Optimizer):
     ) -> None:
         defaults = {
             "lr": lr,
+            "norm": find_norm(norm),
             "momentum": momentum,
             "normalize": normalize,
             "weight_decay": weight_decay,
@@ -176,6 +178,8 @@ class SNGD(Optimizer):
         groups = self._norm_groups.given_to(param_group)
         if "norm_group" in param_group:  # the caller's dict keeps the process groups
             param_group = {**param_group, "norm_group": shown(groups)}
+        if "norm" in param_group:
+            param_group = {**param_group, "norm": find_norm(param_group["norm"])}
         super().add_param_group(param_group)
         self._norm_groups.each.append(groups)
         refuse_flat_shards(self.param_groups[-1]["params"])
@@ -202,17 +206,17 @@ class SNGD(Optimizer):
         if not (parts or everywhere):
             return loss
 
-        norm, exponent = norm_of(parts, everywhere)
-        skip = is_no_direction(norm)
+        norms = norms_of(parts, everywhere)
+        skip = is_no_direction(norms.dual)
         if (found_inf := getattr(self, "found_inf", None)) is not None:
-            skip = skip | (found_inf.to(norm.device) > 0)
-        self._remember(norm, exponent, skip, scale if cancels else None)
-        decide_here = host_may_read(norm) and not self.defaults["capturable"]
+            skip = skip | (found_inf.to(skip.device) > 0)
+        self._remember(norms.dual, norms.exponent, skip, scale if cancels else None)
+        decide_here = host_may_read(norms.dual) and not self.defaults["capturable"]
         if decide_here and skip:
             return loss
         for part in parts:
             part.shrink(None if decide_here else skip)
-            _implementation(part)(**part.arguments(norm, None if decide_here else skip))
+            _implementation(part)(**part.arguments(norms, None if decide_here else skip))
         return loss
 
     def _remember(self, norm: Tensor, exponent: int, skip: Tensor, scale: Tensor | None) -> None:
@@ -252,7 +256,8 @@ class SNGD(Optimizer):
             lists[1] = _unscaled(lists[1], scale)
         loop = group["foreach"] is False and not group["fused"]
         directions = _single_tensor_directions if loop else _foreach_directions
-        part = Part(group, *lists, spread=(sharding, groups), directions=directions)
+        kind = Part if isinstance(find_norm(group["norm"]), L2) else BallPart
+        part = kind(group, *lists, spread=(sharding, groups), directions=directions)
         part.aim(part.params, part.grads, part.old_averages)
         return part
 
@@ -266,13 +271,19 @@ class SNGD(Optimizer):
         return cast(Tensor, buffer)
 
     def state_dict(self) -> dict[str, Any]:
-        """``torch.optim``'s state dict with ``skipped_steps`` added."""
+        """``torch.optim``'s state dict, with norms as text and ``skipped_steps`` added."""
         self._norm_groups.take_from(self.param_groups)
-        return {**super().state_dict(), "skipped_steps": self.skipped_steps}
+        state = super().state_dict()
+        groups = [{**group, "norm": str(group["norm"])} for group in state["param_groups"]]
+        return {**state, "param_groups": groups, "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what ``state_dict`` returned. Another optimizer's has no ``skipped_steps``; the count is then 0."""
+        """Load what ``state_dict`` returned. Another optimizer's has no ``skipped_steps``; the count is then 0.
+
+        Norms are not loaded: they must be those of this optimizer.
+        """
         self._norm_groups.take_from(self.param_groups)
+        check_norms(self.param_groups, state_dict["param_groups"])
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         own = [param for group in self.param_groups for param in group["params"]]
         if len(saved) == len(own):  # else torch refuses it
@@ -288,9 +299,11 @@ class SNGD(Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Check all of what was pickled, copied or loaded, then take it over."""
         defaults = {**state.get("defaults", {}), **getattr(self, "defaults", {})}
-        for group in state["param_groups"]:  # options that the saved optimizer, torch's SGD perhaps, did not know
-            for name, value in defaults.items():
+        own = getattr(self, "param_groups", state["param_groups"])
+        for group, known in zip(state["param_groups"], own, strict=True):
+            for name, value in defaults.items():  # options that the saved optimizer, torch's SGD perhaps, did not know
                 group.setdefault(name, value)
+            group["norm"] = known["norm"]  # a loaded state has its text
             check_options(group)
         check_buffers(state["param_groups"], state["state"])
         super().__setstate__(state)

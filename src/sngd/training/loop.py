@@ -118,7 +118,7 @@ def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object
 def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]], plan: StagePlan) -> None:
     """ValueError for an option that is not what the run's settings made it, unless the scheduler sets it again."""
     scheduled = {"lr", "initial_lr", *(["momentum"] if plan.sets_momentum else [])}
-    for own, group in zip(optimizer.param_groups, saved, strict=True):
+    for own, group in zip(optimizer.state_dict()["param_groups"], saved, strict=True):
         for name in own.keys() & group.keys() - {"params", "perturbed"} - scheduled:
             value = group[name]
             if type(value) is not type(own[name]) or value != own[name]:

@@ -1,0 +1,33 @@
+"""The largest column: every input takes a step of the same length."""
+
+from dataclasses import dataclass
+from math import sqrt
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sngd.norms.norm import Norm, Weight, normalized
+
+
+@dataclass(frozen=True)
+class Col(Norm):
+    """‖W‖ = max over columns j of ‖W_j‖₂; unit(V) has columns V_j/‖V_j‖₂; dual Σ‖V_j‖₂; κ = √(number of columns).
+
+    The factor is √d_out/(d_in·kernel), for vectors √d, and 1 for tables.
+    """
+
+    name: ClassVar[str] = "col"
+
+    def bare_unit(self, m: Tensor) -> Tensor:
+        return normalized(m, -2)
+
+    def bare_size(self, m: Tensor) -> Tensor:
+        size: Tensor = torch.linalg.vector_norm(m, dim=-2).amax(-1)
+        return size
+
+    def bare_kappa(self, rows: int, columns: int) -> float:
+        return sqrt(columns)
+
+    def factor(self, weight: Weight) -> float:
+        return 1.0 if self.table else sqrt(weight.d_out) / weight.columns

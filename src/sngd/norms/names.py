@@ -1,0 +1,51 @@
+"""Norms by name, as users and saved states spell them: ``spectral``, ``row(table=True)``."""
+
+import re
+from dataclasses import fields
+from typing import Any
+
+from sngd.checks import shown, suggestion
+from sngd.norms.col import Col
+from sngd.norms.l2 import L2
+from sngd.norms.layer import Layer
+from sngd.norms.norm import Norm
+from sngd.norms.row import Row
+from sngd.norms.sign import Sign
+from sngd.norms.spectral import Spectral
+
+NORMS: dict[str, type[Norm]] = {norm.name: norm for norm in (L2, Layer, Sign, Spectral, Row, Col)}
+
+_SPELLING = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
+
+
+def find_norm(norm: "str | Norm") -> Norm:
+    """The norm of this spelling, NAME or NAME(option=value, …); a ``Norm`` is returned as it is.
+
+        >>> find_norm("spectral(steps=7, coefficients=polar-express)")
+        Spectral(scaled=True, table=False, steps=7, coefficients='polar-express')
+
+    Raises:
+        ValueError: there is no such norm or option, or a value is not allowed.
+        TypeError: ``norm`` is neither a text nor a ``Norm``.
+    """
+    if isinstance(norm, Norm):
+        return norm
+    if not isinstance(norm, str):
+        raise TypeError(f"norm must be a name or a sngd.norms.Norm, got {shown(norm)}")
+    spelled = _SPELLING.fullmatch(norm)
+    name = spelled[1] if spelled else norm
+    if not spelled or name not in NORMS:
+        meant = suggestion(name, NORMS) or ";"
+        raise ValueError(f"unknown norm {shown(norm)}{meant} must be one of {', '.join(NORMS)}")
+    kind = NORMS[name]
+    return kind(**dict(_option(kind, text) for text in (spelled[2] or "").split(",") if text.strip()))
+
+
+def _option(kind: type[Norm], text: str) -> tuple[str, Any]:
+    name, _, value = (part.strip() for part in text.partition("="))
+    known = [field.name for field in fields(kind)]
+    if name not in known or not value:
+        raise ValueError(f"norm {kind.name} takes {', '.join(f'{k}=…' for k in known)}, got {shown(text.strip())}")
+    if value in ("True", "False"):
+        return name, value == "True"
+    return name, int(value) if value.isdecimal() and len(value) < 10 else value
