@@ -1,0 +1,29 @@
+"""A step of every norm goes along its unit step, for wide and tall weights, with and without momentum."""
+
+import pytest
+import torch
+
+from sngd import SNGD
+from sngd.norms import NORMS, Spectral
+
+STEPPED = [*(kind() for kind in NORMS.values()), Spectral(coefficients="svd")]
+
+
+@pytest.mark.parametrize("norm", STEPPED, ids=str)
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("shape", [(2, 3), (4, 3), (3, 3), (3,), (2, 3, 2, 2), (2, 1, 2, 2)])
+def test_the_first_step_is_the_unit_step(norm, momentum, shape):
+    generator = torch.Generator().manual_seed(0)
+    w = torch.nn.Parameter(torch.randn(shape, dtype=torch.float64, generator=generator))
+    before, w.grad = w.detach().clone(), torch.randn(shape, dtype=torch.float64, generator=generator)
+    SNGD([w], lr=0.5, norm=norm, momentum=momentum, normalize="momentum").step()
+    torch.testing.assert_close(before - w.detach(), 0.5 * norm.unit(w.grad), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("norm", STEPPED, ids=str)
+def test_units_are_contiguous_and_those_of_each_tensor(norm):
+    shapes = [(2, 3), (3, 2), (4, 3), (3, 4), (5,), (3, 2, 2, 1)]
+    vs = [torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1)) for shape in shapes]
+    for v, unit in zip(vs, norm.units(vs), strict=True):
+        assert unit.is_contiguous()
+        torch.testing.assert_close(unit, norm.unit(v), rtol=1e-9, atol=1e-9)
