@@ -22,7 +22,7 @@ def plan(
     sigma: Annotated[float, typer.Option(help="σ: bound on the gradient noise of one sample.")] = 0.0,
     gap: Annotated[float, typer.Option(help="Δ: F(w_0) − inf F.")] = 1.0,
     kappa: Annotated[
-        float, typer.Option(help="κ: ‖v‖* ≤ κ‖v‖₂, for steps in another norm than ‖·‖₂; L is then that norm's.")
+        float, typer.Option(help="κ: ‖v‖* ≤ κ‖v‖₂, for steps in another norm than ‖·‖₂, which L is of.")
     ] = 1.0,
     epsilon: Annotated[
         float | None,
