@@ -27,8 +27,8 @@ def plan(
     epsilon: Annotated[
         float | None,
         typer.Option(
-            help="ε: the theorem's own choice for the first method, whose guarantee is 4ε for sngd; others get the same "
-            "guarantee."
+            help="ε: the theorem's own choice for the first method, whose guarantee is 4ε for sngd; others get the "
+            "same guarantee."
         ),
     ] = None,
     target: Annotated[float | None, typer.Option(help="τ: the guarantee wanted, at least cost.")] = None,

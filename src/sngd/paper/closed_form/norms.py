@@ -17,7 +17,7 @@ import os
 from collections.abc import Callable, Mapping
 from math import prod, sqrt
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -63,11 +63,12 @@ class Ball(NamedTuple):
 
     def matrices(self, v: Tensor) -> Tensor:
         """(…, rows, columns) of the weights (…, entries)."""
-        return v.unflatten(-1, (self.shape[0], prod(self.shape[1:])))
+        return v.reshape(*v.shape[:-1], self.shape[0], prod(self.shape[1:]))
 
     def dual(self, v: Tensor) -> Tensor:
         """‖v‖* of (…, entries): (…)."""
-        return self.scale * (self.norm.bare_unit(self.matrices(v)).flatten(-2) * v).sum(-1)
+        dual: Tensor = self.scale * (self.norm.bare_unit(self.matrices(v)).flatten(-2) * v).sum(-1)
+        return dual
 
     def size(self, w: Tensor) -> Tensor:
         """‖w‖ of (…, entries): (…)."""
@@ -100,7 +101,8 @@ class Instance(NamedTuple):
 
     def parts(self, v: Tensor) -> tuple[Tensor, ...]:
         """(…, d) split into the balls' entries."""
-        return v.split([prod(ball.shape) for ball in self.balls], -1)
+        parts: tuple[Tensor, ...] = v.split([prod(ball.shape) for ball in self.balls], -1)
+        return parts
 
     def dual(self, v: Tensor) -> Tensor:
         """The sum of the balls' dual norms."""
@@ -428,7 +430,7 @@ def _bound(
     """The bound of the run. Its proof is a sum along each path, so the largest ε and δ of any step are enough."""
     step = Inexact() if exact else Inexact(path.shortfalls.max().item(), path.overshoots.max().item())
     sigma, b = (0.0, 1) if batch_size is None else (instance.sigma, batch_size)
-    common = {"sigma": sigma, "batch_size": b, "kappa": instance.kappa}
+    common: dict[str, Any] = {"sigma": sigma, "batch_size": b, "kappa": instance.kappa}
     lr, steps, gap = plan[0].lr, plan.steps, instance.gap
     if len(plan) > 1:
         starts = [0, *np.cumsum([stage.steps for stage in plan])[:-1]]
