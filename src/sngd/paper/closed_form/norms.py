@@ -44,7 +44,7 @@ from sngd.theory import (
 )
 from sngd.training.schema import Count, NonNegative
 
-INSTANCES = {"quick": 3, "small": 30}  # of each family, by profile
+INSTANCES = {"quick": 3, "small": 25}  # of each family, by profile
 RUNS = ("ngd", "sngd", "s-sngd:harmonic", "nsgd-momentum", "capped-sngd")
 
 
@@ -295,7 +295,7 @@ def measure(profile: str = "quick") -> NormConformance:
     """Hold the lemmas and bounds to random instances of each family; everything in the dict can be written as JSON.
 
     Args:
-        profile: ``quick`` (3 instances a family) or ``small`` (30).
+        profile: ``quick`` (3 instances a family) or ``small`` (25).
 
     Returns:
         ``profile``, ``seeds`` (runs averaged for a comparison), ``error_rate`` (family-wise, of all comparisons
@@ -468,7 +468,7 @@ def draw(measurements: NormConformance, folder: str | os.PathLike[str]) -> list[
         right.set(xlabel=f"share of instances in which L/{WRONG} is caught", xlim=(0, 1))
         right.set_title("a wrong constant is found", fontsize=10)
         for ax in (left, right):
-            ax.legend(fontsize=8)
+            ax.legend(fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.14))
         left.invert_yaxis()
         broken = sum(f["lemma_violations"] + f["bound_violations"] for f in families.values())
         steps = sum(f["steps"] for f in families.values())
