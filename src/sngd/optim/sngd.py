@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from sngd.norms import L2, Norm, find_norm
 from sngd.norms.global_norm import by_kind, host_may_read, ldexp
 from sngd.optim.ball import BallPart
+from sngd.optim.clipped import warn_if_clipped
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
 from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backward, warn_inside_zero
@@ -211,6 +212,8 @@ class SNGD(Optimizer):
         if (found_inf := getattr(self, "found_inf", None)) is not None:
             skip = skip | (found_inf.to(skip.device) > 0)
         self._remember(norms.dual, norms.exponent, skip, scale if cancels else None)
+        if cancels:
+            warn_if_clipped(self, parts, norms)
         decide_here = host_may_read(norms.dual) and not self.defaults["capturable"]
         if decide_here and skip:
             return loss

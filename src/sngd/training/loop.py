@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -11,6 +12,7 @@ from sngd.estimators import Estimator
 from sngd.estimators.estimator import Batch, Loss
 from sngd.optim import StagewiseLR
 from sngd.stages import StagePlan
+from sngd.state import check_fits
 
 
 class Loop(Protocol):
@@ -107,12 +109,10 @@ def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object
         for name, value in entry.items():
             if value is None and name == "momentum_buffer":  # of SGD before its first step
                 continue
-            shape = () if name == "step" else tuple(params[index].shape)
-            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-                got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
-                raise ValueError(f"{name} of parameter {index} must be a tensor of shape {shape}, got {got}")
-            if name == "step" and not 0 <= float(value) < 2**53:
-                raise ValueError(f"step of parameter {index} must be a number of steps, got {float(value)}")
+            like = torch.tensor(0.0) if name == "step" else params[index]
+            tensor = check_fits(name, f"parameter {index}", value, like)
+            if name == "step" and not 0 <= float(tensor) < 2**53:
+                raise ValueError(f"step of parameter {index} must be a number of steps, got {float(tensor)}")
 
 
 def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]], plan: StagePlan) -> None:
