@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sngd import SNGD
-from sngd.norms import NORMS, Spectral
+from sngd.norms import NORMS, Sign, Spectral
 
 STEPPED = [*(kind() for kind in NORMS.values()), Spectral(coefficients="svd")]
 
@@ -27,3 +27,23 @@ def test_units_are_contiguous_and_those_of_each_tensor(norm):
     for v, unit in zip(vs, norm.units(vs), strict=True):
         assert unit.is_contiguous()
         torch.testing.assert_close(unit, norm.unit(v), rtol=1e-9, atol=1e-9)
+
+
+class Transposed(Sign):
+    """A user's norm that is right, but whose unit steps lie in memory column by column."""
+
+    name = "transposed"
+
+    def bare_unit(self, m):
+        return m.sign().mT.contiguous().mT
+
+    def units(self, vs):
+        return [self.unit(v) for v in vs]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_kernel_is_asked_about_the_tensors_that_it_gets(momentum):
+    w = torch.nn.Parameter(torch.zeros(3, 4))
+    w.grad = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    SNGD([w], lr=0.5, norm=Transposed(scaled=False), momentum=momentum, normalize="momentum").step()
+    assert torch.equal(w.detach(), -0.5 * w.grad.sign())
