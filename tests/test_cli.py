@@ -207,6 +207,7 @@ EVERY_SETTING = {
     "sampling": "independent",
     "output": "random",
     "eval_every": 2 / 3,
+    "eval_samples": 5,
     "grad_norm": False,
     "track": "noise",
     "device": "cuda:1",

@@ -205,16 +205,16 @@ def _places(
 
     found: dict[Tensor, tuple[str, _Place]] = {}
     nowhere: list[str] = []
-    for param, by_name in places.items():
+    for weight, by_name in places.items():
         place = _agreed(set(by_name.values()))
-        if param in said:
-            place = (place or _Place(""))._replace(kind=said[param])
+        if weight in said:
+            place = (place or _Place(""))._replace(kind=said[weight])
         if place is None:
-            nowhere += [f"{name} {tuple(param.shape)} of {type(owners[param][name]).__name__}" for name in by_name]
+            nowhere += [f"{name} {tuple(weight.shape)} of {type(owners[weight][name]).__name__}" for name in by_name]
             continue
         name = next(iter(by_name))
-        _check_shape(name, param, place)
-        found[param] = name, place
+        _check_shape(name, weight, place)
+        found[weight] = name, place
     if nowhere:
         example = nowhere[0].split()[0]
         raise ValueError(

@@ -23,7 +23,7 @@ def reproduce(
     what: Annotated[
         str,
         typer.Argument(
-            help="all, or claims (verdicts), or one study: fig1, fig2, fig3, fig4, sensitivity, alternatives, "
+            help="all, or claims (verdicts), or one study: fig1, fig2, fig3, fig4, sensitivity, norms, alternatives, "
             "conformance, conformance-norms, scaling, relaxed, variance."
         ),
     ],

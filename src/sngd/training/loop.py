@@ -102,9 +102,9 @@ class Composed:
 def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object]]) -> None:
     """ValueError for state that does not fit its parameter: most of torch's optimizers take it as it is."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    names = {frozenset(entry) for entry in saved.values()}
-    if len(names) > 1:
-        raise ValueError("the optimizer's state must have the same entries for all parameters")
+    for group in optimizer.state_dict()["param_groups"]:
+        if len({frozenset(saved[index]) for index in group["params"] if index in saved}) > 1:
+            raise ValueError("the optimizer's state must have the same entries for all parameters of a group")
     for index, entry in saved.items():
         for name, value in entry.items():
             if value is None and name == "momentum_buffer":  # of SGD before its first step
