@@ -24,7 +24,7 @@ def reproduce(
         str,
         typer.Argument(
             help="all, or claims (verdicts), or one study: fig1, fig2, fig3, fig4, sensitivity, norms, alternatives, "
-            "conformance, scaling, relaxed, variance."
+            "conformance, conformance-norms, scaling, relaxed, variance."
         ),
     ],
     profile: Annotated[

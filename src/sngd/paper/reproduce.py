@@ -9,7 +9,7 @@ from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar, ca
 
 import torch
 
-from sngd.paper.closed_form import conformance, escape, relaxed, scaling, variance
+from sngd.paper.closed_form import any_norm, conformance, escape, relaxed, scaling, variance
 from sngd.paper.trained import alternatives, norms, pictures, runs, sensitivity
 from sngd.paper.trained.experiments import PROFILES
 from sngd.studies.execution.execution import Execution
@@ -74,6 +74,12 @@ FIGURES: dict[str, Figure[Any] | RunFigure[Any]] = {
     ),
     "conformance": Figure(
         "C7: the bounds of Theorems 1–4 hold", conformance.Conformance, conformance.measure, conformance.draw
+    ),
+    "conformance-norms": Figure(
+        "beyond the paper: the lemmas and bounds hold in every norm, with momentum and with capped steps",
+        any_norm.NormConformance,
+        any_norm.measure,
+        any_norm.draw,
     ),
     "scaling": Figure("C7: how oracle calls grow as the target falls", scaling.Scaling, scaling.measure, scaling.draw),
     "relaxed": Figure(

@@ -94,7 +94,7 @@ class Composed:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         _check_buffers(self.optimizer, state["optimizer"]["state"])
-        _check_options(self.optimizer, state["optimizer"]["param_groups"])
+        _check_options(self.optimizer, state["optimizer"]["param_groups"], self.plan)
         for name in ("estimator", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
 
@@ -115,10 +115,11 @@ def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object
                 raise ValueError(f"step of parameter {index} must be a number of steps, got {float(tensor)}")
 
 
-def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]]) -> None:
-    """ValueError for an option that is not what the run's settings made it; the learning rate is the plan's."""
+def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]], plan: StagePlan) -> None:
+    """ValueError for an option that is not what the run's settings made it, unless the scheduler sets it again."""
+    scheduled = {"lr", "initial_lr", *(["momentum"] if plan.sets_momentum else [])}
     for own, group in zip(optimizer.state_dict()["param_groups"], saved, strict=True):
-        for name in own.keys() & group.keys() - {"params", "lr", "initial_lr", "perturbed"}:
+        for name in own.keys() & group.keys() - {"params", "perturbed"} - scheduled:
             value = group[name]
             if type(value) is not type(own[name]) or value != own[name]:
                 raise ValueError(f"the optimizer's {name} must be {shown(own[name])}, got {shown(value)}")
