@@ -235,7 +235,7 @@ _ALL_NORMS = (*_PEERS, *_NORMS, *_MUONS)
 NORM_EXPERIMENTS = {
     "quick": [
         in_norms("digits-mlp", "digits-mlp", 32, 4, 2, _ALL_NORMS, grid=(0.003, 0.03, 0.3)),
-        *(replace(e, grid=(0.003, 0.03)) for e in by_width(10, WIDTHS[:2], ("adamw", "scion"))),
+        *(replace(e, grid=(0.003, 0.03)) for e in by_width(60, WIDTHS[:2], ("adamw", "scion"))),
     ],
     "small": [
         gpt_in_norms("shakespeare-gpt", 1000, 3, _ALL_NORMS),
