@@ -83,8 +83,8 @@ def groups(
     2 or 3 times as many outputs as inputs, directly in a module whose class has "Attention" in its name; the gates of
     recurrent layers; the groups of a convolution. ``fused`` says it of other modules, or takes it back with 1.
 
-    *Learning rates.* A group's lr is ``lr`` times the ratio of its kind. The norms bound what a step can do to the outputs
-    of a layer. The bound is loose for the sign norm, and for convolutions, whose factor divides by the kernel's size k²
+    *Learning rates.* A group's lr is ``lr`` times the ratio of its kind. The norms bound how far a step moves a layer's
+    outputs. The bound is loose for the sign norm, and for convolutions, whose factor divides by the kernel's size k²
     where k would do. The ratios make up for it, so that one lr serves different models: at 0.03 a small MLP, CNN and
     GPT, trained for 200 to 400 steps with one seed, ended near the best that they reached at 0.01, 0.03 and 0.1. With
     an output ratio of 4 the CNN and a GPT with tied weights were behind, and with 64 the MLP.
