@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sngd.checks import check_one_of, count
+from sngd.checks import check_one_of, count, shown
 from sngd.norms.norm import Norm, Weight, as_matrix, normalized, per_output
 
 Coefficients = tuple[float, float, float]
@@ -59,36 +59,37 @@ class Spectral(Norm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("coefficients", self.coefficients, ("muon", "polar-express", "svd"))
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
+            raise ValueError(f"steps must be a whole number of at least 1, got {shown(self.steps)}")
         count("steps", self.steps)
 
     def bare_unit(self, m: Tensor) -> Tensor:
         if min(m.shape[-2:]) <= 1:  # a vector has one singular value, and needs no iteration
             return normalized(m, (-2, -1))
         if self.coefficients == "svd":
-            u, s, vh = torch.linalg.svd(normalized(m, (-2, -1)), full_matrices=False)
-            rank = s > s[..., :1] * torch.finfo(s.dtype).eps * max(m.shape[-2:])
-            exact: Tensor = (u * rank.unsqueeze(-2)) @ vh
-            return exact
+            return _exact_unit(normalized(m, (-2, -1)))
         dtype = torch.bfloat16 if m.device.type == "cuda" else m.dtype
         return newton_schulz(normalized(m, (-2, -1)).to(dtype), _schedule(self.coefficients, self.steps)).to(m.dtype)
 
+    @torch.no_grad()
     def units(self, vs: Sequence[Tensor]) -> list[Tensor]:
         """``unit`` of each tensor; matrices of one shape, or of its transpose, are computed together."""
-        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        alike: dict[tuple[int, int, torch.dtype, torch.device], list[int]] = defaultdict(list)
         matrices = [as_matrix(v) for v in vs]
         for i, m in enumerate(matrices):
-            alike[min(m.shape), max(m.shape)].append(i)
-        units: list[Tensor] = list(vs)
-        for (rows, _), indices in alike.items():
-            wide = [matrices[i] if matrices[i].shape[0] == rows else matrices[i].mT for i in indices]
-            for i, unit in zip(indices, self.bare_unit(torch.stack(wide)).unbind(), strict=True):
+            alike[min(m.shape), max(m.shape), m.dtype, m.device].append(i)
+        units: list[Tensor] = list(matrices)
+        for (rows, *_), indices in alike.items():
+            wide = torch.stack([matrices[i] if matrices[i].shape[0] == rows else matrices[i].mT for i in indices])
+            together = self.bare_unit(wide) if wide.numel() else torch.zeros_like(wide)
+            for i, unit in zip(indices, together.unbind(), strict=True):
                 whole_unit = unit if matrices[i].shape[0] == rows else unit.mT
-                units[i] = (whole_unit * self.factor_of(vs[i].shape)).reshape(vs[i].shape)
+                units[i] = (whole_unit * self.factor_of(vs[i].shape)).reshape(vs[i].shape).contiguous()
         return units
 
     def bare_size(self, m: Tensor) -> Tensor:
-        size: Tensor = torch.linalg.matrix_norm(m, 2)
-        return size
+        finite, some = _finite(m)
+        return torch.where(finite, torch.linalg.matrix_norm(some, 2), torch.nan)
 
     def bare_kappa(self, rows: int, columns: int) -> float:
         return sqrt(min(rows, columns))
@@ -101,6 +102,19 @@ class Spectral(Norm):
         return per_output(weight, self.table)
 
 
+def _exact_unit(m: Tensor) -> Tensor:
+    """URᵀ over the singular values that are not zero to rounding."""
+    finite, some = _finite(m)
+    u, s, vh = torch.linalg.svd(some, full_matrices=False)
+    rank = s > s[..., :1] * torch.finfo(s.dtype).eps * max(m.shape[-2:])
+    return torch.where(finite[..., None, None], (u * rank.unsqueeze(-2)) @ vh, torch.nan)
+
+
+def _finite(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether all entries of each matrix are finite, and the matrices with finite ones: LAPACK raises at others."""
+    return m.isfinite().all(-1).all(-1), m.nan_to_num(0.0, 0.0, 0.0)
+
+
 def _schedule(coefficients: str, steps: int) -> list[Coefficients]:
     """The coefficients of each step; the last known ones repeat."""
     if coefficients == "muon":
@@ -111,11 +125,16 @@ def _schedule(coefficients: str, steps: int) -> list[Coefficients]:
 
 
 def newton_schulz(x: Tensor, schedule: Sequence[Coefficients]) -> Tensor:
-    """Moves the singular values of each matrix of a batch (…, rows, columns) towards 1; none may be above 1."""
+    """Moves the singular values of each matrix of a batch (…, rows, columns) towards 1; none may be above 1.
+
+    Sums are part of the products (``baddbmm``), as in torch.optim.Muon: in bfloat16 this rounds less.
+    """
     tall = x.shape[-2] > x.shape[-1]
-    if tall:  # so that XXᵀ is the smaller product
-        x = x.mT
+    wide = x.mT if tall else x  # so that XXᵀ is the smaller product
+    batch = wide.reshape(-1, *wide.shape[-2:])
     for a, b, c in schedule:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.mT if tall else x
+        gram = batch @ batch.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        batch = torch.baddbmm(batch, polynomial, batch, beta=a)
+    done = batch.reshape(wide.shape)
+    return done.mT if tall else done
