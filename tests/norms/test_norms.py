@@ -1,4 +1,4 @@
-"""Every norm against its naive twin and against what makes it a norm with a unit step; spelling; a norm of one's own."""
+"""Every norm against its naive twin, and against what makes it a norm with a unit step; spelling; one's own norms."""
 
 import math
 import re
@@ -233,7 +233,7 @@ def test_a_unit_step_changes_the_outputs_by_one_at_most_and_nearly_attains_it(no
 @pytest.mark.parametrize("kernel", [(3,), (3, 3), (2, 4)], ids=str)
 @pytest.mark.parametrize("norm", [Layer(), Spectral(coefficients="svd"), Row(), Col(), Sign()], ids=str)
 def test_a_unit_step_of_a_convolution_changes_no_position_by_more_than_one(norm, kernel):
-    """k² is Scion's bound: an input of RMS 1 at each position, over the positions of a kernel. Sign and col attain it."""
+    """For inputs of RMS 1 at every position. The factor 1/k² is Scion's; sign, row and col attain the bound."""
     convolve = nn.functional.conv1d if len(kernel) == 1 else nn.functional.conv2d
     even = torch.ones(6, 4, *kernel, dtype=torch.float64)
     for seed in range(10):

@@ -89,7 +89,7 @@ def test_a_rank_deficient_matrix_moves_in_its_own_rows_and_columns_alone(shape, 
 def test_it_turns_no_singular_vector(coefficients):
     v = with_singular_values(torch.tensor([3.0, 1.0, 0.4, 0.1]))
     unit = Spectral(scaled=False, coefficients=coefficients).unit(v)
-    u, s, vh = torch.linalg.svd(v, full_matrices=False)
+    u, _, vh = torch.linalg.svd(v, full_matrices=False)
     middle = u.T @ unit @ vh.T
     assert_close(middle, torch.diag(middle.diagonal()), rtol=0, atol=1e-12)
     assert (middle.diagonal() > 0.6).all()

@@ -72,14 +72,10 @@ DUAL = {
     "row": lambda m: sum(length(row) for row in m),
     "col": lambda m: sum(length(column) for column in m.T),
 }
-KAPPA = {
-    "l2": lambda rows, columns: 1,
-    "layer": lambda rows, columns: 1,
-    "sign": lambda rows, columns: math.sqrt(rows * columns),
-    "spectral": lambda rows, columns: math.sqrt(min(rows, columns)),
-    "row": lambda rows, columns: math.sqrt(rows),
-    "col": lambda rows, columns: math.sqrt(columns),
-}
+
+
+def bare_kappa(name, rows, columns):
+    return math.sqrt({"sign": rows * columns, "spectral": min(rows, columns), "row": rows, "col": columns}.get(name, 1))
 
 
 def factor(name, scaled, table, d_out, d_in, kernel):
@@ -122,4 +118,4 @@ class NaiveNorm:
 
     def kappa(self, shape):
         m, *sizes = matrix(np.zeros(shape))
-        return factor(self.name, self.scaled, self.table, *sizes) * KAPPA[self.name](*m.shape)
+        return factor(self.name, self.scaled, self.table, *sizes) * bare_kappa(self.name, *m.shape)

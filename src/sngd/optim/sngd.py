@@ -110,7 +110,8 @@ class SNGD(Optimizer):
             ``load_state_dict`` and ``step``: a buffer or gradient that does not have its parameter's shape or is no
             tensor of its kind, or a learning rate out of range.
         TypeError: ``norm_group`` holds something else than process groups.
-        RuntimeError: ``step`` met a sparse gradient, or DTensors of which this rank cannot know the global norm.
+        RuntimeError: ``step`` met a sparse gradient, a complex parameter in another norm than l2, or DTensors of which
+            this rank cannot know the global norm.
     """
 
     _step_supports_amp_scaling = True  # a GradScaler leaves the gradients scaled and sets grad_scale and found_inf
@@ -250,13 +251,18 @@ class SNGD(Optimizer):
         if sharding is not None:
             lists = [all_local(tensors) for tensors in lists]
         check_shapes(params, dict(zip(("weights", "gradient", *BUFFERS), lists, strict=True)), self.param_groups)
+        kind = Part if isinstance(find_norm(group["norm"]), L2) else BallPart
         if params[0].is_complex():
+            if kind is BallPart:
+                raise RuntimeError(
+                    f"norm {group['norm']} does not support complex parameters, and one of shape "
+                    f"{tuple(params[0].shape)} is {str(params[0].dtype).removeprefix('torch.')}: use norm l2"
+                )
             lists = [list(map(torch.view_as_real, tensors)) for tensors in lists]
         if scale is not None:
             lists[1] = _unscaled(lists[1], scale)
         loop = group["foreach"] is False and not group["fused"]
         directions = _single_tensor_directions if loop else _foreach_directions
-        kind = Part if isinstance(find_norm(group["norm"]), L2) else BallPart
         part = kind(group, *lists, spread=(sharding, groups), directions=directions)
         part.aim(part.params, part.grads, part.old_averages)
         return part
@@ -283,7 +289,7 @@ class SNGD(Optimizer):
         Norms are not loaded: they must be those of this optimizer.
         """
         self._norm_groups.take_from(self.param_groups)
-        check_norms(self.param_groups, state_dict["param_groups"])
+        check_norms(self.param_groups, state_dict)
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         own = [param for group in self.param_groups for param in group["params"]]
         if len(saved) == len(own):  # else torch refuses it
@@ -303,7 +309,7 @@ class SNGD(Optimizer):
         for group, known in zip(state["param_groups"], own, strict=True):
             for name, value in defaults.items():  # options that the saved optimizer, torch's SGD perhaps, did not know
                 group.setdefault(name, value)
-            group["norm"] = known["norm"]  # a loaded state has its text
+            group["norm"] = find_norm(known.get("norm", "l2"))  # a loaded state has its text, an old pickle none
             check_options(group)
         check_buffers(state["param_groups"], state["state"])
         super().__setstate__(state)
