@@ -36,7 +36,8 @@ class Spectral(Norm):
 
     URᵀ is computed by a Newton–Schulz iteration, which needs matrix products only. It moves all singular values towards
     1, but not onto it. With the default, those of at least 1 % of ‖V‖_F come to lie between 0.68 and 1.14, and smaller
-    ones between 0 and 1.21 (``docs/norms.md`` has the measurement). ``dual`` is ⟨V, U⟩ with what was computed.
+    ones between 0 and 1.21 (``docs/norms.md`` has the measurement). ``dual`` is ⟨V, U⟩ with the U that was computed, at
+    most 1.21 times the exact Σσ_i. ``kappa`` is that of the exact norm.
 
     The factor is √(d_out/d_in)/kernel, for vectors √d, for tables (n, d) √d.
 

@@ -1,4 +1,4 @@
-"""SNGD: stochastic normalized gradient descent. Every step has the same length."""
+"""SNGD: stochastic normalized gradient descent, in any norm. Every step has the same length."""
 
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
@@ -50,6 +50,12 @@ class SNGD(Optimizer):
         >>> model(torch.ones(8, 4)).square().mean().backward()
         >>> optimizer.step()
 
+    In other norms than the Euclidean one (``norm``, by param group) the step is w ← w − α unit(g). unit(g) is the point
+    of the norm's unit ball that lies farthest along g; for the Euclidean norm it is g/‖g‖. See ``sngd.norms.Norm`` and
+    ``docs/norms.md``. All tensors of all "l2" groups are one ball. Every tensor of another group is a ball of its own,
+    in which it takes a step of length ``lr``. The dual norm ‖g‖\* of the whole is the l2 ball's ‖g‖ plus
+    ⟨g_i, unit(g_i)⟩ for every other tensor i. What follows is written for l2. In other norms unit(g) stands for g/‖g‖.
+
     Weight decay λ has two forms:
 
     * coupled, as in ``torch.optim.SGD``: g stands for g + λw throughout. The decay is part of what is normalized, so it
@@ -62,9 +68,10 @@ class SNGD(Optimizer):
     * ``normalize="momentum"`` (Cutkosky and Mehta 2020): m ← βm + (1−β)g, w ← w − α m/‖m‖.
 
     ``max_scale`` is β of the paper's eq. 5, w ← w − min{α/‖g‖, max_scale} g. The step is normalized while
-    ‖g‖ > α/max_scale, and a plain gradient step below. If the norm is zero or not finite, weights and buffers do not
-    change and ``skipped_steps`` counts the step. Neither this check nor the norm makes the host wait for an
-    accelerator.
+    ‖g‖ > α/max_scale, and a plain gradient step below. In other norms a step has length min{α, max_scale ‖g‖\*}.
+
+    If the norm is zero or not finite, weights and buffers do not change and ``skipped_steps`` counts the step. Neither
+    this check nor the norm makes the host wait for an accelerator.
 
     On the CPU every finite gradient that is not zero takes its step, even if its entries are subnormal numbers or the
     largest ones: if squares would leave the dtype's range, g is first multiplied by a power of two. On an accelerator
@@ -87,6 +94,8 @@ class SNGD(Optimizer):
         params: parameters or param groups. Every option but ``capturable`` may differ by group; each group steps
             by its own ``lr`` along its part of the one global direction.
         lr: α, the step length, ≥ 0; a 0-d tensor is allowed.
+        norm: "l2", "layer", "sign", "spectral", "row" or "col", with options as in "row(table=True)", or a
+            ``sngd.norms.Norm``. Other norms than "l2" take real parameters.
         momentum: β in [0, 1).
         normalize: which vector the norm is taken of when there is momentum.
         weight_decay: λ ≥ 0.
@@ -106,9 +115,10 @@ class SNGD(Optimizer):
             captured as a constant; a tensor on the accelerator can change between replays.
 
     Raises:
-        ValueError: an argument is out of its range, or ``FullyShardedDataParallel`` flattened the parameters. From
-            ``load_state_dict`` and ``step``: a buffer or gradient that does not have its parameter's shape or is no
-            tensor of its kind, or a learning rate out of range.
+        ValueError: an argument is out of its range, there is no such norm, or ``FullyShardedDataParallel`` flattened
+            the parameters. From ``load_state_dict`` and ``step``: a buffer or gradient that does not have its
+            parameter's shape or is no tensor of its kind, a state that another norm made, or a learning rate out of
+            range.
         TypeError: ``norm_group`` holds something else than process groups.
         RuntimeError: ``step`` met a sparse gradient, a complex parameter in another norm than l2, or DTensors of which
             this rank cannot know the global norm.
@@ -161,7 +171,9 @@ class SNGD(Optimizer):
 
     @property
     def last_norm(self) -> Tensor:
-        """Global norm that the last step divided by: ‖g + λw‖, or ‖m‖ for ``normalize="momentum"``, without loss scale.
+        """Norm that the last step divided by: ‖g + λw‖, or ‖m‖ for ``normalize="momentum"``, without loss scale.
+
+        In other norms than l2 it is the dual norm of the whole, of the same vector.
 
         It is a 0-d tensor on the gradients' device, nan before the first step. Only reading it on the host waits for an
         accelerator.
