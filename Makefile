@@ -26,9 +26,10 @@ check: lint types
 test: lint types suite
 
 # Tracing lines makes tests a third slower: coverage is that of the fast ones, and they fail before the slow ones begin.
+# Of these each process begins with a half of its own, so that few are the libraries, runs and studies made in both.
 suite: .venv/.installed
 	$(BIN)/pytest -m "not slow" --cov
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --dist worksteal
 
 attack: .venv/.installed
 	PYTHONPATH=tests $(BIN)/python -m attacks --minutes $(ATTACK_MINUTES) $(ATTACK)

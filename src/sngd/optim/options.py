@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sngd.checks import non_negative, shown
+from sngd.state import check_fits
 
 Number = float | Tensor
 
@@ -90,15 +91,8 @@ def check_buffers(groups: Sequence[dict[str, Any]], state: Any) -> None:
     for param in (param for group in groups for param in group["params"]):
         for name in BUFFERS:
             buffer = state.get(param, {}).get(name)
-            if buffer is None:
-                continue
-            whose = f"the {name} of {name_of(param, groups)}"
-            if not isinstance(buffer, Tensor):
-                raise ValueError(f"{whose} must be a tensor, got a value of type {type(buffer).__name__}")
-            if buffer.shape != param.shape:
-                raise ValueError(f"{whose} must have its shape {tuple(param.shape)}, got {tuple(buffer.shape)}")
-            if (buffer.is_floating_point(), buffer.is_complex()) != (param.is_floating_point(), param.is_complex()):
-                raise ValueError(f"{whose} must be of its kind, {param.dtype}, got {buffer.dtype}")
+            if buffer is not None:
+                check_fits(f"the {name}", name_of(param, groups), buffer, param)
 
 
 def name_of(param: Tensor, groups: Sequence[dict[str, Any]]) -> str:
@@ -128,12 +122,8 @@ def check_shapes(
     for name, tensors in lists.items():
         if [tensor.shape for tensor in tensors] == shapes:  # one comparison is quicker than one for each tensor
             continue
-        for index, tensor in enumerate(tensors):
-            if tensor.shape != shapes[index]:
-                raise ValueError(
-                    f"the {name} of {name_of(params[index], groups)} must have its shape "
-                    f"{tuple(shapes[index])}, got {tuple(tensor.shape)}"
-                )
+        for tensor, weight, param in zip(tensors, lists["weights"], params, strict=False):
+            check_fits(f"the {name}", name_of(param, groups), tensor, weight)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

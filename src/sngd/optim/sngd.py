@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from sngd.norms import L2, Norm, find_norm
 from sngd.norms.global_norm import by_kind, host_may_read, ldexp
 from sngd.optim.ball import BallPart
+from sngd.optim.clipped import warn_if_clipped
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
 from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backward, warn_inside_zero
@@ -224,12 +225,15 @@ class SNGD(Optimizer):
         if (found_inf := getattr(self, "found_inf", None)) is not None:
             skip = skip | (found_inf.to(skip.device) > 0)
         self._remember(norms.dual, norms.exponent, skip, scale if cancels else None)
+        if cancels:
+            warn_if_clipped(self, parts, norms)
         decide_here = host_may_read(norms.dual) and not self.defaults["capturable"]
         if decide_here and skip:
             return loss
         for part in parts:
             part.shrink(None if decide_here else skip)
-            _implementation(part)(**part.arguments(norms, None if decide_here else skip))
+            arguments = part.arguments(norms, None if decide_here else skip)
+            _implementation(part, arguments["vectors"])(**arguments)
         return loss
 
     def _remember(self, norm: Tensor, exponent: int, skip: Tensor, scale: Tensor | None) -> None:
@@ -328,7 +332,7 @@ class SNGD(Optimizer):
         self._norm_groups.show_in(self.param_groups)
 
 
-def _implementation(part: Part) -> Callable[..., None]:
+def _implementation(part: Part, vectors: list[Tensor]) -> Callable[..., None]:
     foreach, fused, momentum = (part.group[k] for k in ("foreach", "fused", "momentum"))
     if foreach is False and not fused:
         return _single_tensor_sngd
@@ -337,7 +341,7 @@ def _implementation(part: Part) -> Callable[..., None]:
     if part.params[0].device.type == "cpu" and not (fused or momentum):
         return _foreach_sngd  # on the CPU it is a single list addition, which is quicker than the kernel
     kept = part.buffers if part.group["normalize"] == "gradient" else []
-    return fused_sngd if fused_is_right(part.params, part.vectors, kept) else _foreach_sngd
+    return fused_sngd if fused_is_right(part.params, vectors, kept) else _foreach_sngd
 
 
 def _unscaled(grads: list[Tensor], scale: Tensor) -> list[Tensor]:
