@@ -44,6 +44,7 @@ types: .venv/.installed
 # The pictures that are drawn from the code.
 docs: .venv/.lab
 	$(BIN)/python docs/draw_architecture.py
+	$(BIN)/python docs/draw_norms.py
 
 .venv/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"sngd needs Python 3.11 or newer, this is {v[0]}.{v[1]}; name one with: make PYTHON=python3.12")'

@@ -36,7 +36,8 @@ class Spectral(Norm):
 
     URᵀ is computed by a Newton–Schulz iteration, which needs matrix products only. It moves all singular values towards
     1, but not onto it. With the default, those of at least 1 % of ‖V‖_F come to lie between 0.68 and 1.14, and smaller
-    ones between 0 and 1.21 (``docs/norms.md`` has the measurement). ``dual`` is ⟨V, U⟩ with what was computed.
+    ones between 0 and 1.21 (``docs/norms.md`` has the measurement). ``dual`` is ⟨V, U⟩ with the U that was computed, at
+    most 1.21 times the exact Σσ_i. ``kappa`` is that of the exact norm.
 
     The factor is √(d_out/d_in)/kernel, for vectors √d, for tables (n, d) √d.
 
@@ -66,6 +67,8 @@ class Spectral(Norm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("coefficients", self.coefficients, ("muon", "polar-express", "svd"))
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
+            raise ValueError(f"steps must be a whole number of at least 1, got {shown(self.steps)}")
         count("steps", self.steps)
         count("parts", self.parts)
         if not isinstance(self.transposed, bool):
@@ -75,10 +78,7 @@ class Spectral(Norm):
         if min(m.shape[-2:]) <= 1:  # a vector has one singular value, and needs no iteration
             return normalized(m, (-2, -1))
         if self.coefficients == "svd":
-            u, s, vh = torch.linalg.svd(normalized(m, (-2, -1)), full_matrices=False)
-            rank = s > s[..., :1] * torch.finfo(s.dtype).eps * max(m.shape[-2:])
-            exact: Tensor = (u * rank.unsqueeze(-2)) @ vh
-            return exact
+            return _exact_unit(normalized(m, (-2, -1)))
         dtype = torch.bfloat16 if m.device.type == "cuda" else m.dtype
         return newton_schulz(normalized(m, (-2, -1)).to(dtype), _schedule(self.coefficients, self.steps)).to(m.dtype)
 
@@ -86,23 +86,27 @@ class Spectral(Norm):
     def unit(self, v: Tensor) -> Tensor:
         return self.units([v])[0]
 
+    @torch.no_grad()
     def units(self, vs: Sequence[Tensor]) -> list[Tensor]:
         """``unit`` of each tensor; matrices of one shape, or of its transpose, are computed together."""
-        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
+        alike: dict[tuple[int, int, torch.dtype, torch.device], list[int]] = defaultdict(list)
         stacks = [self._parts_of(v) for v in vs]
-        for i, (_, rows, columns) in enumerate(stack.shape for stack in stacks):
-            alike[min(rows, columns), max(rows, columns)].append(i)
-        units: list[Tensor] = list(vs)
-        for (rows, _), indices in alike.items():
-            wide = [stacks[i] if stacks[i].shape[1] == rows else stacks[i].mT for i in indices]
-            for i, unit in zip(indices, self.bare_unit(torch.cat(wide)).split(self.parts), strict=True):
+        for i, stack in enumerate(stacks):
+            _, rows, columns = stack.shape
+            alike[min(rows, columns), max(rows, columns), stack.dtype, stack.device].append(i)
+        units: list[Tensor] = list(stacks)
+        for (rows, *_), indices in alike.items():
+            wide = torch.cat([stacks[i] if stacks[i].shape[1] == rows else stacks[i].mT for i in indices])
+            together = self.bare_unit(wide) if wide.numel() else torch.zeros_like(wide)
+            for i, unit in zip(indices, together.split(self.parts), strict=True):
                 scaled = (unit if stacks[i].shape[1] == rows else unit.mT) * self.factor_of(vs[i].shape)
                 units[i] = self._stored(scaled, vs[i].shape)
         return units
 
     @torch.no_grad()
     def size(self, w: Tensor) -> Tensor:
-        return self.bare_size(self._parts_of(w)).amax() / self.factor_of(w.shape)
+        parts = self._parts_of(w)
+        return self.bare_size(parts).amax() / self.factor_of(w.shape) if parts.numel() else parts.new_zeros(())
 
     def kappa(self, shape: Sequence[int]) -> float:
         part = weight_of(self._part(shape))
@@ -137,8 +141,8 @@ class Spectral(Norm):
         return parts.reshape(shape).contiguous()
 
     def bare_size(self, m: Tensor) -> Tensor:
-        size: Tensor = torch.linalg.matrix_norm(m, 2)
-        return size
+        finite, some = _finite(m)
+        return torch.where(finite, torch.linalg.matrix_norm(some, 2), torch.nan)
 
     def bare_kappa(self, rows: int, columns: int) -> float:
         return sqrt(min(rows, columns))
@@ -149,6 +153,19 @@ class Spectral(Norm):
         if self.scaled == "adamw":
             return 0.2 * sqrt(max(weight.d_out, weight.columns))
         return per_output(weight, self.table)
+
+
+def _exact_unit(m: Tensor) -> Tensor:
+    """URᵀ over the singular values that are not zero to rounding."""
+    finite, some = _finite(m)
+    u, s, vh = torch.linalg.svd(some, full_matrices=False)
+    rank = s > s[..., :1] * torch.finfo(s.dtype).eps * max(m.shape[-2:])
+    return torch.where(finite[..., None, None], (u * rank.unsqueeze(-2)) @ vh, torch.nan)
+
+
+def _finite(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether all entries of each matrix are finite, and the matrices with finite ones: LAPACK raises at others."""
+    return m.isfinite().all(-1).all(-1), m.nan_to_num(0.0, 0.0, 0.0)
 
 
 def _swapped(shape: Sequence[int]) -> list[int]:
@@ -166,11 +183,16 @@ def _schedule(coefficients: str, steps: int) -> list[Coefficients]:
 
 
 def newton_schulz(x: Tensor, schedule: Sequence[Coefficients]) -> Tensor:
-    """Moves the singular values of each matrix of a batch (…, rows, columns) towards 1; none may be above 1."""
+    """Moves the singular values of each matrix of a batch (…, rows, columns) towards 1; none may be above 1.
+
+    Sums are part of the products (``baddbmm``), as in torch.optim.Muon: in bfloat16 this rounds less.
+    """
     tall = x.shape[-2] > x.shape[-1]
-    if tall:  # so that XXᵀ is the smaller product
-        x = x.mT
+    wide = x.mT if tall else x  # so that XXᵀ is the smaller product
+    batch = wide.reshape(-1, *wide.shape[-2:])
     for a, b, c in schedule:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.mT if tall else x
+        gram = batch @ batch.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        batch = torch.baddbmm(batch, polynomial, batch, beta=a)
+    done = batch.reshape(wide.shape)
+    return done.mT if tall else done

@@ -15,7 +15,7 @@ from sngd.optim.part import Norms, Part, share_of
 class BallPart(Part):
     """A part in which each tensor v takes a step w ← w − α c unit(v) with c = min{1, max_scale ‖v‖*/α}.
 
-    ``exponent`` is 0 unless v itself, as g + λw, would leave the dtype's range.
+    ``exponent`` is 0 unless the whole norm, or v itself, would leave the dtype's range.
     """
 
     _units: list[Tensor] | None = None
@@ -38,12 +38,14 @@ class BallPart(Part):
         return inner(times_power_of_two(self.vectors, shift) if shift else self.vectors, self.units)
 
     def exponent_of_largest(self) -> float:
-        """e such that the largest |v_i| lies in [2^(e−1), 2^e); −inf if all are 0. Tensors on the CPU."""
-        if not all(bool(v.isfinite().all()) for v in self.vectors):  # g + λw may be, where g and w are finite
-            largest = _largest(self.ingredients())
-            if largest < torch.inf:
-                self.scale_ingredients(-frexp(largest)[1])
-                self._units = None
+        """e such that the largest |v_i| lies in [2^(e−1), 2^e); −inf if all are 0. Tensors on the CPU.
+
+        The vectors are computed again, from scaled ingredients: g + λw may overflow, and (1−β)g round to 0.
+        """
+        largest = _largest(self.ingredients())
+        if 0 < largest < torch.inf:
+            self.scale_ingredients(-frexp(largest)[1])
+            self._units = None
         largest = _largest(self.vectors)
         return frexp(largest)[1] + self.exponent if 0 < largest < torch.inf else -torch.inf
 

@@ -31,10 +31,17 @@ def check_options(options: dict[str, Any]) -> None:
         raise ValueError("foreach and fused cannot both be True: choose one")
 
 
-def check_norms(groups: Sequence[dict[str, Any]], saved: Sequence[dict[str, Any]]) -> None:
-    """ValueError if a saved param group was made with another norm; one without a norm is another optimizer's."""
-    for index, (group, other) in enumerate(zip(groups, saved, strict=False)):  # torch checks their number
-        own, loaded = str(group["norm"]), other.get("norm")
+def check_norms(groups: Sequence[dict[str, Any]], saved: Mapping[str, Any]) -> None:
+    """ValueError if a saved param group was made with another norm.
+
+    A group without a norm is one that SNGD saved when it had the l2 norm alone, or another optimizer's. All of these
+    lack ``skipped_steps``, and fit every norm.
+    """
+    default = "l2" if "skipped_steps" in saved else None
+    for index, (group, other) in enumerate(
+        zip(groups, saved["param_groups"], strict=False)
+    ):  # torch checks their number
+        own, loaded = str(group["norm"]), other.get("norm", default)
         if loaded is not None and str(loaded) != own:
             raise ValueError(f"the norm of param group {index} is {own}, but the saved one's is {shown(loaded)}")
 
