@@ -83,7 +83,7 @@ class Spectral(Norm):
             wide = [matrices[i] if matrices[i].shape[0] == rows else matrices[i].mT for i in indices]
             for i, unit in zip(indices, self.bare_unit(torch.stack(wide)).unbind(), strict=True):
                 whole_unit = unit if matrices[i].shape[0] == rows else unit.mT
-                units[i] = (whole_unit * self.factor_of(vs[i].shape)).reshape(vs[i].shape)
+                units[i] = (whole_unit * self.factor_of(vs[i].shape)).reshape(vs[i].shape).contiguous()
         return units
 
     def bare_size(self, m: Tensor) -> Tensor:

@@ -216,7 +216,8 @@ class SNGD(Optimizer):
             return loss
         for part in parts:
             part.shrink(None if decide_here else skip)
-            _implementation(part)(**part.arguments(norms, None if decide_here else skip))
+            arguments = part.arguments(norms, None if decide_here else skip)
+            _implementation(part, arguments["vectors"])(**arguments)
         return loss
 
     def _remember(self, norm: Tensor, exponent: int, skip: Tensor, scale: Tensor | None) -> None:
@@ -310,7 +311,7 @@ class SNGD(Optimizer):
         self._norm_groups.show_in(self.param_groups)
 
 
-def _implementation(part: Part) -> Callable[..., None]:
+def _implementation(part: Part, vectors: list[Tensor]) -> Callable[..., None]:
     foreach, fused, momentum = (part.group[k] for k in ("foreach", "fused", "momentum"))
     if foreach is False and not fused:
         return _single_tensor_sngd
@@ -319,7 +320,7 @@ def _implementation(part: Part) -> Callable[..., None]:
     if part.params[0].device.type == "cpu" and not (fused or momentum):
         return _foreach_sngd  # on the CPU it is a single list addition, which is quicker than the kernel
     kept = part.buffers if part.group["normalize"] == "gradient" else []
-    return fused_sngd if fused_is_right(part.params, part.vectors, kept) else _foreach_sngd
+    return fused_sngd if fused_is_right(part.params, vectors, kept) else _foreach_sngd
 
 
 def _unscaled(grads: list[Tensor], scale: Tensor) -> list[Tensor]:
