@@ -18,9 +18,10 @@ class Col(Norm):
     """
 
     name: ClassVar[str] = "col"
+    reduced: ClassVar[tuple[int, ...]] = (-2,)
 
     def bare_unit(self, m: Tensor) -> Tensor:
-        return normalized(m, -2)
+        return normalized(m, self.reduced)
 
     def bare_size(self, m: Tensor) -> Tensor:
         size: Tensor = torch.linalg.vector_norm(m, dim=-2).amax(-1)

@@ -19,9 +19,10 @@ class Row(Norm):
     """
 
     name: ClassVar[str] = "row"
+    reduced: ClassVar[tuple[int, ...]] = (-1,)
 
     def bare_unit(self, m: Tensor) -> Tensor:
-        return normalized(m, -1)
+        return normalized(m, self.reduced)
 
     def bare_size(self, m: Tensor) -> Tensor:
         size: Tensor = torch.linalg.vector_norm(m, dim=-1).amax(-1)

@@ -93,7 +93,7 @@ def _sums(joint: Sequence[Part], balls: Sequence[BallPart], everywhere: Everywhe
     for part in (*joint, *balls):
         spreads.setdefault(part.spread, []).append(part)
     sums = {
-        spread: _sums_here(some, exponent, some[0].params[0].device if some else everywhere[spread])
+        spread: _sums_here(some, exponent, everywhere[spread] if spread in everywhere else some[0].params[0].device)
         for spread, some in spreads.items()
     }
     return _Sums(*sum_over_ranks(sums).unbind())
