@@ -31,3 +31,15 @@ def test_every_implementation_takes_the_same_steps(norm: Norm, momentum):
     for ws in stepped[1:]:
         for w, expected in zip(ws, stepped[0], strict=True):
             torch.testing.assert_close(w, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", [*NORMS, "spectral(coefficients=svd)"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_gradient_that_is_not_finite_is_skipped(norm, bad):
+    w = nn.Parameter(torch.zeros(3, 2))
+    w.grad = torch.ones(3, 2)
+    w.grad[1, 0] = bad
+    optimizer = sngd.SNGD([w], lr=0.1, norm=norm)
+    optimizer.step()
+    assert optimizer.skipped_steps == 1
+    assert not w.any()

@@ -33,7 +33,7 @@ class Weight(NamedTuple):
 def weight_of(shape: Sequence[int]) -> Weight:
     """The sizes of a weight of this shape."""
     d_out, d_in, *kernel = [*shape, 1, 1][: max(2, len(shape))]
-    return Weight(d_out, d_in, prod(map(int, kernel)))
+    return Weight(d_out, d_in, prod(kernel))
 
 
 @dataclass(frozen=True)

@@ -103,6 +103,11 @@ def sharded_units(
         return list(units(parts))
     if norm.by_entry:
         return _scaled(norm, [norm.bare_unit(as_matrix(part)) for part in parts], parts, layouts)
+    if torch.compiler.is_compiling():  # torch 2.13 has been seen to leave out all-reduces that the placements need
+        raise RuntimeError(
+            f"torch.compile cannot take a step with norm {norm.name} on sharded weights, because ranks exchange "
+            "parts of them: call this optimizer's step without it (the norms l2 and sign can be compiled)"
+        )
     if norm.reduced is not None and all(_splits(layout) is not None for layout in layouts):
         return _scaled(norm, _normalized(parts, layouts, norm.reduced), parts, layouts)
     if any(layout.box(layout.here) is None for layout in layouts):
@@ -198,7 +203,7 @@ def _units_of_full_tensors(
     own = []
     for unit, (_, mesh, placements, _) in zip(units(wholes), layouts, strict=True):
         replicated = DTensor.from_local(unit, mesh, [Replicate()] * mesh.ndim, run_check=False)
-        own.append(replicated.redistribute(placements=placements).to_local())
+        own.append(replicated.redistribute(placements=placements).to_local().contiguous())
     return own
 
 

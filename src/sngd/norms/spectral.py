@@ -65,7 +65,8 @@ class Spectral(Norm):
         if min(m.shape[-2:]) <= 1:  # a vector has one singular value, and needs no iteration
             return normalized(m, (-2, -1))
         if self.coefficients == "svd":
-            u, s, vh = torch.linalg.svd(normalized(m, (-2, -1)), full_matrices=False)
+            finite = normalized(m, (-2, -1)).nan_to_num(0, 0, 0)  # else svd raises; ⟨m, unit⟩ is still not finite
+            u, s, vh = torch.linalg.svd(finite, full_matrices=False)
             rank = s > s[..., :1] * torch.finfo(s.dtype).eps * max(m.shape[-2:])
             exact: Tensor = (u * rank.unsqueeze(-2)) @ vh
             return exact

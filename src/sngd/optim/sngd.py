@@ -86,9 +86,11 @@ class SNGD(Optimizer):
     nan is skipped.
 
     For DTensors (``fully_shard``, ``parallelize_module``) the norm is that of the whole tensors: a step issues one
-    all-reduce of a few numbers for each mesh dimension over which something is sharded. Buffers are sharded like the
-    parameters. Plain tensors on other ranks (pipeline stages, experts, ``ZeroRedundancyOptimizer``) are part of the
-    norm only if ``norm_group`` names these ranks.
+    all-reduce of a few numbers for each mesh dimension over which something is sharded. Norms other than l2 are those
+    of whole tensors too; ``layer``, ``row`` and ``col`` reduce what is split, and ``spectral`` gathers each matrix on
+    one rank, so that ranks share the work (``sngd.norms.sharded``). Buffers are sharded like the parameters. Plain
+    tensors on other ranks (pipeline stages, experts, ``ZeroRedundancyOptimizer``) are part of the norm only if
+    ``norm_group`` names these ranks.
 
     Args:
         params: parameters or param groups. Every option but ``capturable`` may differ by group; each group steps
