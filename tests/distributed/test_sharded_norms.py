@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from ranks import on_ranks
-from regression import LR, assert_equal_weights, share, train, whole
+from regression import LR, assert_equal_weights, data, share, train, whole
 from torch import nn
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import sngd
-from sngd.norms import Norm, find_norm
+from sngd.norms import Norm, Row, find_norm
 from sngd.norms.norm import Weight
 
 pytestmark = pytest.mark.slow
@@ -47,6 +47,14 @@ class Largest(Norm):
 
     def factor(self, weight: Weight):  # noqa: ARG002
         return 1.0
+
+
+@dataclass(frozen=True)
+class Peaks(Row):
+    """A user's norm made of ``row``, whose unit needs more of the row than its 2-norm."""
+
+    def bare_unit(self, m):
+        return super().bare_unit(m) * (m.abs() == m.abs().amax(-1, keepdim=True))
 
 
 NORMS = {
@@ -180,7 +188,7 @@ def many_placements():
     grid = init_device_mesh("cpu", (2, 2), mesh_dim_names=("row", "column"))
     flipped = init_device_mesh("cpu", (1, 4))
     wholes, grads = random_tensors(torch.float64)
-    for norm in ("sign", "layer", "row", "col(table=True)", "spectral(scaled=max)", Largest()):
+    for norm in ("sign", "layer", "row", "col(table=True)", "spectral(scaled=max)", Largest(), Peaks()):
         expected, expected_norm = steps_of(norm, wholes, grads, lambda t: t.clone())
         for mesh, placements in (
             (line, [Shard(0)]),
@@ -211,7 +219,7 @@ def sizes_and_dtypes():
             wholes = [0 * w for w in wholes]  # so that nothing of the step is rounded away
             expected, expected_norm = steps_of(norm, wholes, grads, lambda t: t.clone())
             for placement in (Shard(0), Shard(1)):
-                stepped, norm_here = steps_of(norm, wholes, grads, placing(mesh, [placement]))
+                stepped, norm_here = steps_of(norm, wholes, grads, placing(mesh, [placement]), kahan_sum=True)
                 torch.testing.assert_close(norm_here, expected_norm, rtol=1e-5, atol=0)
                 torch.testing.assert_close(stepped, expected, rtol=tolerance, atol=tolerance * LR)
 
@@ -369,6 +377,30 @@ def overflow():
 
 def test_sums_beyond_the_range_on_one_rank_are_scaled_on_all():
     on_ranks(2, overflow)
+
+
+def scaled():
+    """A step of which one rank's loss is inf is skipped by all; the loss scale does not reach the others."""
+    for norm in ("sign", "layer", "spectral"):
+        model, scaled_model = fsdp(net(dtype=torch.float32)), fsdp(net(dtype=torch.float32))
+        x, y = (tensor[share()] for tensor in data(torch.float32))
+        optimizers = [sngd.SNGD(m.parameters(), lr=LR, norm=norm, weight_decay=0.1) for m in (model, scaled_model)]
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
+        for step in range(4):
+            norms = train(model, optimizers[0], share(), steps=1) if step != 2 else [None]
+            optimizers[1].zero_grad()
+            loss = nn.functional.mse_loss(scaled_model(x), y)
+            scaler.scale(loss * (torch.inf if step == 2 and dist.get_rank() == 0 else 1)).backward()
+            scaler.step(optimizers[1])
+            scaler.update()
+            assert norms[0] in (None, pytest.approx(optimizers[1].last_norm.item(), rel=1e-4))
+        assert optimizers[1].skipped_steps == 1
+        for ours, theirs in zip(scaled_model.parameters(), model.parameters(), strict=True):
+            torch.testing.assert_close(whole(ours), whole(theirs), rtol=1e-4, atol=1e-4)
+
+
+def test_a_grad_scaler():
+    on_ranks(2, scaled)
 
 
 def checked(optimizer, params, expected, expected_norm):

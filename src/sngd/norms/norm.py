@@ -70,6 +70,12 @@ class Norm(ABC):
     by_entry: ClassVar[bool] = False  # whether an entry of unit(v) depends on no other entry of v
     reduced: ClassVar[tuple[int, ...] | None] = None  # the ``dim`` for which ``bare_unit(m)`` is ``normalized(m, dim)``
 
+    def __init_subclass__(cls) -> None:
+        """Forget what a base class says of its own unit steps if this class computes others."""
+        own = vars(cls)
+        if own.keys() & {"bare_unit", "unit", "units"}:
+            cls.by_entry, cls.reduced = own.get("by_entry", False), own.get("reduced")
+
     def __post_init__(self) -> None:
         if self.scaled not in self.scalings:
             raise ValueError(f"scaled must be one of {', '.join(map(str, self.scalings))}, got {shown(self.scaled)}")

@@ -220,12 +220,15 @@ def _units_on_owners(
     wide = torch.promote_types(parts[0].dtype, torch.float32)
     route, here = _Route(layouts, wide), layouts[0].here
     gathered = route.to_owners({(i, here): part.to(route.nothing) for i, part in enumerate(parts)})
-    wholes = {i: route.nothing.new_empty(layouts[i].shape) for i, _ in gathered}
-    for (i, coordinate), part in gathered.items():
+    items = list(gathered)
+    wholes = {i: route.nothing.new_empty(layouts[i].shape) for i, _ in items}
+    for i, coordinate in items:
         place = wholes[i][_known_box(layouts[i], coordinate)]
-        place.copy_(part.view(place.shape))
+        place.copy_(gathered[i, coordinate].view(place.shape))
+    gathered.clear()  # which frees memory
     whole_units = dict(zip(wholes, units(list(wholes.values())) if wholes else [], strict=True))
-    own = route.back({(i, place): whole_units[i][_known_box(layouts[i], place)] for i, place in gathered})
+    wholes.clear()
+    own = route.back({(i, coordinate): whole_units[i][_known_box(layouts[i], coordinate)] for i, coordinate in items})
     return [own[i, here].view(part.shape).to(part.device) for i, part in enumerate(parts)]
 
 

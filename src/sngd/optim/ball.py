@@ -51,11 +51,10 @@ class BallPart(Part):
 
     def dual(self, exponent: int = 0) -> Tensor:
         """Σ ‖v‖* · 2^−exponent, 0-d; of DTensors, this rank's part of it."""
-        shift = self.exponent - exponent
-        if not self.vectors:
-            assert self.units == []  # other ranks wait for this one
+        shift, units = self.exponent - exponent, self.units  # also without vectors, because other ranks wait
+        if not units:
             return torch.zeros((), device=self.everywhere[0].device)
-        return inner(times_power_of_two(self.vectors, shift) if shift else self.vectors, self.units)
+        return inner(times_power_of_two(self.vectors, shift) if shift else self.vectors, units)
 
     def exponent_of_largest(self) -> float:
         """e such that the largest |v_i| lies in [2^(e−1), 2^e); −inf if all are 0. Tensors on the CPU."""
@@ -71,11 +70,9 @@ class BallPart(Part):
     def _over_mesh(self, value: float) -> float:
         """The largest value of all ranks that have parts of the same tensors, because they must decide alike."""
         mesh = (self.spread[0], ())
-        return (
-            max_over_ranks({mesh: torch.tensor(value, dtype=torch.float64, device="cpu")}).item()
-            if is_shared(mesh)
-            else value
-        )
+        if not is_shared(mesh):
+            return value
+        return max_over_ranks({mesh: torch.tensor(value, dtype=torch.float64, device="cpu")}).item()
 
     def direction(self, norms: Norms, lr: Number) -> tuple[list[Tensor], Tensor]:
         return self.units, share_of(norms, lr, self.group["max_scale"], self.params[0].device)
