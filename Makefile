@@ -26,9 +26,10 @@ check: lint types
 test: lint types suite
 
 # Tracing lines makes tests a third slower: coverage is that of the fast ones, and they fail before the slow ones begin.
+# Of these each process begins with a half of its own, so that few are the libraries, runs and studies made in both.
 suite: .venv/.installed
 	$(BIN)/pytest -m "not slow" --cov
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --dist worksteal
 
 attack: .venv/.installed
 	PYTHONPATH=tests $(BIN)/python -m attacks --minutes $(ATTACK_MINUTES) $(ATTACK)
@@ -43,6 +44,7 @@ types: .venv/.installed
 # The pictures that are drawn from the code.
 docs: .venv/.lab
 	$(BIN)/python docs/draw_architecture.py
+	$(BIN)/python docs/draw_norms.py
 
 .venv/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"sngd needs Python 3.11 or newer, this is {v[0]}.{v[1]}; name one with: make PYTHON=python3.12")'

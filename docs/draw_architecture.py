@@ -25,7 +25,7 @@ FLOORS = [
     [".", "studies", "."],
     [".", "training", "."],
     [".", ".", "problems"],
-    ["diagnose", ".", "."],
+    ["diagnose", "param_groups", "."],
     ["estimators", "optim", "theory"],
     ["iterates", "norms", "stages"],
     ["state", "cost", "files"],

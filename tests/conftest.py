@@ -1,17 +1,51 @@
 """Settings shared by all tests, and their order: those marked slow come last."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-import torch
 from hypothesis import settings
 
-sys.path.insert(0, str(Path(__file__).parent))  # so that tests can say `from reference.… import …`
+TESTS = Path(__file__).parent
+SLOW = [TESTS / "distributed", TESTS / "ecosystem"]  # what is tested there takes seconds to import
 
-torch.set_num_threads(1)
+sys.path.insert(0, str(TESTS))  # so that tests can say `from reference.… import …`
+
 settings.register_profile("sngd", deadline=None, derandomize=True, max_examples=100)
 settings.load_profile("sngd")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    import torch  # here, because xdist's first process, which waits for its workers, tests nothing
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """A study that a test does here has forked workers; those of a command line in a process of its own are spawned."""
+    import multiprocessing
+
+    from forked import FORKED
+    from sngd.studies.execution import parallel
+
+    forking = SimpleNamespace(get_context=lambda _: FORKED, parent_process=multiprocessing.parent_process)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parallel, "multiprocessing", forking)
+        yield
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Whoever wants the fast tests alone does not wait for the imports of the slow ones either."""
+    return (collection_path in SLOW and config.option.markexpr == "not slow") or None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if not set(SLOW).isdisjoint(item.path.parents):
+        item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(trylast=True)  # after hooks that add marks

@@ -12,7 +12,8 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import draw_architecture as architecture  # noqa: E402
 
-LIBRARY = ["diagnose", "estimators", "optim", "theory", "iterates", "norms", "stages", "state", "sharding", "checks"]
+LIBRARY = ["diagnose", "param_groups", "estimators", "optim", "theory", "iterates", "norms", "stages"]
+LIBRARY += ["state", "sharding", "checks"]
 PACKAGES = {  # that a room's import may import; any other waits until it is used
     **{room: {"torch"} for room in LIBRARY},
     **{room: set() for room in ("theory", "stages", "checks", "cost", "files", "slug")},

@@ -27,7 +27,8 @@ def test_that_leaves_a_line(kind, n):
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_slow_tests_come_last_and_others_keep_their_order(tmp_path, workers):
-    shutil.copy(Path(__file__).parent / "conftest.py", tmp_path)
+    for name in ("conftest.py", "forked.py"):
+        shutil.copy(Path(__file__).parent / name, tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = slow\n")
     (tmp_path / "test_some.py").write_text(A_FOLDER_OF_TESTS)
     subprocess.run([sys.executable, "-m", "pytest", "-n", workers], cwd=tmp_path, check=True, stdout=subprocess.PIPE)

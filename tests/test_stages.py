@@ -11,10 +11,13 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sngd.stages import Stage, StagePlan, constant, geometric, harmonic, multistep, poly, warmed_up
+from sngd.stages import Stage, StagePlan, agnostic, constant, geometric, harmonic, multistep, poly, warmed_up
 
 lrs = st.floats(1e-6, 1e3)
 triples = st.lists(st.tuples(lrs, st.integers(1, 20), st.floats(1e-3, 1e3)), min_size=1, max_size=12)
+
+
+ALLOWED = "a Stage, (lr, steps), (lr, steps, weight) or (lr, steps, weight, momentum)"
 
 
 def exactly(message: str) -> str:
@@ -42,6 +45,9 @@ def test_stage_has_plain_numbers_and_weight_one():
         ((0.1, 2.5), "steps must be a whole number of at least 1, got 2.5"),
         ((0.1, 1, 0.0), "weight must be finite and greater than 0, got 0.0"),
         ((0.1, 1, math.inf), "weight must be finite and greater than 0, got inf"),
+        ((0.1, 1, 1.0, 0.0), "momentum must be in (0, 1), got 0.0"),
+        ((0.1, 1, 1.0, 1), "momentum must be in (0, 1), got 1"),
+        ((0.1, 1, 1.0, "0.9"), "momentum must be in (0, 1), got '0.9'"),
     ],
 )
 def test_stage_rejects(arguments, message):
@@ -135,9 +141,11 @@ def test_repr_tells_the_plan_at_any_length():
     [
         ([], "stages must hold at least one stage, got none"),
         ([(0.1, 1), (0.1, 0)], "stages[1]: steps must be a whole number of at least 1, got 0"),
-        ((0.1, 5), "stages[0] must be a Stage, (lr, steps) or (lr, steps, weight), got 0.1"),
-        ([(0.1, 1), (0.1,)], "stages[1] must be a Stage, (lr, steps) or (lr, steps, weight), got (0.1,)"),
-        ([[0.1, 1, 1, 1]], "stages[0] must be a Stage, (lr, steps) or (lr, steps, weight), got [0.1, 1, 1, 1]"),
+        ((0.1, 5), f"stages[0] must be {ALLOWED}, got 0.1"),
+        ([(0.1, 1), (0.1,)], f"stages[1] must be {ALLOWED}, got (0.1,)"),
+        ([[0.1, 1, 1, 0.5, 1]], f"stages[0] must be {ALLOWED}, got [0.1, 1, 1, 0.5, 1]"),
+        ([[0.1, 1, 1, 1]], "stages[0]: momentum must be in (0, 1), got 1"),
+        ([(0.1, 1, 1, 0.5), (0.1, 1)], "stages[1] must have a momentum, as other stages have one"),
     ],
 )
 def test_plan_rejects(stages, message):
@@ -301,3 +309,33 @@ def test_a_warm_up_must_fit(steps, parts):
         ValueError, match=f"^steps must be at least stages = {parts} and less than the plan's 10, got {steps}$"
     ):
         warmed_up(constant(0.1, 10), steps, parts)
+
+
+# --- momentum
+
+
+def test_a_plan_with_momentum_goes_through_lists():
+    plan = StagePlan([(0.5, 3, 2.0, 0.25), Stage(0.1, 4, momentum=0.5)])
+    assert plan.as_list() == [[0.5, 3, 2.0, 0.25], [0.1, 4, 1.0, 0.5]]
+    assert StagePlan.from_list(json.loads(json.dumps(plan.as_list()))) == plan
+    assert plan.sets_momentum
+    assert not constant(0.1, 3).sets_momentum
+    assert "(momentum 0.25)" in repr(plan)
+    assert [stage.momentum for stage in warmed_up(plan, 5, 2)] == [0.5, 0.5, 0.5]
+
+
+@given(lr=lrs, steps=st.integers(1, 5000))
+def test_agnostic_follows_the_published_powers_of_the_step(lr, steps):
+    """α s^(−3/4) and 1 − s^(−1/2) at the first step s of every stage; in between they are less than 2^(3/4), √2 off."""
+    plan = agnostic(lr, steps)
+    assert plan.steps == steps
+    assert len(plan) == math.floor(math.log2(steps)) + 1
+    for s in {1, 2, 3, 4, 5, steps // 2 + 1, steps}:
+        if s > steps:
+            continue
+        stage = plan[plan.stage_at(s - 1)]
+        assert 1 - 1e-12 <= stage.lr / (lr * s**-0.75) < 2**0.75
+        if s > 1:
+            assert 1 - 1e-12 <= (1 - stage.momentum) / s**-0.5 < math.sqrt(2)
+        assert plan.iterate_weight(s - 1) == pytest.approx(stage.lr, rel=1e-12)
+    assert plan[0].momentum == pytest.approx(1 - math.sqrt(0.5))

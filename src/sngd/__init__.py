@@ -3,5 +3,6 @@
 from sngd import estimators, norms, stages, theory
 from sngd.iterates import RandomIterate
 from sngd.optim import SNGD, Perturbed, StagewiseLR
+from sngd.param_groups import groups
 
-__all__ = ["SNGD", "Perturbed", "RandomIterate", "StagewiseLR", "estimators", "norms", "stages", "theory"]
+__all__ = ["SNGD", "Perturbed", "RandomIterate", "StagewiseLR", "estimators", "groups", "norms", "stages", "theory"]

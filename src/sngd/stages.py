@@ -11,10 +11,12 @@ the triples (α_t, M_t, p_{t+1}):
 | `multistep`  | α, divided at milestones    | from milestone to milestone  | 1              | §5, v2               |
 | `harmonic`   | ρ / (t + 1)                 | ⌈S / α_t⌉                    | 1 / α_t        | Corollary 1          |
 | `geometric`  | ρ^(t + 1)                   | ⌈S / α_t⌉                    | (2ρ)^−(t + 1)  | Corollary 2          |
+| `agnostic`   | α 2^(−3t/4)                 | 2^t steps                    | α_t M_t        | Hübler et al. 2024   |
 
-`warmed_up` makes any of them begin with a rising learning rate.
+`agnostic` sets the momentum of every stage too. `warmed_up` makes any of them begin with a rising learning rate.
 
-Write any other plan as a list: `StagePlan([(0.5, 100), (0.1, 500)])`. `sngd.optim.stagewise.StagewiseLR` sets an
+Write any other plan as a list: `StagePlan([(0.5, 100), (0.1, 500)])`; a third number is a stage's weight, a fourth its
+momentum. `sngd.optim.stagewise.StagewiseLR` sets an
 optimizer's learning rates from a plan; `sngd.iterates.RandomIterate` draws the output.
 """
 
@@ -22,7 +24,7 @@ import math
 import operator
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Self
 
@@ -36,6 +38,7 @@ class Stage:
         steps: M_t ≥ 1.
         weight: p_{t+1} > 0, relative to the other stages' weights; the paper's bounds (Theorems 3 and 4) assume
             weights that never decrease from stage to stage.
+        momentum: β_t in (0, 1) for the steps of this stage; None leaves the optimizer's momentum alone.
 
     Raises:
         ValueError: if a value is out of its range or not finite.
@@ -44,12 +47,15 @@ class Stage:
     lr: float
     steps: int
     weight: float = 1.0
+    momentum: float | None = None
 
     def __post_init__(self) -> None:
         # Convert numpy's numbers to plain ones, because a plan goes into JSON and into weights-only checkpoints.
         object.__setattr__(self, "lr", _positive("lr", self.lr))
         object.__setattr__(self, "steps", _count("steps", self.steps))
         object.__setattr__(self, "weight", _positive("weight", self.weight))
+        if self.momentum is not None:
+            object.__setattr__(self, "momentum", _momentum(self.momentum))
 
     @classmethod
     def covering(cls, lr: float, distance: float, weight: float = 1.0) -> Self:
@@ -72,7 +78,8 @@ class StagePlan(tuple[Stage, ...]):
     """An immutable sequence of stages, one after the other; after its last step the last stage goes on.
 
     Args:
-        stages: at least one stage, each a `Stage`, `(lr, steps)` or `(lr, steps, weight)`.
+        stages: at least one stage, each a `Stage`, `(lr, steps)`, `(lr, steps, weight)` or
+            `(lr, steps, weight, momentum)`; either all stages have a momentum or none.
 
     Raises:
         ValueError: if there is no stage, or a stage is malformed; the message gives its index.
@@ -89,6 +96,9 @@ class StagePlan(tuple[Stage, ...]):
         plan = super().__new__(cls, [_as_stage(index, item) for index, item in enumerate(stages)])
         if not plan:
             raise ValueError("stages must hold at least one stage, got none")
+        without = [index for index, stage in enumerate(plan) if stage.momentum is None]
+        if without and len(without) < len(plan):
+            raise ValueError(f"stages[{without[0]}] must have a momentum, as other stages have one")
         plan._ends = tuple(accumulate(stage.steps for stage in plan))
         return plan
 
@@ -96,6 +106,11 @@ class StagePlan(tuple[Stage, ...]):
     def steps(self) -> int:
         """Σ M_t, the steps of all stages together."""
         return self._ends[-1]
+
+    @property
+    def sets_momentum(self) -> bool:
+        """Whether the stages have a momentum."""
+        return self[0].momentum is not None
 
     def stage_at(self, step: int) -> int:
         """Index of the stage that takes step number `step` ≥ 0, counted from the start; O(log T)."""
@@ -118,8 +133,11 @@ class StagePlan(tuple[Stage, ...]):
         return stage.weight / stage.steps
 
     def as_list(self) -> list[list[float]]:
-        """`[[lr, steps, weight], …]`: plain lists and numbers, for JSON and checkpoints."""
-        return [[stage.lr, stage.steps, stage.weight] for stage in self]
+        """`[[lr, steps, weight], …]`, momentum last if the plan has it: plain numbers, for JSON and checkpoints."""
+        return [
+            [stage.lr, stage.steps, stage.weight] + ([] if stage.momentum is None else [stage.momentum])
+            for stage in self
+        ]
 
     @classmethod
     def from_list(cls, stages: Iterable[Sequence[float]]) -> Self:
@@ -139,7 +157,7 @@ def _as_stage(index: int, item: Stage | Sequence[float]) -> Stage:
     try:
         return Stage(*item)  # type: ignore[arg-type]
     except TypeError:
-        allowed = "a Stage, (lr, steps) or (lr, steps, weight)"
+        allowed = "a Stage, (lr, steps), (lr, steps, weight) or (lr, steps, weight, momentum)"
         raise ValueError(f"stages[{index}] must be {allowed}, got {_shown(item)}") from None
     except ValueError as error:
         raise ValueError(f"stages[{index}]: {error}") from None
@@ -147,7 +165,8 @@ def _as_stage(index: int, item: Stage | Sequence[float]) -> Stage:
 
 def _brief(stage: Stage) -> str:
     weight = "" if stage.weight == 1 else f" (weight {stage.weight:g})"
-    return f"{stage.lr:g} × {stage.steps}{weight}"
+    momentum = "" if stage.momentum is None else f" (momentum {stage.momentum:g})"
+    return f"{stage.lr:g} × {stage.steps}{weight}{momentum}"
 
 
 def constant(lr: float, steps: int) -> StagePlan:
@@ -215,8 +234,8 @@ def warmed_up(plan: StagePlan, steps: int, stages: int = 5) -> StagePlan:
     """`plan` with its first `steps` steps replaced by `stages` stages in which the learning rate rises linearly.
 
     Let α be the plan's learning rate after `steps` steps. Stage i = 0, 1, … of the rise has the learning rate
-    α (i + 1)/(stages + 1), and the weight that the plan has after `steps` steps. Goyal et al. 2017 use such a rise for
-    large batches and large first steps.
+    α (i + 1)/(stages + 1), and the weight and momentum that the plan has after `steps` steps. Goyal et al. 2017
+    use such a rise for large batches and large first steps.
 
     Args:
         plan: at least `steps` + 1 steps long.
@@ -238,10 +257,10 @@ def warmed_up(plan: StagePlan, steps: int, stages: int = 5) -> StagePlan:
     there, left = plan[index], plan._ends[index] - steps
     ends = [round(steps * i / stages) for i in range(stages + 1)]
     rise = [
-        Stage(there.lr * (i + 1) / (stages + 1), end - start, there.weight)
+        replace(there, lr=there.lr * (i + 1) / (stages + 1), steps=end - start)
         for i, (start, end) in enumerate(pairwise(ends))
     ]
-    return StagePlan([*rise, Stage(there.lr, left, there.weight), *plan[index + 1 :]])
+    return StagePlan([*rise, replace(there, steps=left), *plan[index + 1 :]])
 
 
 def harmonic(rho: float, stages: int, distance: float) -> StagePlan:
@@ -280,12 +299,49 @@ def geometric(rho: float, stages: int, distance: float) -> StagePlan:
     return StagePlan(Stage.covering(rho**t, distance, weight=(2 * rho) ** -t) for t in range(1, stages + 1))
 
 
+def agnostic(lr: float, steps: int) -> StagePlan:
+    """α_t = α 2^(−3t/4), M_t = 2^t, β_t = 1 − 2^(−t/2): a plan that needs none of the problem's constants.
+
+    Hübler, Yang, Li and He (2024), Parameter-Agnostic Optimization under Relaxed Smoothness, lower the learning rate
+    of normalized steps like s^(−3/4) and raise the momentum like 1 − s^(−1/2), where s = 1, 2, … counts the steps. Here
+    both change when s is a power of two, so that N steps are about log₂ N stages. Whatever α is, E‖∇F(w̄)‖ then falls
+    like N^(−1/4) log N; a better α makes it smaller by a factor only. Iterates weigh as much as their learning rate.
+
+    The plan is for a momentum that is normalized, `SNGD(momentum=…, normalize="momentum")`. Stage 0 is one step. SNGD's
+    mean begins at zero, so this step follows the gradient whatever β_0 is; β_0 is set to β_1.
+
+    Args:
+        lr: α > 0, the learning rate of the first step.
+        steps: N ≥ 1, of all stages together; the last stage may be shorter than 2^t.
+
+    Raises:
+        ValueError: if a value is out of its range.
+
+    Example:
+        >>> [(round(stage.lr, 3), stage.steps, round(stage.momentum, 3)) for stage in agnostic(1.0, 5)]
+        [(1.0, 1, 0.293), (0.595, 2, 0.293), (0.354, 2, 0.5)]
+    """
+    lr, steps = _positive("lr", lr), _count("steps", steps)
+    return StagePlan(_agnostic_stage(lr, t, min(2**t, steps + 1 - 2**t)) for t in range(steps.bit_length()))
+
+
+def _agnostic_stage(lr: float, t: int, steps: int) -> Stage:
+    lr *= 2 ** (-0.75 * t)
+    return Stage(lr, steps, weight=lr * steps, momentum=1 - 2 ** (-max(t, 1) / 2))
+
+
 # The wording of ``sngd.checks``, which this file does not import: it can be used where torch is not installed.
 
 
 def _positive(name: str, value: float) -> float:
     if not hasattr(value, "__float__") or not 0 < _float(value) < math.inf:
         raise ValueError(f"{name} must be finite and greater than 0, got {_shown(value)}")
+    return float(value)
+
+
+def _momentum(value: float) -> float:
+    if not hasattr(value, "__float__") or not 0 < _float(value) < 1:
+        raise ValueError(f"momentum must be in (0, 1), got {_shown(value)}")
     return float(value)
 
 

@@ -38,14 +38,19 @@ def fitted(what: str, tensors: Sequence[Tensor], params: Sequence[Tensor], names
     if len(tensors) != len(params):
         raise ValueError(f"{what} must hold {len(params)} tensors, got {len(tensors)}")
     for tensor, param, name in zip(tensors, params, names, strict=True):
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{what} must hold a tensor for {name}, got {type(tensor).__name__}")
-        if tensor.shape != param.shape:
-            shapes = tuple(param.shape), tuple(tensor.shape)
-            raise ValueError(f"{what} must have shape {shapes[0]} for {name}, got {shapes[1]}")
-        if tensor.dtype != param.dtype and _kind(tensor) != _kind(param):
-            raise ValueError(f"{what} must be {_kind(param)} ({param.dtype}) for {name}, got {tensor.dtype}")
+        check_fits(what, name, tensor, param)
     return [t if _alike(t, p) else placed_like(t, p) for t, p in zip(tensors, params, strict=True)]
+
+
+def check_fits(what: str, name: str, value: object, param: Tensor) -> Tensor:
+    """``value``; ValueError unless it is a tensor of the shape and kind of dtype of ``param``, which ``name`` names."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{what} must be a tensor for {name}, got {shown(value)}")
+    if value.shape != param.shape:
+        raise ValueError(f"{what} must have shape {tuple(param.shape)} for {name}, got {tuple(value.shape)}")
+    if value.dtype != param.dtype and _kind(value) != _kind(param):
+        raise ValueError(f"{what} must be {_kind(param)} ({param.dtype}) for {name}, got {value.dtype}")
+    return value
 
 
 def _kind(tensor: Tensor) -> str:

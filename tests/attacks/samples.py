@@ -102,7 +102,7 @@ def study_files(folder: Path) -> dict[str, dict[str, bytes]]:
 
 def plans() -> list[dict[str, Any]]:
     """What ``sngd plan METHOD --json`` prints."""
-    names = ("sngd", "sgd", "spider-sfo", "s-sngd:harmonic", "s-sngd:geometric")
+    names = ("sngd", "sgd", "spider-sfo", "s-sngd:harmonic", "s-sngd:geometric", "nsgd-momentum")
     made = [plan(name, Smooth(1.0), sigma=0.1, gap=0.41, target=0.5).as_json() for name in names]
     return [json.loads(json.dumps(one)) for one in made]
 

@@ -1,7 +1,6 @@
 """Run a function on several gloo processes at once; a failure anywhere ends all of them, and nothing hangs."""
 
 import faulthandler
-import multiprocessing
 import multiprocessing.connection
 import os
 import sys
@@ -15,20 +14,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-# One server imports torch once; ranks are forked from it, which it is safe to do because it computes nothing.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    [
-        "pytest",
-        "sngd",
-        "torch.distributed.checkpoint.state_dict",
-        "torch.distributed.fsdp",
-        "torch.distributed.optim",
-        "torch.distributed.pipelining",
-        "torch.distributed.tensor.debug",
-        "torch.distributed.tensor.parallel",
-    ]
-)
+from forked import FORKED
 
 
 def on_ranks(world_size: int, work: Callable[..., None], *args: object, timeout: float = 60) -> None:
@@ -44,7 +30,7 @@ def on_ranks(world_size: int, work: Callable[..., None], *args: object, timeout:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ranks = [
-            _CONTEXT.Process(target=_rank, args=(rank, world_size, folder, timeout, work, args), daemon=True)
+            FORKED.Process(target=_rank, args=(rank, world_size, folder, timeout, work, args), daemon=True)
             for rank in range(world_size)
         ]
         for process in ranks:

@@ -5,8 +5,6 @@ from ranks import on_ranks
 from regression import FEW, VARIANTS, assert_trains_as_alone, share
 from torch.nn.parallel import DistributedDataParallel
 
-pytestmark = pytest.mark.slow
-
 
 def ddp(names):
     for name in names:

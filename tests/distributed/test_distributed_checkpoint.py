@@ -22,8 +22,6 @@ import sngd
 from sngd import stages
 from sngd.estimators import Spider
 
-pytestmark = pytest.mark.slow
-
 HALF = STEPS // 2
 PLAN = stages.multistep(0.1, STEPS, (8, 14), steps_per_epoch=1)
 

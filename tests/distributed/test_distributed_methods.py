@@ -16,8 +16,6 @@ import sngd
 from sngd import stages
 from sngd.estimators import SCSG, SVRG, Full, MiniBatch, Spider
 
-pytestmark = pytest.mark.slow
-
 
 def sharded(model):
     fully_shard(model.first)

@@ -15,8 +15,6 @@ from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 import sngd
 from sngd.norms.global_norm import global_norm
 
-pytestmark = pytest.mark.slow
-
 
 def sharded(model, **options):
     fully_shard(model.first, **options)

@@ -22,8 +22,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 import sngd
 from sngd.sharding import max_over_ranks, sum_over_ranks
 
-pytestmark = pytest.mark.slow
-
 
 def values_over_ranks():
     """Rank r of 4 holds 10^r and more; rows are (0, 1) and (2, 3), columns (0, 2) and (1, 3)."""

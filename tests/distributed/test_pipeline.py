@@ -15,10 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sngd
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 CHUNKS = 4
 WIDTH = 8

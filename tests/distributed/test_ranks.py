@@ -7,8 +7,6 @@ import torch
 import torch.distributed as dist
 from ranks import on_ranks
 
-pytestmark = pytest.mark.slow
-
 
 def sums_up(expected):
     total = torch.tensor(dist.get_rank() + 1)

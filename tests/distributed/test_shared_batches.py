@@ -15,7 +15,6 @@ from sngd.training import METHODS, Interrupted, RunConfig, train
 from sngd.training.ranks import ALONE, Ranks
 from training.small_problems import plain_problem, tiny_problem
 
-pytestmark = pytest.mark.slow
 CONFIG = RunConfig("plain", "sngd", lr=0.05, batch_size=7, epochs=3, seed=3, threads=1, output="random")
 SPIDER = replace(CONFIG, method="spider-sfo", params={"anchor_batch_size": 21, "period": 4})
 

@@ -21,8 +21,6 @@ from torch.distributed.tensor.parallel import (
 import sngd
 from sngd.norms.global_norm import global_norm
 
-pytestmark = pytest.mark.slow
-
 HIDDEN = 8  # torch wants it to be divisible
 PLAN = {"first": ColwiseParallel(), "second": RowwiseParallel()}
 

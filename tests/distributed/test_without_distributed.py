@@ -3,8 +3,6 @@
 import subprocess
 import sys
 
-import pytest
-
 _LOADED = """
 import sys, torch
 before = set(sys.modules)
@@ -18,7 +16,6 @@ print([name for name in set(sys.modules) - before if name.startswith("torch.")])
 """
 
 
-@pytest.mark.slow
 def test_nothing_of_it_is_imported():
     run = subprocess.run([sys.executable, "-c", _LOADED], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -18,8 +18,6 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)  # torch's own, of torch.jit.script
     from torch.distributed.optim import ZeroRedundancyOptimizer
 
-pytestmark = pytest.mark.slow
-
 
 class Zero(ZeroRedundancyOptimizer):
     """With the norm of the optimizer inside, which `train` reads."""

@@ -12,7 +12,6 @@ import torch
 import sngd
 from ecosystem.observe import assert_same_weights, load_example, observed_steps
 
-pytestmark = pytest.mark.slow
 EPOCH = 28  # steps
 
 

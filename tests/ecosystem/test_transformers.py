@@ -7,12 +7,10 @@ import pytest
 import sngd
 from ecosystem.observe import assert_same_weights, load_example, observed_steps
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 WAYS = ["optimizers", "optimizer_cls_and_kwargs"]
 STEPS = 40  # an epoch has 29
+TOLD = pytest.mark.filterwarnings("ignore:the gradients of 5 steps in a row had the norm 0.01")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +32,7 @@ def forty_steps(digits, tmp_path_factory):
         pytest.param(
             {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 1}, id="accumulation is the large batch"
         ),
-        pytest.param({"max_grad_norm": 0.01}, id="clipping cancels"),
+        pytest.param({"max_grad_norm": 0.01}, id="clipping cancels", marks=TOLD),
     ],
 )
 def test_the_same_steps(changes, way, digits, forty_steps, tmp_path):

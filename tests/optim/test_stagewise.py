@@ -149,7 +149,7 @@ def test_rejects_a_first_group_without_a_ratio(lr):
     [
         ([0.1, 0.2], "[0.1, 0.2]"),
         ([(0.5, 3), (0.05, 4)], "[(0.5, 3), (0.05, 4)]"),
-        (Stage(0.5, 3), "Stage(lr=0.5, steps=3, weight=1.0)"),
+        (Stage(0.5, 3), "Stage(lr=0.5, steps=3, weight=1.0, momentum=None)"),
         (0.1, "0.1"),
         (None, "None"),
     ],
@@ -186,3 +186,43 @@ def test_a_state_that_is_none_changes_nothing(key, value):
     with pytest.raises(ValueError, match=f"state_dict lacks '{key}'"):
         scheduler.load_state_dict({name: entry for name, entry in before.items() if name != key})
     assert scheduler.state_dict() == before
+
+
+# --- plans with a momentum
+
+WITH_MOMENTUM = StagePlan([(0.5, 3, 1.0, 0.3), (0.05, 4, 1.0, 0.9)])
+
+
+def test_a_plan_with_momentum_sets_it_in_every_group():
+    optimizer = torch.optim.SGD([{"params": [param()]}, {"params": [param()]}], lr=1.0, momentum=0.5)
+    scheduler = StagewiseLR(optimizer, WITH_MOMENTUM)
+    seen = []
+    for _ in range(9):
+        seen.append([group["momentum"] for group in optimizer.param_groups])
+        step(optimizer, scheduler)
+    assert seen == [[0.3, 0.3]] * 3 + [[0.9, 0.9]] * 6
+
+
+def test_a_plan_without_momentum_leaves_it_alone():
+    optimizer = torch.optim.SGD([param()], lr=1.0, momentum=0.5)
+    play(optimizer, StagewiseLR(optimizer, PLAN), 5)
+    assert optimizer.param_groups[0]["momentum"] == 0.5
+
+
+def test_a_loaded_plan_brings_its_momentum():
+    optimizer = torch.optim.SGD([param()], lr=1.0, momentum=0.5)
+    scheduler = StagewiseLR(optimizer, WITH_MOMENTUM)
+    play(optimizer, scheduler, 5)
+    again = torch.optim.SGD([param()], lr=1.0, momentum=0.5)
+    StagewiseLR(again, PLAN).load_state_dict(scheduler.state_dict())
+    assert again.param_groups[0]["momentum"] == 0.9
+    without = StagewiseLR(torch.optim.SGD([param()], lr=1.0), PLAN)
+    with pytest.raises(ValueError, match=r"^optimizer must be made with a momentum above 0"):
+        without.load_state_dict(scheduler.state_dict())
+    assert without.plan == PLAN
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam])
+def test_a_plan_with_momentum_needs_an_optimizer_with_momentum(make):
+    with pytest.raises(ValueError, match=r"^optimizer must be made with a momentum above 0 in every param group"):
+        StagewiseLR(make([param()], lr=0.1), WITH_MOMENTUM)

@@ -36,7 +36,7 @@ def test_loading_refuses_a_buffer_of_another_shape_and_changes_nothing(rule, sav
     w, optimizer = stepped((8,), dtype, **RULES[rule])
     before = copy.deepcopy(optimizer.state_dict())
     name = "kahan_buffer" if rule == "kahan" else "momentum_buffer"
-    with pytest.raises(ValueError, match=rf"the {name} of parameter 0 must have its shape \(8,\), got ") as error:
+    with pytest.raises(ValueError, match=rf"the {name} must have shape \(8,\) for parameter 0, got ") as error:
         optimizer.load_state_dict(other.state_dict())
     assert str(saved) in str(error.value)
     assert str(optimizer.state_dict()) == str(before)
@@ -51,7 +51,7 @@ def test_the_error_names_the_parameter():
     optimizer.step()
     state = optimizer.state_dict()
     state["state"][2]["momentum_buffer"] = torch.zeros(5)
-    with pytest.raises(ValueError, match=r"parameter 2 \(1\.weight\) must have its shape \(2, 4\), got \(5,\)"):
+    with pytest.raises(ValueError, match=r"must have shape \(2, 4\) for parameter 2 \(1\.weight\), got \(5,\)"):
         optimizer.load_state_dict(state)
 
 
@@ -60,7 +60,7 @@ def test_loading_refuses_a_buffer_of_another_kind(buffer):
     _, optimizer = stepped((8,), momentum=0.9)
     state = optimizer.state_dict()
     state["state"][0]["momentum_buffer"] = buffer
-    with pytest.raises(ValueError, match="the momentum_buffer of parameter 0 must be"):
+    with pytest.raises(ValueError, match=r"the momentum_buffer must be .* for parameter 0, got"):
         optimizer.load_state_dict(state)
 
 
@@ -82,7 +82,7 @@ def test_a_step_refuses_weights_that_were_replaced_by_others(rule, implementatio
     w, optimizer = stepped((8,), dtype, **RULES[rule], **IMPLEMENTATIONS[implementation])
     w.data = torch.ones(shape, dtype=dtype)
     w.grad = torch.ones_like(w)
-    with pytest.raises(ValueError, match=r"_buffer of parameter 0 must have its shape .*, got \(8,\)"):
+    with pytest.raises(ValueError, match=r"_buffer must have shape .* for parameter 0, got \(8,\)"):
         optimizer.step()
     assert (w == 1).all()
 
@@ -92,7 +92,7 @@ def test_a_step_refuses_a_gradient_of_earlier_weights(implementation):
     w = nn.Parameter(torch.ones(4))
     w.grad = torch.ones(4)
     w.data = torch.ones(1000)
-    with pytest.raises(ValueError, match=r"the gradient of parameter 0 must have its shape \(1000,\), got \(4,\)"):
+    with pytest.raises(ValueError, match=r"the gradient must have shape \(1000,\) for parameter 0, got \(4,\)"):
         SNGD([w], **IMPLEMENTATIONS[implementation]).step()
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sngd.problems import Problem
-from sngd.problems.problem import initial_loss_not_finite
+from sngd.problems.problem import classifies, initial_loss_not_finite
 
 INPUTS, LABELS = torch.zeros(4, 3), torch.tensor([0, 1, 1, 0])
 GOOD = {
@@ -31,18 +31,24 @@ def test_a_loss_may_be_a_module() -> None:
 
 
 @pytest.mark.parametrize(
-    ("targets", "expected"),
+    ("scores", "targets", "expected"),
     [
-        (LABELS, True),
-        (LABELS.to(torch.uint8), True),
-        (LABELS.float(), False),
-        (LABELS.bool(), False),
-        (LABELS.to(torch.complex64), False),
-        (LABELS[:, None], False),
+        ((4, 3), LABELS, True),
+        ((4, 3), LABELS.to(torch.uint8), True),
+        ((4, 3), LABELS.float(), False),
+        ((4, 3), LABELS.bool(), False),
+        ((4, 3), LABELS.to(torch.complex64), False),
+        ((4, 3), LABELS[:, None], False),
+        ((4, 1), LABELS[:, None], False),  # numbers to be predicted that happen to be integers
+        ((4,), LABELS, False),
+        ((4, 5, 3), LABELS[:, None].expand(4, 5), True),  # a label for each of five places
+        ((4, 3, 5), LABELS[:, None].expand(4, 5), False),
     ],
 )
-def test_classifies_means_one_dimensional_integer_targets(targets: torch.Tensor, expected: bool) -> None:
-    assert Problem(**{**GOOD, "train": (INPUTS, targets)}).classifies is expected
+def test_integers_with_one_score_a_class_are_labels(
+    scores: tuple[int, ...], targets: torch.Tensor, expected: bool
+) -> None:
+    assert classifies(torch.zeros(scores), targets) is expected
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def refused(path: Path, name: str = "make") -> str:
 def test_the_example_is_a_problem_that_can_be_learnt() -> None:
     spec = f"{Path(__file__).parents[2]}/examples/my_problem.py:spirals"
     problem = load_problem(spec)
-    assert (problem.name, problem.n, problem.classifies) == (spec, 1000, True)
+    assert (problem.name, problem.n) == (spec, 1000)
     assert problem.test is not None
     torch.manual_seed(0)
     model = problem.build_model()
@@ -80,6 +80,23 @@ def test_inputs_are_augmented_then_prepared(write: Write) -> None:
         """
     )
     assert load_problem(f"{path}:make").train[0].dtype == torch.uint8
+
+
+def test_targets_that_follow_from_augmented_inputs(write: Write) -> None:
+    path = write(
+        """
+        def augment(inputs, generator):
+            moved = inputs.roll(1 + int(torch.randint(2, (), generator=generator)), 1)
+            return moved, moved.argmax(1)
+        def make():
+            inputs = torch.eye(3)
+            return Problem(lambda: nn.Linear(3, 3), loss, (inputs, inputs.argmax(1)), augment=augment)
+        """
+    )
+    problem = load_problem(f"{path}:make")
+    inputs, targets = problem.augmented(problem.train, torch.Generator().manual_seed(1))
+    assert torch.equal(targets, inputs.argmax(1))
+    assert not torch.equal(targets, problem.train[1])
 
 
 def test_a_relative_path(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -363,6 +380,14 @@ SUMMED = (
         (
             "build_model, loss, (x, y), augment=lambda x, generator: torch.cat([x, x])",
             f"ValueError {TRIED}: augment must return as many inputs as it is given, got shape (4, 3)",
+        ),
+        (
+            "build_model, loss, (x, y), augment=lambda x, generator: (x, y)",
+            f"ValueError {TRIED}: augment must return as many targets as it is given, got shape (4,)",
+        ),
+        (
+            "build_model, loss, (x, y), augment=lambda x, generator: (x, y[:2], x)",
+            f"ValueError {TRIED}: augment must return inputs or a pair (inputs, targets), got a tuple of 3",
         ),
         (
             "build_model, loss, (x, y), prepare=lambda x: x.mean()",

@@ -6,6 +6,8 @@ yields the weights after every step.
 
 from math import inf
 
+import torch
+
 
 def norm(v):
     return float((v * v).sum()) ** 0.5
@@ -73,6 +75,32 @@ def nsgd_momentum(gradient, w, draw, size, steps, alpha, beta):
         m = beta * m + (1 - beta) * gradient(w, draw(size))
         w = w - alpha * m / norm(m)
         yield w
+
+
+def in_norms(gradient, w, draw, size, steps, beta, tensors):
+    """m ← βm + (1 − β)g, then w ← w − α unit(m) tensor by tensor.
+
+    ``tensors``: (shape, α, unit) of each, in the order in which the flat vector holds them; unit takes a matrix.
+    """
+    m = 0 * w
+    for _ in range(steps):
+        m = beta * m + (1 - beta) * gradient(w, draw(size))
+        moves, start = [], 0
+        for (rows, columns), alpha, unit in tensors:
+            v = m[start : start + rows * columns].reshape(rows, columns)
+            moves.append((alpha * unit(v)).flatten())
+            start += rows * columns
+        w = w - torch.cat(moves)
+        yield w
+
+
+def newton_schulz(v, steps=5):
+    """Muon's quintic iteration: singular values near 1."""
+    x = v / norm(v)
+    for _ in range(steps):
+        a = x @ x.T
+        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
+    return x
 
 
 def heavy_ball(gradient, w, draw, size, steps, alpha, beta):

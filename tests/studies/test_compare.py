@@ -49,7 +49,13 @@ def arms_of(tmp_path, methods, lost="/nowhere", **settings):
 
 def test_an_arm_sets_what_a_run_has_as_what_it_is_declared():
     settings = {"label": "x", "lr": 0.25, "batch_size": 7, "epochs": 2.5, "weight_decay": 1e-4, "plan": "poly"}
-    settings |= {"sampling": "independent", "output": "random", "eval_every": 0.5, "grad_norm": False}
+    settings |= {
+        "sampling": "independent",
+        "output": "random",
+        "eval_every": 0.5,
+        "eval_samples": 3,
+        "grad_norm": False,
+    }
     settings |= {"track": "noise", "device": "cpu", "threads": 2}
     assert settings.keys() == SETTINGS.keys() - {"problem", "method", "seed", "params"}
     words = [f"@{name}={int(value) if value is False else value}" for name, value in settings.items()]

@@ -4,6 +4,7 @@ import json
 from math import isclose
 
 import pytest
+from fake_runs import write_run
 
 from sngd.studies.diagnosis import diagnose, write_diagnosis
 from sngd.training import RunConfig, train
@@ -56,15 +57,13 @@ def test_only_what_was_asked_for(tracked, tmp_path):
     assert [path.name for path in write_diagnosis(lone, tmp_path)] == ["diagnosis.json"]  # no curve to draw
 
 
-def test_what_cannot_be_measured_is_named(tracked, tmp_path):
+def test_what_cannot_be_measured_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"^samples must be at least 3, got 2$"):
         diagnose("saddle", samples=2)
     with pytest.raises(ValueError, match="unknown problem 'saddel', did you mean 'saddle'"):
         diagnose("saddel")
     with pytest.raises(FileNotFoundError, match="not a run folder"):
         diagnose(str(tmp_path))
-    (bare := tmp_path / "bare").mkdir()
-    for name in ("config.json", "metrics.jsonl"):
-        (bare / name).write_bytes((tracked / name).read_bytes())
+    bare = write_run(tmp_path / "bare", config={"problem": "saddle"})
     with pytest.raises(FileNotFoundError, match=r"bare: has no checkpoint\.pt, the weights to measure are not there"):
         diagnose(str(bare))

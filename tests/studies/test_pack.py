@@ -75,6 +75,7 @@ def test_unpacking_gives_the_same_bytes(study):
     assert tree(study) == before
 
 
+@pytest.mark.slow
 def test_what_a_run_wrote_comes_back_byte_for_byte(tmp_path):
     arms = [RunConfig("digits-mlp", m, epochs=1, threads=1).resolved() for m in ("sgd", "sngd")]
     compare(arms, [0, 1], tmp_path, Execution(jobs=1), grid=[0.1])
@@ -254,6 +255,7 @@ def test_folders_stay_if_what_was_written_reads_back_otherwise(study, monkeypatc
     assert tree(study) == before
 
 
+@pytest.mark.slow
 def test_compare_goes_on_from_a_packed_study_and_packs_it_again(tmp_path):
     arms = [RunConfig("digits-mlp", "sngd", epochs=1, threads=1).resolved()]
     first = compare(arms, [0], tmp_path, Execution(jobs=1))

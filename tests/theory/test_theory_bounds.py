@@ -33,7 +33,7 @@ def exactly(message):
     return rf"^{re.escape(message)}$"
 
 
-@pytest.mark.parametrize("module", ["bounds", "lemmas", "planner", "smoothness"])
+@pytest.mark.parametrize("module", ["bounds", "inexact", "lemmas", "planner", "smoothness"])
 def test_examples_in_docstrings(module):
     result = doctest.testmod(importlib.import_module(f"sngd.theory.{module}"))
     assert result.failed == 0

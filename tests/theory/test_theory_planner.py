@@ -72,6 +72,9 @@ def total_by_reference(p):
     if p.method == "sgd":
         return reference.ghadimi_lan(p.smoothness.L, *given_values, p.lr, p.batch_size, p.steps)
     o = p.options
+    if p.method == "nsgd-momentum":
+        beta = o["momentum"]
+        return reference.momentum_by_quadrature(p.smoothness.L, *given_values, p.lr, beta, p.batch_size, p.steps)
     rest = (p.lr, o["max_scale"], p.batch_size, o["anchor_batch_size"], o["period"], p.steps)
     return reference.spider(p.smoothness.L, *given_values, *rest)
 
@@ -253,7 +256,7 @@ def test_spider_is_planned_for_any_noise(ratio):
         (
             ("adam", Smooth(4), 1, 1),
             {"epsilon": 0.1},
-            "method must be one of sngd, s-sngd:harmonic, s-sngd:geometric, sgd, spider-sfo, got 'adam'",
+            "method must be one of sngd, s-sngd:harmonic, s-sngd:geometric, sgd, spider-sfo, nsgd-momentum, got 'adam'",
         ),
         (
             ("sngd", 4, 1, 1),

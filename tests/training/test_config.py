@@ -93,6 +93,7 @@ def test_what_is_wrong_in_a_config_file_is_named(tmp_path, content, reason):
         read_config(path)
 
 
+@pytest.mark.slow
 def test_a_new_run_needs_no_msgspec(tmp_path):
     code = f"""
 import sys
@@ -115,7 +116,24 @@ def test_what_is_declared_is_said():
     for setting in SETTINGS.values():
         assert f"\n        {setting.name}: {setting.help}" in RunConfig.__doc__
         assert all(word in setting.help for word in setting.declared.one_of)
-    assert SETTINGS["batch_size"].help == "Samples a step, b. [≥ 1]"
+    assert SETTINGS["batch_size"].help == "Samples a step, b. (default: the problem's own, else 128) [≥ 1]"
+
+
+@pytest.mark.parametrize(
+    ("problem", "given", "expected"),
+    [
+        ("digits-mlp", None, 128),
+        ("mine.py:factory", None, 128),
+        ("shakespeare-gpt", None, 12),
+        ("shakespeare-gpt:600:width-64", None, 12),
+        ("shakespeare-gpt:large", None, 64),
+        ("shakespeare-gpt:large", 7, 7),
+    ],
+)
+def test_a_problem_has_its_batch_size(problem, given, expected):
+    config = RunConfig(problem, "sngd", batch_size=given)
+    assert config.resolved().batch_size == expected
+    assert config.stage_plan(3 * expected).steps == 60  # three steps an epoch, 20 epochs
 
 
 @pytest.mark.parametrize(

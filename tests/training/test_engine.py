@@ -293,3 +293,18 @@ def test_a_device_that_is_not_there_is_named_before_data_are_loaded(tmp_path):
     with pytest.raises(ValueError, match=r"^device 'cuda:77' is not there: torch sees"):
         train(config, tmp_path, problem=lambda: pytest.fail("loaded"))
     assert not (tmp_path / "config.json").exists()
+
+
+def test_rows_are_measured_on_so_many_samples(tmp_path, plain):
+    row = train(replace(CONFIG, eval_samples=5), tmp_path, problem=plain)
+    problem, model = plain(), plain().build_model()
+    model.load_state_dict(weights(tmp_path))
+    x, y = (part[[0, 12, 24, 36, 48]] for part in problem.train)
+    assert row["train_loss"] == pytest.approx(problem.loss(model(x), y).item(), rel=1e-12)
+    x, y = problem.test
+    assert row["test_loss"] == pytest.approx(problem.loss(model(x), y).item(), rel=1e-12)
+
+
+def test_no_more_samples_can_be_measured_than_there_are(tmp_path, plain):
+    with pytest.raises(ValueError, match="eval_samples must be at most n = 60, got 61"):
+        train(replace(CONFIG, eval_samples=61), tmp_path, problem=plain)

@@ -79,9 +79,38 @@ def twin(method, flat, steps):
         "adamw": lambda: naive.adamw(*given, B, steps, LR, 0.8, 0.95),
         "sngm": lambda: naive.sngm(*given, B, steps, LR, 0.8),
         "nsgd-momentum": lambda: naive.nsgd_momentum(*given, B, steps, LR, 0.8),
+        "sngd-layer": lambda: naive.in_norms(*given, B, steps, 0.8, [(s, LR, rms) for s in SHAPES]),
+        "signum": lambda: naive.in_norms(*given, B, steps, 0.8, [(s, LR, torch.sign) for s in SHAPES]),
+        "muon": lambda: naive.in_norms(
+            *given, B, steps, 0.8, [(SHAPES[0], LR, orthogonal), *((s, 0.002, torch.sign) for s in SHAPES[1:])]
+        ),
+        "scion": lambda: naive.in_norms(
+            *given,
+            B,
+            steps,
+            0.8,
+            [
+                (SHAPES[0], LR, orthogonal),
+                (SHAPES[1], LR, rms),
+                (SHAPES[2], 16 * LR, lambda v: torch.sign(v) / 8),
+                (SHAPES[3], LR, rms),
+            ],
+        ),
     }[method]()
     *_, last = path
     return last
+
+
+SHAPES = [(8, 6), (8, 1), (2, 8), (2, 1)]  # of the plain problem's weights; a bias is a column
+
+
+def rms(v):
+    """Of Frobenius norm √(d_out/d_in)."""
+    return (v.shape[0] / v.shape[1]) ** 0.5 * v / naive.norm(v)
+
+
+def orthogonal(v):
+    return max(1, v.shape[0] / v.shape[1]) ** 0.5 * naive.newton_schulz(v)
 
 
 def scsg_periods():
@@ -101,6 +130,10 @@ PARAMS = {
     "adamw": {"beta1": 0.8, "beta2": 0.95},
     "sngm": {"momentum": 0.8},
     "nsgd-momentum": {"momentum": 0.8},
+    "sngd-layer": {"momentum": 0.8},
+    "signum": {"momentum": 0.8},
+    "muon": {"momentum": 0.8, "others_lr": 0.002},
+    "scion": {"momentum": 0.8},
 }
 
 
@@ -115,7 +148,8 @@ def after_steps(config, folder, problem, steps):
     return torch.cat([w.flatten() for w in checkpoint["model"].values()]), calls
 
 
-@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"natasha2"}))  # it has a test file of its own
+# Those two have test files of their own.
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"natasha2", "muon-adamw"}))
 def test_equals_its_naive_twin_over_three_periods(tmp_path, plain, method):
     steps = 60 if method == "scsg" else STEPS  # enough for more than three random periods of mean B/b = 6
     config = replace(CONFIG, method=method, plan="constant", params=PARAMS.get(method, {}))

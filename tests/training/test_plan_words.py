@@ -21,6 +21,9 @@ from sngd.training.plan_words import build_plan, inline
         ("multistep", stages.multistep(0.4, 20, (10, 15), 2.5)),
         ("multistep:milestones=4/8.5:factor=0.5", stages.multistep(0.4, 20, (4, 8.5), 2.5, factor=0.5)),
         ("harmonic:stages=3:distance=2", stages.harmonic(0.4, 3, 2)),
+        ("agnostic", stages.agnostic(0.4, 50)),
+        ("agnostic:warmup=4", stages.warmed_up(stages.agnostic(0.4, 50), 10)),
+        ("[[0.5, 3, 1, 0.9]]", stages.StagePlan([(0.5, 3, 1.0, 0.9)])),
         ("geometric:stages=2:distance=2", stages.geometric(0.4, 2, 2)),
         ("poly:warmup=2", stages.warmed_up(stages.poly(0.4, 20, 2.5), 5)),
         ("multistep:milestones=1/8:warmup=4", stages.warmed_up(stages.multistep(0.4, 20, (1, 8), 2.5), 10)),
@@ -57,8 +60,8 @@ def test_without_a_distance_the_plan_fills_the_run(name):
             "multistep:milestones=9/30",
             "plan 'multistep:milestones=9/30': milestones must be strictly increasing within",
         ),
-        ("[[0.5]]", "plan '[[0.5]]': must be [[lr, steps, weight?], …] in JSON: stages[0]"),
-        ("[[0.5,", "plan '[[0.5,': must be [[lr, steps, weight?], …] in JSON: Expecting value"),
+        ("[[0.5]]", "plan '[[0.5]]': must be [[lr, steps, weight?, momentum?], …] in JSON: stages[0]"),
+        ("[[0.5,", "plan '[[0.5,': must be [[lr, steps, weight?, momentum?], …] in JSON: Expecting value"),
     ],
 )
 def test_mistakes_are_named(spec, message):

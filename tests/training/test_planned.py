@@ -11,7 +11,9 @@ from sngd.training import RunConfig, train
 from sngd.training.planned import planned_settings, read_plan
 
 
-@pytest.mark.parametrize("method", ["sngd", "s-sngd:harmonic", "s-sngd:geometric", "sgd", "spider-sfo"])
+@pytest.mark.parametrize(
+    "method", ["sngd", "s-sngd:harmonic", "s-sngd:geometric", "sgd", "spider-sfo", "nsgd-momentum"]
+)
 def test_the_run_takes_the_planned_steps_at_the_planned_cost(tmp_path, method):
     made = plan(method, Smooth(1.0), sigma=0.3, gap=1.0, target=1.0)
     settings = planned_settings(json.loads(json.dumps(made.as_json())), load_problem("saddle").n)

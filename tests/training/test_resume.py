@@ -113,6 +113,15 @@ def test_every_method_resumes_from_between_any_two_writes(tmp_path, tiny, monkey
     """The two moments that matter, for every method: a row without its checkpoint, and a checkpoint in mid-pass."""
     decay = 0.0 if method == "natasha2" else 0.01  # which has none
     config = replace(CONFIG, method=method, output=output, epochs=5, eval_every=1, weight_decay=decay)
+    resume_between_writes(config, tmp_path, tiny, monkeypatch)
+
+
+def test_a_plan_that_sets_the_momentum_resumes(tmp_path, tiny, monkeypatch):
+    config = replace(CONFIG, method="nsgd-momentum", plan="agnostic", epochs=5, eval_every=1)
+    resume_between_writes(config, tmp_path, tiny, monkeypatch)
+
+
+def resume_between_writes(config, tmp_path, tiny, monkeypatch):
     train(config, tmp_path / "whole", problem=tiny)
     true = outcome(tmp_path / "whole")
 

@@ -126,13 +126,26 @@ def test_a_broken_config_is_named(tmp_path, content, message):
         folder.read_config()
 
 
+@pytest.mark.slow
 def test_one_process_at_a_time(tmp_path):
     folder = begun(tmp_path)
-    other = f"from sngd.training.run_folder import RunFolder\nwith RunFolder({str(folder.path)!r}).locked(): pass"
-    with folder.locked():
-        result = subprocess.run([sys.executable, "-c", other], capture_output=True, text=True, check=False)
-        assert f"{folder.path}: another process is training in this folder" in result.stderr
-    subprocess.run([sys.executable, "-c", other], check=True)
+    code = f"""
+import sys
+from sngd.training.run_folder import RunFolder
+for _ in sys.stdin:  # each line asks to try
+    try:
+        with RunFolder({str(folder.path)!r}).locked():
+            print("locked", flush=True)
+    except ValueError as error:
+        print(error, flush=True)
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "bufsize": 1}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as other:
+        with folder.locked():
+            other.stdin.write("try\n")
+            assert other.stdout.readline() == f"{folder.path}: another process is training in this folder\n"
+        assert other.communicate("try\n")[0] == "locked\n"
+    assert other.returncode == 0
 
 
 def test_the_environment_is_plain_json():

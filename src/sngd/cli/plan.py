@@ -11,28 +11,38 @@ from sngd.cli.options import Json, Smoothness0, Smoothness1, SmoothnessL, smooth
 
 def plan(
     methods: Annotated[
-        str, typer.Argument(help="sngd, s-sngd:harmonic, s-sngd:geometric, sgd, spider-sfo; several joined by commas.")
+        str,
+        typer.Argument(
+            help="sngd, s-sngd:harmonic, s-sngd:geometric, sgd, spider-sfo, nsgd-momentum; several joined by commas."
+        ),
     ],
     smoothness: SmoothnessL = None,
     l0: Smoothness0 = None,
     l1: Smoothness1 = None,
     sigma: Annotated[float, typer.Option(help="σ: bound on the gradient noise of one sample.")] = 0.0,
     gap: Annotated[float, typer.Option(help="Δ: F(w_0) − inf F.")] = 1.0,
+    kappa: Annotated[
+        float, typer.Option(help="κ: ‖v‖* ≤ κ‖v‖₂, for steps in another norm than ‖·‖₂, which L is of.")
+    ] = 1.0,
     epsilon: Annotated[
-        float | None, typer.Option(help="ε: the theorem's own choice for the first method; others get its guarantee.")
+        float | None,
+        typer.Option(
+            help="ε: the theorem's own choice for the first method, whose guarantee is 4ε for sngd; others get the "
+            "same guarantee."
+        ),
     ] = None,
     target: Annotated[float | None, typer.Option(help="τ: the guarantee wanted, at least cost.")] = None,
     as_json: Json = False,
 ) -> None:
-    """From constants to a run: learning rate, batch size, steps or stages, cost, and the guaranteed E‖∇F(w̄)‖."""
+    """From constants to a run: learning rate, batch size, steps or stages, cost, and the guaranteed E‖∇F(w̄)‖*."""
     from sngd.theory import plan as plan_run
 
     given = smoothness_of(smoothness, l0, l1)
     if given is None:
         raise ValueError("give either --L, or --L0 and --L1")
     names = [name.strip() for name in methods.split(",")]
-    plans = [plan_run(names[0], given, sigma, gap, epsilon=epsilon, target=target)]
-    plans += [plan_run(name, given, sigma, gap, target=plans[0].target) for name in names[1:]]
+    plans = [plan_run(names[0], given, sigma, gap, epsilon=epsilon, target=target, kappa=kappa)]
+    plans += [plan_run(name, given, sigma, gap, target=plans[0].target, kappa=kappa) for name in names[1:]]
     if as_json:
         print_json(plans[0].as_json() if len(plans) == 1 else [p.as_json() for p in plans])
         return
@@ -44,10 +54,19 @@ def plan(
         lr = f"{p.lr:.4g}" + (f" → {p.stages[-1].lr:.2g}" if p.stages else "")
         table.add_row(p.method, lr, f"{p.batch_size:,}", f"{p.steps:,}", f"{p.oracle_calls:,}", f"{p.guarantee:.4g}")
     out.print(table)
+    if epsilon is not None:
+        first = plans[0]
+        out.print(
+            f"ε = {epsilon:g} stands for the guarantee E‖∇F(w̄)‖* ≤ {first.target / epsilon:g}ε = {first.target:g} "
+            f"({first.method}, {first.theorem}); --target {first.target:g} asks for it at least cost.",
+            soft_wrap=True,
+            highlight=False,
+        )
     for p in plans:
         terms = f"progress {p.bound.progress:.4g} + curvature {p.bound.curvature:.4g} + noise {p.bound.noise:.4g}"
         binding = f"; αL1 ≤ ½ binds: lr ≤ {given.max_lr:g}" if p.lr_limited else ""
         sum_of = f"√({terms})" if p.bound.squared else terms
-        out.print(f"{p.method}, {p.theorem}: {sum_of}{binding}", soft_wrap=True, highlight=False)
+        options = "".join(f"; {name} {value:.10g}" for name, value in p.options.items())
+        out.print(f"{p.method}, {p.theorem}: {sum_of}{binding}{options}", soft_wrap=True, highlight=False)
     if any(p.stages for p in plans):
         out.print("The bound of a stage plan is no better than SNGD's: what stages gain is empirical.", soft_wrap=True)

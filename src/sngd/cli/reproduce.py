@@ -23,8 +23,8 @@ def reproduce(
     what: Annotated[
         str,
         typer.Argument(
-            help="all, or claims (verdicts), or one study: fig1, fig2, fig3, fig4, sensitivity, alternatives, "
-            "conformance, scaling, relaxed, variance."
+            help="all, or claims (verdicts), or one study: fig1, fig2, fig3, fig4, sensitivity, norms, alternatives, "
+            "conformance, conformance-norms, scaling, relaxed, variance."
         ),
     ],
     profile: Annotated[

@@ -8,14 +8,14 @@ The functions here take numbers from the caller and make a `Certificate`. Each a
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, pairwise
 from math import exp, fsum, hypot, isfinite, sqrt
 from statistics import NormalDist, fmean
 from typing import Any, Literal, NamedTuple
 
 from sngd.diagnose.interval import Interval, mean_margin, student_t
-from sngd.stages import Stage, StagePlan
+from sngd.stages import StagePlan
 from sngd.theory import (
     Bound,
     RelaxedSmooth,
@@ -167,7 +167,7 @@ def played(plan: StagePlan, steps: int) -> StagePlan:
     for index, stage in enumerate(plan):
         taken = left if index == len(plan) - 1 else min(stage.steps, left)
         if taken:
-            stages.append(Stage(stage.lr, taken, stage.weight * taken / stage.steps))
+            stages.append(replace(stage, steps=taken, weight=stage.weight * taken / stage.steps))
         left -= taken
     return StagePlan(stages)
 

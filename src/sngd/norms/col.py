@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from sngd.norms.norm import Norm, Weight, normalized
+from sngd.norms.norm import Norm, Weight, length, normalized
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,7 @@ class Col(Norm):
         return normalized(m, self.reduced)
 
     def bare_size(self, m: Tensor) -> Tensor:
-        size: Tensor = torch.linalg.vector_norm(m, dim=-2).amax(-1)
-        return size
+        return length(m, -2).amax(-1)
 
     def bare_kappa(self, rows: int, columns: int) -> float:
         return sqrt(columns)

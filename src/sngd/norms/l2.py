@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from sngd.norms.norm import Norm, Weight, normalized
+from sngd.norms.norm import Norm, Weight, length, normalized
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,7 @@ class L2(Norm):
         return normalized(m, (-2, -1))
 
     def bare_size(self, m: Tensor) -> Tensor:
-        size: Tensor = torch.linalg.vector_norm(m, dim=(-2, -1))
-        return size
+        return length(m, (-2, -1))
 
     def bare_kappa(self, rows: int, columns: int) -> float:
         return 1.0

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from sngd.norms.norm import Norm, Weight, normalized, per_output
+from sngd.norms.norm import Norm, Weight, length, normalized, per_output
 
 
 @dataclass(frozen=True)
@@ -23,8 +22,7 @@ class Layer(Norm):
         return normalized(m, self.reduced)
 
     def bare_size(self, m: Tensor) -> Tensor:
-        size: Tensor = torch.linalg.vector_norm(m, dim=(-2, -1))
-        return size
+        return length(m, (-2, -1))
 
     def bare_kappa(self, rows: int, columns: int) -> float:
         return 1.0

@@ -38,7 +38,12 @@ def find_norm(norm: "str | Norm") -> Norm:
         meant = suggestion(name, NORMS) or ";"
         raise ValueError(f"unknown norm {shown(norm)}{meant} must be one of {', '.join(NORMS)}")
     kind = NORMS[name]
-    return kind(**dict(_option(kind, text) for text in (spelled[2] or "").split(",") if text.strip()))
+    options: dict[str, Any] = {}
+    for option, value in (_option(kind, text) for text in (spelled[2] or "").split(",") if text.strip()):
+        if option in options:
+            raise ValueError(f"norm {name}: {option} is given twice")
+        options[option] = value
+    return kind(**options)
 
 
 def _option(kind: type[Norm], text: str) -> tuple[str, Any]:

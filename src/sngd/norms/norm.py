@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sngd.checks import shown
-from sngd.norms.global_norm import host_may_read
+from sngd.norms.global_norm import exponent_of_largest, has_room, host_may_read, ldexp, times_power_of_two
 
 
 class Weight(NamedTuple):
@@ -65,16 +65,17 @@ class Norm(ABC):
     scaled: bool | str = True
     table: bool = False
 
-    name: ClassVar[str]
+    name: ClassVar[str]  # of a subclass that gives none: the class's, in lower case
     scalings: ClassVar[tuple[bool | str, ...]] = (True, False)  # allowed values of ``scaled``
     by_entry: ClassVar[bool] = False  # whether an entry of unit(v) depends on no other entry of v
     reduced: ClassVar[tuple[int, ...] | None] = None  # the ``dim`` for which ``bare_unit(m)`` is ``normalized(m, dim)``
 
     def __init_subclass__(cls) -> None:
-        """Forget what a base class says of its own unit steps if this class computes others."""
+        super().__init_subclass__()
         own = vars(cls)
-        if own.keys() & {"bare_unit", "unit", "units"}:
+        if own.keys() & {"bare_unit", "unit", "units"}:  # of which a base class has said nothing
             cls.by_entry, cls.reduced = own.get("by_entry", False), own.get("reduced")
+        cls.name = getattr(cls, "name", cls.__name__.lower())
 
     def __post_init__(self) -> None:
         if self.scaled not in self.scalings:
@@ -87,8 +88,8 @@ class Norm(ABC):
         """The unit step for ``factor`` 1.
 
         Args:
-            m: (…, rows, columns), one matrix or a batch, float32 or wider. Entries may be as small or large as the
-                dtype allows: see ``normalized``.
+            m: (…, rows, columns), one matrix or a batch, float32 or wider, with at least one entry. Entries may be as
+                small or large as the dtype allows: see ``normalized``.
 
         Returns:
             Tensor of the shape and dtype of ``m``; 0 for a matrix of zeros.
@@ -96,7 +97,7 @@ class Norm(ABC):
 
     @abstractmethod
     def bare_size(self, m: Tensor) -> Tensor:
-        """The norm for ``factor`` 1 of each matrix of a batch (…, rows, columns), as a tensor (…)."""
+        """The norm for ``factor`` 1 of each matrix of a batch (…, rows, columns), as a tensor (…); see ``length``."""
 
     @abstractmethod
     def bare_kappa(self, rows: int, columns: int) -> float:
@@ -116,10 +117,14 @@ class Norm(ABC):
         Returns:
             Contiguous tensor of v's shape, in float32 or wider.
         """
-        unit = self.bare_unit(as_matrix(v)).reshape(v.shape)
+        m = as_matrix(v)
+        if not m.numel():
+            return torch.zeros_like(m).reshape(v.shape)
+        unit = self.bare_unit(m).reshape(v.shape)
         factor = self.factor_of(v.shape)
-        return unit if factor == 1 else unit * factor
+        return (unit if factor == 1 else unit * factor).contiguous()
 
+    @torch.no_grad()
     def units(self, vs: Sequence[Tensor]) -> list[Tensor]:
         """``unit`` of each tensor. A subclass may compute them together."""
         return [self.unit(v) for v in vs]
@@ -128,17 +133,25 @@ class Norm(ABC):
     def dual(self, v: Tensor) -> Tensor:
         """‖v‖* = ⟨v, unit(v)⟩, a 0-d tensor: what the unit step really attains, even if it is computed inexactly.
 
-        It is nan or inf if an entry of v is.
+        It is nan or inf if an entry of v is. It is float64, but float32 on devices without float64.
         """
-        return inner([v], [self.unit(v)])
+        dual = inner([v], [self.unit(v)])
+        if not host_may_read(dual) or has_room(dual, [v.dtype], communicates=False):
+            return dual
+        exponent = exponent_of_largest([((None, ()), [v])])
+        if exponent is None:
+            return dual
+        (scaled,) = times_power_of_two([v], -exponent)  # products with v itself would leave the dtype's range
+        return torch.full_like(dual, ldexp(inner([scaled], [self.unit(scaled)]).item(), exponent))
 
     @torch.no_grad()
     def size(self, w: Tensor) -> Tensor:
-        """‖w‖, a 0-d tensor."""
-        return self.bare_size(as_matrix(w)) / self.factor_of(w.shape)
+        """‖w‖, a 0-d tensor in w's dtype, float32 or wider."""
+        m = as_matrix(w)
+        return self.bare_size(m) / self.factor_of(w.shape) if m.numel() else m.new_zeros(())
 
     def kappa(self, shape: Sequence[int]) -> float:
-        """κ with ‖v‖* ≤ κ‖v‖₂ for all v of this shape."""
+        """The least κ with ‖v‖* ≤ κ‖v‖₂ for all v of this shape."""
         weight = weight_of(shape)
         return self.factor_of(shape) * self.bare_kappa(weight.d_out, weight.columns)
 
@@ -161,15 +174,28 @@ def as_matrix(v: Tensor) -> Tensor:
 
 def normalized(m: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """m / ‖m‖₂ with the norm over ``dim``; 0 where it is 0. It is right for the smallest and largest entries too."""
+    norm, peak = _norm_and_peak(m, dim)
+    unit: Tensor = m / norm if peak is None else m / peak / torch.where(norm == 0, 1, norm)
+    return unit
+
+
+def length(m: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """‖m‖₂ over ``dim``, right for the smallest and largest entries too."""
+    norm, peak = _norm_and_peak(m, dim)
+    return (norm if peak is None else norm * peak).squeeze(dim)
+
+
+def _norm_and_peak(m: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    """‖m / peak‖₂ over ``dim``, and the peak, which is the largest absolute entry; 0 and 1 for zeros.
+
+    Squares of m / peak stay in the dtype's range. Where those of m do so too, ‖m‖₂ and None.
+    """
     norm = torch.linalg.vector_norm(m, dim=dim, keepdim=True)
     if host_may_read(norm) and bool(((norm > _LOW) & (norm < _HIGH)).all()):
-        quick: Tensor = m / norm
-        return quick
-    peak = m.abs().amax(dim, keepdim=True)  # the squares of m / peak stay in the dtype's range
-    below_one = m / torch.where(peak > 0, peak, 1)
-    norm = torch.linalg.vector_norm(below_one, dim=dim, keepdim=True)
-    unit: Tensor = below_one / torch.where(norm > 0, norm, 1)
-    return unit
+        return norm, None
+    peak = m.abs().amax(dim, keepdim=True)
+    peak = torch.where(peak == 0, 1, peak)
+    return torch.linalg.vector_norm(m / peak, dim=dim, keepdim=True), peak
 
 
 _LOW, _HIGH = 1e-15, 1e15  # norms between them lose no digits to squares outside float32's range
@@ -185,4 +211,4 @@ def inner(vs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:
 
 def per_output(weight: Weight, table: bool) -> float:
     """√(d_out/d_in)/kernel, or √d for a table: the factor of norms in which ‖W‖ = 1 means ‖Wx‖₂ ≤ ‖x‖₂."""
-    return sqrt(weight.d_in) if table else sqrt(weight.d_out / weight.d_in) / weight.kernel
+    return sqrt(weight.columns) if table else sqrt(weight.d_out / weight.d_in) / weight.kernel

@@ -4,10 +4,9 @@ from dataclasses import dataclass
 from math import sqrt
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from sngd.norms.norm import Norm, Weight, normalized
+from sngd.norms.norm import Norm, Weight, length, normalized
 
 
 @dataclass(frozen=True)
@@ -25,11 +24,10 @@ class Row(Norm):
         return normalized(m, self.reduced)
 
     def bare_size(self, m: Tensor) -> Tensor:
-        size: Tensor = torch.linalg.vector_norm(m, dim=-1).amax(-1)
-        return size
+        return length(m, -1).amax(-1)
 
     def bare_kappa(self, rows: int, columns: int) -> float:
         return sqrt(rows)
 
     def factor(self, weight: Weight) -> float:
-        return sqrt(weight.d_in) if self.table else 1 / sqrt(weight.columns)
+        return sqrt(weight.columns) if self.table else 1 / sqrt(weight.columns)

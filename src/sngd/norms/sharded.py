@@ -75,8 +75,7 @@ def layout_of(tensor: Tensor) -> Layout:
     assert is_dtensor(tensor)
     assert sharding is not None
     mesh, dims = sharding
-    shape = (*tensor.shape, 2) if tensor.is_complex() else tuple(tensor.shape)  # as view_as_real shows complex numbers
-    return Layout(shape, mesh, tuple(tensor.placements), dims)
+    return Layout(tuple(tensor.shape), mesh, tuple(tensor.placements), dims)
 
 
 @torch.no_grad()

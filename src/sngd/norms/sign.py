@@ -24,8 +24,11 @@ class Sign(Norm):
     def bare_unit(self, m: Tensor) -> Tensor:
         return m.sign()
 
+    @torch.no_grad()
     def units(self, vs: Sequence[Tensor]) -> list[Tensor]:
-        wide = [v.to(torch.promote_types(v.dtype, torch.float32)) for v in vs]
+        if not vs:
+            return []
+        wide = [v.to(torch.promote_types(v.dtype, torch.float32)).contiguous() for v in vs]
         signs = list(torch._foreach_sign(wide))
         torch._foreach_mul_(signs, [self.factor_of(v.shape) for v in vs])
         return signs

@@ -10,8 +10,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from sngd.checks import check_one_of, count
-from sngd.norms.norm import Norm, Weight, as_matrix, normalized, per_output
+from sngd.checks import check_one_of, count, shown
+from sngd.norms.norm import Norm, Weight, as_matrix, normalized, per_output, weight_of
 
 Coefficients = tuple[float, float, float]
 
@@ -36,7 +36,8 @@ class Spectral(Norm):
 
     URᵀ is computed by a Newton–Schulz iteration, which needs matrix products only. It moves all singular values towards
     1, but not onto it. With the default, those of at least 1 % of ‖V‖_F come to lie between 0.68 and 1.14, and smaller
-    ones between 0 and 1.21 (``docs/norms.md`` has the measurement). ``dual`` is ⟨V, U⟩ with what was computed.
+    ones between 0 and 1.21 (``docs/norms.md`` has the measurement). ``dual`` is ⟨V, U⟩ with the U that was computed, at
+    most 1.21 times the exact Σσ_i. ``kappa`` is that of the exact norm.
 
     The factor is √(d_out/d_in)/kernel, for vectors √d, for tables (n, d) √d.
 
@@ -45,11 +46,18 @@ class Spectral(Norm):
             Scion's for input layers; "adamw" for 0.2 √max(rows, columns), torch.optim.Muon's "match_rms_adamw", with
             which learning rates of AdamW fit (Liu et al. 2025, arXiv 2502.16982); False for 1.
         table: see ``Norm``.
+        parts: into how many matrices of equal size the rows are divided, each a ball of its own. Attention often stores
+            the weights of queries, keys and values as one matrix (3d, d): its parts are 3. A convolution has as many
+            parts as groups. Sizes in the factor are those of a part.
+        transposed: whether the weight is stored as (d_in, d_out, kernel …), as in ``torch.nn.ConvTranspose2d`` and in
+            ``Conv1D`` of the package transformers. Then "rows" are the outputs all the same.
         steps: iterations, ≥ 1.
         coefficients: "muon" (as in torch.optim.Muon), "polar-express" (nearer to 1 in as many steps; up to 8 steps come
             nearer), or "svd": an exact, slow SVD without iterations.
     """
 
+    parts: int = 1
+    transposed: bool = False
     steps: int = 5
     coefficients: Literal["muon", "polar-express", "svd"] = "muon"
 
@@ -59,37 +67,82 @@ class Spectral(Norm):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_one_of("coefficients", self.coefficients, ("muon", "polar-express", "svd"))
+        if isinstance(self.steps, bool) or not isinstance(self.steps, int):
+            raise ValueError(f"steps must be a whole number of at least 1, got {shown(self.steps)}")
         count("steps", self.steps)
+        count("parts", self.parts)
+        if not isinstance(self.transposed, bool):
+            raise ValueError(f"transposed must be True or False, got {shown(self.transposed)}")
 
     def bare_unit(self, m: Tensor) -> Tensor:
         if min(m.shape[-2:]) <= 1:  # a vector has one singular value, and needs no iteration
             return normalized(m, (-2, -1))
         if self.coefficients == "svd":
-            finite = normalized(m, (-2, -1)).nan_to_num(0, 0, 0)  # else svd raises; ⟨m, unit⟩ is still not finite
-            u, s, vh = torch.linalg.svd(finite, full_matrices=False)
-            rank = s > s[..., :1] * torch.finfo(s.dtype).eps * max(m.shape[-2:])
-            exact: Tensor = (u * rank.unsqueeze(-2)) @ vh
-            return exact
+            return _exact_unit(normalized(m, (-2, -1)))
         dtype = torch.bfloat16 if m.device.type == "cuda" else m.dtype
         return newton_schulz(normalized(m, (-2, -1)).to(dtype), _schedule(self.coefficients, self.steps)).to(m.dtype)
 
+    @torch.no_grad()
+    def unit(self, v: Tensor) -> Tensor:
+        return self.units([v])[0]
+
+    @torch.no_grad()
     def units(self, vs: Sequence[Tensor]) -> list[Tensor]:
         """``unit`` of each tensor; matrices of one shape, or of its transpose, are computed together."""
-        alike: dict[tuple[int, int], list[int]] = defaultdict(list)
-        matrices = [as_matrix(v) for v in vs]
-        for i, m in enumerate(matrices):
-            alike[min(m.shape), max(m.shape)].append(i)
-        units: list[Tensor] = list(vs)
-        for (rows, _), indices in alike.items():
-            wide = [matrices[i] if matrices[i].shape[0] == rows else matrices[i].mT for i in indices]
-            for i, unit in zip(indices, self.bare_unit(torch.stack(wide)).unbind(), strict=True):
-                whole_unit = unit if matrices[i].shape[0] == rows else unit.mT
-                units[i] = (whole_unit * self.factor_of(vs[i].shape)).reshape(vs[i].shape).contiguous()
+        alike: dict[tuple[int, int, torch.dtype, torch.device], list[int]] = defaultdict(list)
+        stacks = [self._parts_of(v) for v in vs]
+        for i, stack in enumerate(stacks):
+            _, rows, columns = stack.shape
+            alike[min(rows, columns), max(rows, columns), stack.dtype, stack.device].append(i)
+        units: list[Tensor] = list(stacks)
+        for (rows, *_), indices in alike.items():
+            wide = torch.cat([stacks[i] if stacks[i].shape[1] == rows else stacks[i].mT for i in indices])
+            together = self.bare_unit(wide) if wide.numel() else torch.zeros_like(wide)
+            for i, unit in zip(indices, together.split(self.parts), strict=True):
+                scaled = (unit if stacks[i].shape[1] == rows else unit.mT) * self.factor_of(vs[i].shape)
+                units[i] = self._stored(scaled, vs[i].shape)
         return units
 
+    @torch.no_grad()
+    def size(self, w: Tensor) -> Tensor:
+        parts = self._parts_of(w)
+        return self.bare_size(parts).amax() / self.factor_of(w.shape) if parts.numel() else parts.new_zeros(())
+
+    def kappa(self, shape: Sequence[int]) -> float:
+        part = weight_of(self._part(shape))
+        return sqrt(self.parts) * self.factor_of(shape) * self.bare_kappa(part.d_out, part.columns)
+
+    def factor_of(self, shape: Sequence[int]) -> float:
+        return super().factor_of(self._part(shape))
+
+    def _part(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape (d_out, d_in, kernel …) of a part of a weight of this shape.
+
+        Raises:
+            ValueError: the rows cannot be divided into ``parts`` of equal size.
+        """
+        rows, *rest = (_swapped(shape) if self.transposed else [*shape]) or [1]
+        if rows % self.parts:
+            raise ValueError(
+                f"parts must divide the {rows} outputs of a weight of shape {tuple(shape)}, got {self.parts}"
+            )
+        return rows // self.parts, *rest
+
+    def _parts_of(self, v: Tensor) -> Tensor:
+        """The weight as matrices (parts, rows, columns), in float32 or wider."""
+        rows, *_ = self._part(v.shape)
+        m = as_matrix(v.transpose(0, 1) if self.transposed and v.dim() > 1 else v)
+        return m.reshape(self.parts, rows, m.shape[1])
+
+    def _stored(self, parts: Tensor, shape: Sequence[int]) -> Tensor:
+        """Matrices (parts, rows, columns) as a weight of this shape: the inverse of ``_parts_of``."""
+        if self.transposed and len(shape) > 1:
+            return parts.reshape(_swapped(shape)).transpose(0, 1).contiguous()
+        return parts.reshape(shape).contiguous()
+
     def bare_size(self, m: Tensor) -> Tensor:
-        size: Tensor = torch.linalg.matrix_norm(m, 2)
-        return size
+        finite, some = _finite(m)
+        return torch.where(finite, torch.linalg.matrix_norm(some, 2), torch.nan)
 
     def bare_kappa(self, rows: int, columns: int) -> float:
         return sqrt(min(rows, columns))
@@ -102,6 +155,24 @@ class Spectral(Norm):
         return per_output(weight, self.table)
 
 
+def _exact_unit(m: Tensor) -> Tensor:
+    """URᵀ over the singular values that are not zero to rounding."""
+    finite, some = _finite(m)
+    u, s, vh = torch.linalg.svd(some, full_matrices=False)
+    rank = s > s[..., :1] * torch.finfo(s.dtype).eps * max(m.shape[-2:])
+    return torch.where(finite[..., None, None], (u * rank.unsqueeze(-2)) @ vh, torch.nan)
+
+
+def _finite(m: Tensor) -> tuple[Tensor, Tensor]:
+    """Whether all entries of each matrix are finite, and the matrices with finite ones: LAPACK raises at others."""
+    return m.isfinite().all(-1).all(-1), m.nan_to_num(0.0, 0.0, 0.0)
+
+
+def _swapped(shape: Sequence[int]) -> list[int]:
+    """The shape with its first two sizes exchanged; a vector's as it is."""
+    return [*shape[1::-1], *shape[2:]] if len(shape) > 1 else [*shape]
+
+
 def _schedule(coefficients: str, steps: int) -> list[Coefficients]:
     """The coefficients of each step; the last known ones repeat."""
     if coefficients == "muon":
@@ -112,11 +183,16 @@ def _schedule(coefficients: str, steps: int) -> list[Coefficients]:
 
 
 def newton_schulz(x: Tensor, schedule: Sequence[Coefficients]) -> Tensor:
-    """Moves the singular values of each matrix of a batch (…, rows, columns) towards 1; none may be above 1."""
+    """Moves the singular values of each matrix of a batch (…, rows, columns) towards 1; none may be above 1.
+
+    Sums are part of the products (``baddbmm``), as in torch.optim.Muon: in bfloat16 this rounds less.
+    """
     tall = x.shape[-2] > x.shape[-1]
-    if tall:  # so that XXᵀ is the smaller product
-        x = x.mT
+    wide = x.mT if tall else x  # so that XXᵀ is the smaller product
+    batch = wide.reshape(-1, *wide.shape[-2:])
     for a, b, c in schedule:
-        gram = x @ x.mT
-        x = a * x + (b * gram + c * (gram @ gram)) @ x
-    return x.mT if tall else x
+        gram = batch @ batch.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        batch = torch.baddbmm(batch, polynomial, batch, beta=a)
+    done = batch.reshape(wide.shape)
+    return done.mT if tall else done

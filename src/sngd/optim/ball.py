@@ -12,13 +12,13 @@ from sngd.norms.norm import inner
 from sngd.norms.sharded import layout_of, sharded_units
 from sngd.optim.options import Number
 from sngd.optim.part import Norms, Part, share_of
-from sngd.sharding import is_shared, local, max_over_ranks
+from sngd.sharding import all_local, is_shared, max_over_ranks
 
 
 class BallPart(Part):
     """A part in which each tensor v takes a step w ← w − α c unit(v) with c = min{1, max_scale ‖v‖*/α}.
 
-    ``exponent`` is 0 unless v itself, as g + λw, would leave the dtype's range.
+    ``exponent`` is 0 unless the whole norm, or v itself, would leave the dtype's range.
 
     Of DTensors, units are computed of whole tensors, for which ranks communicate. So if a tensor of this kind has no
     gradient on this rank, then the rank takes part with zeros, and the part may even have no parameters.
@@ -45,7 +45,8 @@ class BallPart(Part):
     def _units_of_shards(self) -> list[Tensor]:
         own = iter(self.vectors)
         present = [param.grad is not None for param in self.everywhere]
-        vectors = [next(own) if here else _zeros(param) for param, here in zip(self.everywhere, present, strict=True)]
+        all_params = zip(all_local(self.everywhere), present, strict=True)
+        vectors = [next(own) if here else torch.zeros_like(param) for param, here in all_params]
         units = sharded_units(self.norm, vectors, [layout_of(param) for param in self.everywhere], self._units_of)
         return [unit for unit, here in zip(units, present, strict=True) if here]
 
@@ -57,13 +58,15 @@ class BallPart(Part):
         return inner(times_power_of_two(self.vectors, shift) if shift else self.vectors, units)
 
     def exponent_of_largest(self) -> float:
-        """e such that the largest |v_i| lies in [2^(e−1), 2^e); −inf if all are 0. Tensors on the CPU."""
-        if self._over_mesh(_largest(self.vectors)) == torch.inf:  # g + λw may be, where g and w are finite
-            largest = self._over_mesh(_largest(self.ingredients()))
-            if largest < torch.inf:
-                if self.vectors:
-                    self.scale_ingredients(-frexp(largest)[1])
-                self._units = None
+        """e such that the largest |v_i| lies in [2^(e−1), 2^e); −inf if all are 0. Tensors on the CPU.
+
+        The vectors are computed again, from scaled ingredients: g + λw may overflow, and (1−β)g round to 0.
+        """
+        largest = self._over_mesh(_largest(self.ingredients()))
+        if 0 < largest < torch.inf:
+            if self.vectors:
+                self.scale_ingredients(-frexp(largest)[1])
+            self._units = None
         largest = _largest(self.vectors)
         return frexp(largest)[1] + self.exponent if 0 < largest < torch.inf else -torch.inf
 
@@ -76,12 +79,6 @@ class BallPart(Part):
 
     def direction(self, norms: Norms, lr: Number) -> tuple[list[Tensor], Tensor]:
         return self.units, share_of(norms, lr, self.group["max_scale"], self.params[0].device)
-
-
-def _zeros(param: Tensor) -> Tensor:
-    """A gradient of zeros, as this rank's part; of a complex number as two real ones."""
-    zeros = torch.zeros_like(local(param))
-    return torch.view_as_real(zeros) if zeros.is_complex() else zeros
 
 
 def _largest(tensors: list[Tensor]) -> float:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sngd.checks import non_negative, shown
+from sngd.state import check_fits
 
 Number = float | Tensor
 
@@ -30,10 +31,17 @@ def check_options(options: dict[str, Any]) -> None:
         raise ValueError("foreach and fused cannot both be True: choose one")
 
 
-def check_norms(groups: Sequence[dict[str, Any]], saved: Sequence[dict[str, Any]]) -> None:
-    """ValueError if a saved param group was made with another norm; one without a norm is another optimizer's."""
-    for index, (group, other) in enumerate(zip(groups, saved, strict=False)):  # torch checks their number
-        own, loaded = str(group["norm"]), other.get("norm")
+def check_norms(groups: Sequence[dict[str, Any]], saved: Mapping[str, Any]) -> None:
+    """ValueError if a saved param group was made with another norm.
+
+    A group without a norm is one that SNGD saved when it had the l2 norm alone, or another optimizer's. All of these
+    lack ``skipped_steps``, and fit every norm.
+    """
+    default = "l2" if "skipped_steps" in saved else None
+    for index, (group, other) in enumerate(
+        zip(groups, saved["param_groups"], strict=False)
+    ):  # torch checks their number
+        own, loaded = str(group["norm"]), other.get("norm", default)
         if loaded is not None and str(loaded) != own:
             raise ValueError(f"the norm of param group {index} is {own}, but the saved one's is {shown(loaded)}")
 
@@ -83,15 +91,8 @@ def check_buffers(groups: Sequence[dict[str, Any]], state: Any) -> None:
     for param in (param for group in groups for param in group["params"]):
         for name in BUFFERS:
             buffer = state.get(param, {}).get(name)
-            if buffer is None:
-                continue
-            whose = f"the {name} of {name_of(param, groups)}"
-            if not isinstance(buffer, Tensor):
-                raise ValueError(f"{whose} must be a tensor, got a value of type {type(buffer).__name__}")
-            if buffer.shape != param.shape:
-                raise ValueError(f"{whose} must have its shape {tuple(param.shape)}, got {tuple(buffer.shape)}")
-            if (buffer.is_floating_point(), buffer.is_complex()) != (param.is_floating_point(), param.is_complex()):
-                raise ValueError(f"{whose} must be of its kind, {param.dtype}, got {buffer.dtype}")
+            if buffer is not None:
+                check_fits(f"the {name}", name_of(param, groups), buffer, param)
 
 
 def name_of(param: Tensor, groups: Sequence[dict[str, Any]]) -> str:
@@ -121,12 +122,8 @@ def check_shapes(
     for name, tensors in lists.items():
         if [tensor.shape for tensor in tensors] == shapes:  # one comparison is quicker than one for each tensor
             continue
-        for index, tensor in enumerate(tensors):
-            if tensor.shape != shapes[index]:
-                raise ValueError(
-                    f"the {name} of {name_of(params[index], groups)} must have its shape "
-                    f"{tuple(shapes[index])}, got {tuple(tensor.shape)}"
-                )
+        for tensor, weight, param in zip(tensors, lists["weights"], params, strict=False):
+            check_fits(f"the {name}", name_of(param, groups), tensor, weight)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -10,7 +10,6 @@ from torch import Tensor
 from sngd.norms.global_norm import (
     host_may_read,
     ldexp,
-    least_exact_norm,
     times_power_of_two,
 )
 from sngd.optim.kahan import foreach_kahan_sub_, unless
@@ -124,13 +123,14 @@ class Part:
         """Tensors and a factor c whose product is the normalized direction."""
         device, cap = self.params[0].device, self.group["max_scale"]
         norm = norms.l2.to(device, non_blocking=device.type != "cpu")
-        if norms.l2 is not norms.dual:  # there are other balls, of which the cap takes account and this one may be zero
-            return self.vectors, share_of(norms, lr, cap, device) * _reciprocal(norm)
-        c = _coefficient(norm, lr, cap, self.exponent)
+        alone = norms.l2 is norms.dual  # else there are other balls, of which the cap takes account
+        share = None if alone else share_of(norms, lr, cap, device)
+        c = _coefficient(norm, lr, cap, self.exponent) if share is None else share * _reciprocal(norm)
         if host_may_read(norm) and float(lr) * c.item() <= _LEAST_FACTOR and 0 < norm.item() < inf:
             exponent = frexp(norm.item())[1]  # float32 would round α c: scale the vectors by a power of two first
             self.scale_vectors(-exponent)
-            c = _coefficient(norm * 2.0**-exponent, lr, cap, self.exponent)
+            norm = norm * 2.0**-exponent
+            c = _coefficient(norm, lr, cap, self.exponent) if share is None else share * _reciprocal(norm)
         return self.vectors, c
 
     def shrink(self, skip: Tensor | None) -> None:
@@ -177,9 +177,8 @@ def _coefficient(norm: Tensor, lr: Number, max_scale: float, exponent: int) -> T
 
 
 def _reciprocal(norm: Tensor) -> Tensor:
-    """1/norm; 0 for a norm that is 0, or that has lost its digits where the host may not read it."""
-    least = 0.0 if host_may_read(norm) else least_exact_norm(norm.dtype)
-    return torch.where(norm > least, 1 / norm, 0)
+    """1/norm; 0 for a norm that is 0, of a ball that stays where it is while others step."""
+    return torch.where(norm > 0, 1 / norm, 0)
 
 
 def share_of(norms: Norms, lr: Number, max_scale: float, device: torch.device) -> Tensor:

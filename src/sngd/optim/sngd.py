@@ -1,4 +1,4 @@
-"""SNGD: stochastic normalized gradient descent. Every step has the same length."""
+"""SNGD: stochastic normalized gradient descent, in any norm. Every step has the same length."""
 
 from collections.abc import Callable, Iterable, Sequence
 from math import inf
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from sngd.norms import L2, Norm, find_norm
 from sngd.norms.global_norm import by_kind, host_may_read, ldexp
 from sngd.optim.ball import BallPart
+from sngd.optim.clipped import warn_if_clipped
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
 from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backward, warn_inside_zero
@@ -57,6 +58,12 @@ class SNGD(Optimizer):
         >>> model(torch.ones(8, 4)).square().mean().backward()
         >>> optimizer.step()
 
+    In other norms than the Euclidean one (``norm``, by param group) the step is w ← w − α unit(g). unit(g) is the point
+    of the norm's unit ball that lies farthest along g; for the Euclidean norm it is g/‖g‖. See ``sngd.norms.Norm`` and
+    ``docs/norms.md``. All tensors of all "l2" groups are one ball. Every tensor of another group is a ball of its own,
+    in which it takes a step of length ``lr``. The dual norm ‖g‖\* of the whole is the l2 ball's ‖g‖ plus
+    ⟨g_i, unit(g_i)⟩ for every other tensor i. What follows is written for l2. In other norms unit(g) stands for g/‖g‖.
+
     Weight decay λ has two forms:
 
     * coupled, as in ``torch.optim.SGD``: g stands for g + λw throughout. The decay is part of what is normalized, so it
@@ -69,9 +76,10 @@ class SNGD(Optimizer):
     * ``normalize="momentum"`` (Cutkosky and Mehta 2020): m ← βm + (1−β)g, w ← w − α m/‖m‖.
 
     ``max_scale`` is β of the paper's eq. 5, w ← w − min{α/‖g‖, max_scale} g. The step is normalized while
-    ‖g‖ > α/max_scale, and a plain gradient step below. If the norm is zero or not finite, weights and buffers do not
-    change and ``skipped_steps`` counts the step. Neither this check nor the norm makes the host wait for an
-    accelerator.
+    ‖g‖ > α/max_scale, and a plain gradient step below. In other norms a step has length min{α, max_scale ‖g‖\*}.
+
+    If the norm is zero or not finite, weights and buffers do not change and ``skipped_steps`` counts the step. Neither
+    this check nor the norm makes the host wait for an accelerator.
 
     On the CPU every finite gradient that is not zero takes its step, even if its entries are subnormal numbers or the
     largest ones: if squares would leave the dtype's range, g is first multiplied by a power of two. On an accelerator
@@ -96,6 +104,8 @@ class SNGD(Optimizer):
         params: parameters or param groups. Every option but ``capturable`` may differ by group; each group steps
             by its own ``lr`` along its part of the one global direction.
         lr: α, the step length, ≥ 0; a 0-d tensor is allowed.
+        norm: "l2", "layer", "sign", "spectral", "row" or "col", with options as in "row(table=True)", or a
+            ``sngd.norms.Norm``. Other norms than "l2" take real parameters.
         momentum: β in [0, 1).
         normalize: which vector the norm is taken of when there is momentum.
         weight_decay: λ ≥ 0.
@@ -115,11 +125,13 @@ class SNGD(Optimizer):
             captured as a constant; a tensor on the accelerator can change between replays.
 
     Raises:
-        ValueError: an argument is out of its range, or ``FullyShardedDataParallel`` flattened the parameters. From
-            ``load_state_dict`` and ``step``: a buffer or gradient that does not have its parameter's shape or is no
-            tensor of its kind, or a learning rate out of range.
+        ValueError: an argument is out of its range, there is no such norm, or ``FullyShardedDataParallel`` flattened
+            the parameters. From ``load_state_dict`` and ``step``: a buffer or gradient that does not have its
+            parameter's shape or is no tensor of its kind, a state that another norm made, or a learning rate out of
+            range.
         TypeError: ``norm_group`` holds something else than process groups.
-        RuntimeError: ``step`` met a sparse gradient, or DTensors of which this rank cannot know the global norm.
+        RuntimeError: ``step`` met a sparse gradient, a complex parameter in another norm than l2, or DTensors of which
+            this rank cannot know the global norm.
     """
 
     _step_supports_amp_scaling = True  # a GradScaler leaves the gradients scaled and sets grad_scale and found_inf
@@ -169,7 +181,9 @@ class SNGD(Optimizer):
 
     @property
     def last_norm(self) -> Tensor:
-        """Global norm that the last step divided by: ‖g + λw‖, or ‖m‖ for ``normalize="momentum"``, without loss scale.
+        """Norm that the last step divided by: ‖g + λw‖, or ‖m‖ for ``normalize="momentum"``, without loss scale.
+
+        In other norms than l2 it is the dual norm of the whole, of the same vector.
 
         It is a 0-d tensor on the gradients' device, nan before the first step. Only reading it on the host waits for an
         accelerator.
@@ -220,6 +234,8 @@ class SNGD(Optimizer):
         if (found_inf := getattr(self, "found_inf", None)) is not None:
             skip = skip | (found_inf.to(skip.device) > 0)
         self._remember(norms.dual, norms.exponent, skip, scale if cancels else None)
+        if cancels:
+            warn_if_clipped(self, parts, norms)
         decide_here = host_may_read(norms.dual) and not self.defaults["capturable"]
         if decide_here and skip:
             return loss
@@ -262,18 +278,25 @@ class SNGD(Optimizer):
         if sharding is not None:
             lists = [all_local(tensors) for tensors in lists]
         check_shapes(params, dict(zip(("weights", "gradient", *BUFFERS), lists, strict=True)), self.param_groups)
+        balls = not isinstance(find_norm(group["norm"]), L2)
         if kind[0].is_complex():
+            if balls:
+                raise RuntimeError(
+                    f"norm {group['norm']} does not support complex parameters, and one of shape "
+                    f"{tuple(kind[0].shape)} is {str(kind[0].dtype).removeprefix('torch.')}: use norm l2"
+                )
             lists = [list(map(torch.view_as_real, tensors)) for tensors in lists]
         if scale is not None:
             lists[1] = _unscaled(lists[1], scale)
         loop = group["foreach"] is False and not group["fused"]
         directions = _single_tensor_directions if loop else _foreach_directions
         spread = sharding, groups
-        if isinstance(find_norm(group["norm"]), L2):
-            part = Part(group, *lists, spread=spread, directions=directions)
-        else:
+        part: Part
+        if balls:
             part = BallPart(group, *lists, spread=spread, directions=directions)
             part.everywhere = kind if sharding is not None else ()
+        else:
+            part = Part(group, *lists, spread=spread, directions=directions)
         if params:
             part.aim(part.params, part.grads, part.old_averages)
         return part
@@ -300,7 +323,7 @@ class SNGD(Optimizer):
         Norms are not loaded: they must be those of this optimizer.
         """
         self._norm_groups.take_from(self.param_groups)
-        check_norms(self.param_groups, state_dict["param_groups"])
+        check_norms(self.param_groups, state_dict)
         saved = [index for group in state_dict["param_groups"] for index in group["params"]]
         own = [param for group in self.param_groups for param in group["params"]]
         if len(saved) == len(own):  # else torch refuses it
@@ -320,7 +343,7 @@ class SNGD(Optimizer):
         for group, known in zip(state["param_groups"], own, strict=True):
             for name, value in defaults.items():  # options that the saved optimizer, torch's SGD perhaps, did not know
                 group.setdefault(name, value)
-            group["norm"] = known["norm"]  # a loaded state has its text
+            group["norm"] = find_norm(known.get("norm", "l2"))  # a loaded state has its text, an old pickle none
             check_options(group)
         check_buffers(state["param_groups"], state["state"])
         super().__setstate__(state)

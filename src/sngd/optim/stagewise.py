@@ -20,6 +20,8 @@ class StagewiseLR(LRScheduler):
     and 0.2 run at α_t and 2 α_t. If a learning rate is a 0-d tensor its value is changed in place. After the plan's
     last step the last learning rate stays.
 
+    A plan whose stages have a momentum sets the groups' `momentum` too. The optimizer must be made with one then.
+
     Args:
         optimizer: any `torch.optim.Optimizer`.
         plan: the stages; lengths count calls of `step`.
@@ -27,7 +29,8 @@ class StagewiseLR(LRScheduler):
 
     Raises:
         TypeError: if the plan is no `StagePlan`, for instance a list of learning rates without numbers of steps.
-        ValueError: if the first group's initial learning rate is not finite and positive.
+        ValueError: if the first group's initial learning rate is not finite and positive, or the plan has a momentum
+            and a group has none.
 
     Example:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -44,6 +47,7 @@ class StagewiseLR(LRScheduler):
             raise TypeError(f"plan must be a StagePlan, for instance StagePlan([(lr, steps), …]), got {plan!r}")
         self._plan = plan
         self._ratios = _ratios_to_first(optimizer)
+        _check_momentum(optimizer, plan)
         super().__init__(optimizer, last_epoch)
 
     @property
@@ -57,7 +61,10 @@ class StagewiseLR(LRScheduler):
         return self._plan.stage_at(self.last_epoch)
 
     def get_lr(self) -> list[float | Tensor]:
-        """The learning rate of every param group for the optimizer's next step."""
+        """The learning rate of every param group for the optimizer's next step; sets the groups' momentum."""
+        if self._plan.sets_momentum:
+            for group in self.optimizer.param_groups:
+                group["momentum"] = self._plan[self.stage].momentum
         lr = self._plan.lr_at(self.last_epoch)
         return [lr * ratio for ratio in self._ratios]
 
@@ -78,6 +85,7 @@ class StagewiseLR(LRScheduler):
         """
         check_keys(state_dict, "plan", "last_epoch", "_step_count", "_ratios")
         plan = StagePlan.from_list(state_dict["plan"])
+        _check_momentum(self.optimizer, plan)
         for count in ("last_epoch", "_step_count"):
             saved_count(state_dict, count)
         ratios = state_dict["_ratios"]
@@ -92,6 +100,11 @@ class StagewiseLR(LRScheduler):
                 group["lr"].fill_(lr)
             else:
                 group["lr"] = lr
+
+
+def _check_momentum(optimizer: Optimizer, plan: StagePlan) -> None:
+    if plan.sets_momentum and not all(group.get("momentum") for group in optimizer.param_groups):
+        raise ValueError("optimizer must be made with a momentum above 0 in every param group, as the plan sets it")
 
 
 def _is_ratio(value: object) -> bool:

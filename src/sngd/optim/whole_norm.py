@@ -103,8 +103,14 @@ def _sums_here(parts: Sequence[Part], exponent: int, device: torch.device) -> Te
     """This rank's ``_Sums`` of parts on one device, as one tensor."""
     joint = [part.vectors for part in parts if not isinstance(part, BallPart)]
     balls = [part for part in parts if isinstance(part, BallPart)]
-    squares = square(norm_here(joint).to(device, non_blocking=device.type != "cpu"))
-    duals = torch.stack([part.dual(exponent) for part in balls]).sum() if balls else torch.zeros_like(squares)
+    norm = norm_here(joint)
+    if not host_may_read(norm):  # squares that have lost digits count as 0, so that this ball stays where it is
+        norm = torch.where(norm <= least_exact_norm(norm.dtype), 0, norm)
+    later = device.type != "cpu"
+    squares = square(norm.to(device, non_blocking=later))
+    duals = torch.zeros_like(squares)
+    for part in balls:
+        duals = duals + part.dual(exponent).to(device, non_blocking=later)
     counts = [torch.full_like(squares, len(some)) for some in (joint, balls)]
     return torch.stack([squares, duals.to(squares.dtype), *counts])
 

@@ -9,8 +9,8 @@ from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar, ca
 
 import torch
 
-from sngd.paper.closed_form import conformance, escape, relaxed, scaling, variance
-from sngd.paper.trained import alternatives, pictures, runs, sensitivity
+from sngd.paper.closed_form import any_norm, conformance, escape, relaxed, scaling, variance
+from sngd.paper.trained import alternatives, norms, pictures, runs, sensitivity
 from sngd.paper.trained.experiments import PROFILES
 from sngd.studies.execution.execution import Execution
 from sngd.studies.runs import seconds_spent, study_folders
@@ -75,6 +75,12 @@ FIGURES: dict[str, Figure[Any] | RunFigure[Any]] = {
     "conformance": Figure(
         "C7: the bounds of Theorems 1–4 hold", conformance.Conformance, conformance.measure, conformance.draw
     ),
+    "conformance-norms": Figure(
+        "beyond the paper: the lemmas and bounds hold in every norm, with momentum and with capped steps",
+        any_norm.NormConformance,
+        any_norm.measure,
+        any_norm.draw,
+    ),
     "scaling": Figure("C7: how oracle calls grow as the target falls", scaling.Scaling, scaling.measure, scaling.draw),
     "relaxed": Figure(
         "C9: SNGD handles (L0, L1)-smooth objectives without clipping", relaxed.Relaxed, relaxed.measure, relaxed.draw
@@ -94,6 +100,13 @@ FIGURES: dict[str, Figure[Any] | RunFigure[Any]] = {
         partial(runs.run, "sensitivity"),
         sensitivity.measure,
         sensitivity.draw,
+    ),
+    "norms": RunFigure(
+        "beyond the paper: steps in other norms, as of Signum, Muon and Scion",
+        norms.Norms,
+        partial(runs.run, "norms"),
+        norms.measure,
+        norms.draw,
     ),
     "alternatives": RunFigure(
         "C1 to C6 where the paper is ambiguous: the figures under its other readings",

@@ -24,15 +24,17 @@ class Problem:
         test: the same for held-out samples, or None.
         name: what tables and pictures call it.
         augment: random variation of a batch's inputs, or None: maps inputs and a generator to as many inputs,
-            on the same device. Drawn once a step and for training only; every evaluation of that step, at
-            whatever weights, uses the same result. `sngd.problems.augment` has one for images.
+            on the same device. If other inputs have other targets, it returns the pair (inputs, targets); the
+            targets must then follow from the stored inputs, as the next characters follow from a piece of text.
+            Drawn once a step and for training only; every evaluation of that step, at whatever weights, uses
+            the same result. `sngd.problems.augment` has one for images, `sngd.problems.shakespeare` one for text.
         prepare: a fixed function from stored (and augmented) inputs to the inputs that the model takes, for
             instance bytes to normalized floats, or None if they are the same. Applied at every evaluation, in
             training and test, on the inputs' device.
 
-    All tensors are on the CPU; the engine moves them to its device once. When the training targets are
-    1-D integers they are taken for class labels, and the model's outputs for one score a class: then
-    accuracy is reported too.
+    All tensors are on the CPU; the engine moves them to its device once. When the targets are integers and the
+    model's outputs have one dimension more, they are taken for class labels and for one score a class: then
+    accuracy is reported too, see `classifies`.
 
     Raises:
         TypeError: for a field of the wrong type.
@@ -49,7 +51,7 @@ class Problem:
     train: Samples
     test: Samples | None = None
     name: str = ""
-    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None
+    augment: Callable[[Tensor, torch.Generator], Tensor | Samples] | None = None
     prepare: Callable[[Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -75,11 +77,21 @@ class Problem:
         """Number of training samples."""
         return len(self.train[0])
 
-    @property
-    def classifies(self) -> bool:
-        """Whether the targets are 1-D integer class labels, so that accuracy is defined."""
-        targets = self.train[1]
-        return targets.dim() == 1 and _is_integer(targets)
+    def augmented(self, samples: Samples, generator: torch.Generator) -> Samples:
+        """Training samples as `augment` varies them; without it, as they are."""
+        if self.augment is None:
+            return samples
+        varied = self.augment(samples[0], generator)
+        return varied if isinstance(varied, tuple) else (varied, samples[1])
+
+
+def classifies(outputs: Tensor, targets: Tensor) -> bool:
+    """Whether the targets are class labels and the outputs their scores, so that accuracy is defined.
+
+    Labels are integers of any shape (n, …), scores have the shape (n, …, classes): one label a sample for images, one
+    a character for text.
+    """
+    return _is_integer(targets) and outputs.shape[:-1] == targets.shape
 
 
 def initial_loss_not_finite(problem: Problem) -> str:

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from sngd.problems.problem import Problem, Samples, share_not_finite
 
 _REQUIRED = ("build_model", "loss", "train")
+_PARTS = ("inputs", "targets")
 
 
 def load_user_problem(spec: str) -> Problem:
@@ -134,19 +135,22 @@ def _try(problem: Problem) -> None:
 def _try_samples(problem: Problem, model: nn.Module, field: str, samples: Samples) -> None:
     inputs, targets = (part[:2] for part in samples)
     if problem.augment is not None and field == "train":
-        inputs = _tried("augment", problem.augment(inputs, torch.Generator().manual_seed(0)), len(inputs))
+        count, varied = len(inputs), problem.augmented((inputs, targets), torch.Generator().manual_seed(0))
+        if len(varied) != len(_PARTS):
+            raise ValueError(f"augment must return inputs or a pair (inputs, targets), got a tuple of {len(varied)}")
+        inputs, targets = (_tried("augment", part, count, what) for part, what in zip(varied, _PARTS, strict=True))
 
     def loss_of(times: int) -> Tensor:
         """The loss of the samples, `times` times each."""
         batch = torch.cat([inputs] * times)
         if problem.prepare is not None:
-            batch = _tried("prepare", problem.prepare(batch), len(batch))
+            batch = _tried("prepare", problem.prepare(batch), len(batch), "inputs")
         return problem.loss(model(batch), torch.cat([targets] * times))
 
     loss = loss_of(1)
     _check_loss(loss, model)
     if not loss.isfinite():
-        for part, numbers in zip(("inputs", "targets"), samples, strict=True):
+        for part, numbers in zip(_PARTS, samples, strict=True):
             if share_not_finite(numbers) == 1:
                 raise ValueError(f"loss is {loss.item()}: none of the numbers in {field}'s {part} is finite")
     if len(samples[0]) > 1:  # of one sample, the sum is the mean
@@ -184,12 +188,12 @@ def _check_mean(loss_of: Callable[[int], Tensor]) -> None:
         )
 
 
-def _tried(field: str, inputs: object, count: int) -> Tensor:
-    if not isinstance(inputs, Tensor):
-        raise TypeError(f"{field} must return a tensor, got a value of type {type(inputs).__name__}")
-    if inputs.shape[:1] != (count,):
-        raise ValueError(f"{field} must return as many inputs as it is given, got shape {tuple(inputs.shape)}")
-    return inputs
+def _tried(field: str, part: object, count: int, what: str) -> Tensor:
+    if not isinstance(part, Tensor):
+        raise TypeError(f"{field} must return a tensor, got a value of type {type(part).__name__}")
+    if part.shape[:1] != (count,):
+        raise ValueError(f"{field} must return as many {what} as it is given, got shape {tuple(part.shape)}")
+    return part
 
 
 def _shortcoming(result: object) -> str:

@@ -1,6 +1,10 @@
-"""Variations of a problem, spelled after its name: ``mnist-mlp:6000``, ``cifar10-resnet8:5000:unaugmented``."""
+"""Variations of a problem, spelled after its name: ``mnist-mlp:6000``, ``cifar10-resnet8:5000:unaugmented``.
 
-from collections.abc import Callable
+These are variations of any problem. A built-in problem may have others of its own, such as
+``shakespeare-gpt:width-256``, see `sngd.problems.registry`.
+"""
+
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import torch
@@ -9,8 +13,10 @@ from torch import Tensor
 from sngd.problems.problem import Problem
 
 
-def vary(problem: Problem, word: str) -> Problem:
+def vary(problem: Problem, word: str, own_words: Iterable[str] = ()) -> Problem:
     """The problem changed as ``word`` says: a number of samples, or a name in ``VARIANTS``.
+
+    ``own_words`` are those that the problem understands beside these; the error for an unknown word lists them.
 
     Raises:
         ValueError: unknown word, a number out of range, or a variation that the problem cannot have.
@@ -18,7 +24,7 @@ def vary(problem: Problem, word: str) -> Problem:
     if word.isdecimal():
         return first(problem, int(word))
     if word not in VARIANTS:
-        raise ValueError(f"{word!r} must be a number of samples or one of {', '.join(VARIANTS)}")
+        raise ValueError(f"{word!r} must be a number of samples or one of {', '.join([*VARIANTS, *own_words])}")
     return VARIANTS[word](problem)
 
 

@@ -241,7 +241,7 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
     gap, bounded = judge_gap(constants.gap, losses, plan, infimum=constants.infimum, source=source[2])
     bound, condition = None, None
     if smoothness is not None and sigma is not None and gap is not None:
-        batch_size = 1 if exact else runs[0].settings.batch_size
+        batch_size = 1 if exact else runs[0].settings.batch_size_or_default
         options = _options(method, runs[0])
         bound, condition = bound_of(
             rule, smoothness, sigma=sigma, gap=gap, plan=plan, batch_size=batch_size, options=options
@@ -302,7 +302,7 @@ def _samples(run: Run) -> int:
 
 def _options(method: Method, run: Run) -> dict[str, float]:
     config = run.settings
-    return parameter_values(method, config.params, config.batch_size, _samples(run))
+    return parameter_values(method, config.params, config.batch_size_or_default, _samples(run))
 
 
 def _curves(runs: Sequence[Run], key: str) -> list[Curve]:

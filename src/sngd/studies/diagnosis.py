@@ -23,6 +23,7 @@ from sngd.diagnose import (
     local_smoothness,
 )
 from sngd.problems import load_problem
+from sngd.problems.registry import default_batch_size
 from sngd.studies.figures import plain_style, save
 from sngd.studies.runs import read_run, value
 from sngd.training import RunConfig
@@ -136,7 +137,9 @@ def diagnose(
     if samples < 3:
         raise ValueError(f"samples must be at least 3, got {samples}")
     run, where, rows = _point(target, seed, device, data)
-    objective = training_objective(run.problem, run.model, run.loss_of, run.config.batch_size)(_generator(seed))
+    objective = training_objective(run.problem, run.model, run.loss_of, run.config.batch_size_or_default)(
+        _generator(seed)
+    )
     size = min(samples, objective.n)
 
     noise = smoothness = curvature = None
@@ -161,7 +164,7 @@ def diagnose(
         where,
         objective.n,
         objective.dim,
-        run.config.batch_size,
+        run.config.batch_size_or_default,
         noise,
         smoothness,
         curvature,
@@ -174,7 +177,7 @@ def _point(target: str, seed: int, device: str, data: Path | None) -> tuple[RunS
     """The model in its run, what to call the point, and the tracked rows up to it."""
     if not Path(target).is_dir():
         problem = load_problem(target, data)
-        batch_size = min(RunConfig.batch_size, problem.n)
+        batch_size = min(default_batch_size(target), problem.n)
         config = RunConfig(target, "sngd", seed=seed, batch_size=batch_size, device=device)
         return RunState(config.resolved(problem.n), problem), f"initial weights, seed {seed}", []
     found = read_run(target)

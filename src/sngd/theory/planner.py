@@ -7,22 +7,34 @@
 | `s-sngd:geometric`  | Corollary 2 of Theorem 3, or 4          | target = 4ε, 8ε  |
 | `sgd`               | Ghadimi and Lan 2013, Theorem 2.1       | target = ε       |
 | `spider-sfo`        | Fang et al. 2018, Theorem 1, n_0 = 1    | target = 5ε      |
+| `nsgd-momentum`     | `momentum_bound`, b = 1                 | target = 4ε      |
 
-So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖: with the same ε they have different guarantees.
+So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖*: with the same ε they have different guarantees.
+‖·‖* is the dual of the norm of the steps, as in `sngd.theory.bounds`.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil, isclose, sqrt
+from math import ceil, exp, isclose, log, sqrt
 from typing import Any
 
-from sngd.checks import non_negative, positive
+from sngd.checks import non_negative, positive, shown
 from sngd.cost import differences
 from sngd.stages import StagePlan, constant, geometric, harmonic
-from sngd.theory.bounds import Bound, sgd_bound, sngd_bound, spider_sfo_bound, stagewise_bound
+from sngd.theory.bounds import (
+    Bound,
+    mean_of_noise,
+    momentum_bound,
+    sgd_bound,
+    sngd_bound,
+    spider_sfo_bound,
+    stagewise_bound,
+)
 from sngd.theory.smoothness import Smooth, Smoothness, check_lr
 
 MAX_STAGES = 1_000_000
+MAX_STEPS = 2**100  # of a plan with momentum; beyond them floating point cannot tell N from N + 1 anyway
+_SMALLEST_A = 1e-9  # below it, 1 − a in floating point is too coarse
 
 
 @dataclass(frozen=True)
@@ -41,7 +53,9 @@ class Plan:
         bound: the bound at these very numbers, term by term.
         lr_limited: whether αL1 ≤ ½ binds, that is, kept the learning rate below what it would have been.
         stages: the stage plan, for `s-sngd`, else None.
-        options: further parameters of the method: `anchor_batch_size`, `period`, `max_scale` for `spider-sfo`.
+        options: further parameters of the method: `anchor_batch_size`, `period`, `max_scale` for `spider-sfo`,
+            `momentum` for `nsgd-momentum`.
+        kappa: κ, with ‖v‖* ≤ κ‖v‖₂ for all v; 1 for the Euclidean norm.
     """
 
     method: str
@@ -58,10 +72,11 @@ class Plan:
     lr_limited: bool = False
     stages: StagePlan | None = None
     options: dict[str, float] = field(default_factory=dict)
+    kappa: float = 1.0
 
     @property
     def guarantee(self) -> float:
-        """The bound on E‖∇F(w̄)‖ at the planned integers, at most `target`.
+        """The bound on E‖∇F(w̄)‖* at the planned integers, at most `target`.
 
         A difference from the target of 1e-9 (relative) or less is a rounding error, and not shown.
         """
@@ -80,6 +95,7 @@ class Plan:
             "theorem": self.theorem,
             **smoothness,
             "sigma": self.sigma,
+            "kappa": self.kappa,
             "gap": self.gap,
             "target": self.target,
             "lr": self.lr,
@@ -108,25 +124,29 @@ def plan(
     epsilon: float | None = None,
     target: float | None = None,
     rho: float | None = None,
+    kappa: float = 1.0,
 ) -> Plan:
-    """The run that makes E‖∇F(w̄)‖ ≤ target, by the method's theorem; integers are rounded up.
+    """The run that makes E‖∇F(w̄)‖* ≤ target, by the method's theorem; integers are rounded up.
 
     `epsilon` gives the theorem's own choice, for SNGD α = 2ε/L, b = ⌈σ²/ε²⌉ and ⌈LΔ/(2ε²)⌉ steps (Theorem 1), or
     α = min{ε/L0, 1/(2 L1)}, b = ⌈σ²/ε²⌉ and ⌈Δ/(αε)⌉ steps (Theorem 2). `target` τ gives the cheapest run under the
     bound: for real numbers that is the theorem's choice at ε = τ/4 (τ/8 for Theorem 2, if αL1 ≤ ½ does not bind); what
-    rounding b up saves goes into longer steps.
+    rounding b up saves goes into longer steps. For `nsgd-momentum`, which takes one sample a step, nothing is
+    published: ε means the cheapest run for the target 4ε.
 
     Args:
         method: one of `PLANNED`; `s-sngd` means `s-sngd:harmonic`.
-        smoothness: L, or L0 and L1; only L for `sgd` and `spider-sfo`, and for the latter in mean square over the
-            samples.
-        sigma: σ ≥ 0, E‖∇f(w; a) − ∇F(w)‖² ≤ σ².
+        smoothness: L, or L0 and L1; only L for `sgd`, `spider-sfo` and `nsgd-momentum`: in mean square over the samples
+            for `spider-sfo`, and of the gradient, as in `momentum_bound`, for `nsgd-momentum`.
+        sigma: σ ≥ 0, E‖∇f(w; a) − ∇F(w)‖₂² ≤ σ².
         gap: Δ = F(w_0) − inf F > 0; for `s-sngd` δ, which must hold at the start of every stage.
         epsilon: ε > 0; what it means for the target is in the table above.
-        target: τ > 0, the bound on E‖∇F(w̄)‖; either this or `epsilon`.
+        target: τ > 0, the bound on E‖∇F(w̄)‖*; either this or `epsilon`.
         rho: ρ > 0, the learning rate of the first stage, for `s-sngd`; at most 1/(2 L1), and 1/3 for `geometric`.
             Default, lowered to 1/(2 L1) where that is less: for `harmonic` √(2δ/L) or √(δ/L0), with which stage t takes
             t + 1 steps; for `geometric` 0.1.
+        kappa: κ > 0 with ‖v‖* ≤ κ‖v‖₂ for all v, where steps are normalized in another norm than the Euclidean one; L
+            (L0 and L1) are then that norm's. `sgd` and `spider-sfo` are Euclidean.
 
     Raises:
         ValueError: if an argument is out of its range, or the run would be longer than can be counted.
@@ -141,8 +161,12 @@ def plan(
         raise ValueError(f"method must be one of {', '.join(PLANNED)}, got {method!r}")
     if not isinstance(smoothness, Smoothness):
         raise ValueError(f"smoothness must be Smooth(L) or RelaxedSmooth(L0, L1), got {smoothness!r}")
-    if not isinstance(smoothness, Smooth) and name in ("sgd", "spider-sfo"):
+    if not isinstance(smoothness, Smooth) and name in _EUCLIDEAN:
         raise ValueError(f"smoothness must be Smooth(L) for {name}'s published bound, got {smoothness}")
+    if not isinstance(smoothness, Smooth) and name == "nsgd-momentum":
+        raise ValueError(f"smoothness must be Smooth(L) for {name}, got {smoothness}")
+    if kappa != 1 and name in _EUCLIDEAN:
+        raise ValueError(f"kappa must be 1 for {name}, whose steps are Euclidean, got {shown(kappa)}")
     if (epsilon is None) == (target is None):
         raise ValueError(f"exactly one of epsilon and target must be given, got {epsilon!r} and {target!r}")
     if rho is not None and not name.startswith("s-sngd"):
@@ -154,6 +178,7 @@ def plan(
         exact=None if epsilon is None else positive("epsilon", epsilon),
         target=None if target is None else positive("target", target),
         rho=None if rho is None else check_lr(smoothness, rho, "rho"),
+        kappa=positive("kappa", kappa),
     )
     try:
         return _PLANNERS[name](name, problem)
@@ -171,6 +196,12 @@ class _Problem:
     exact: float | None  # ε, to be used as it stands
     target: float | None  # τ, to be reached as cheaply as possible
     rho: float | None
+    kappa: float
+
+    @property
+    def noise(self) -> float:
+        """κσ, the largest mean error of one sample's gradient in the dual norm."""
+        return self.kappa * self.sigma
 
     def accuracy(self, factor: float) -> tuple[float, float]:
         """(ε, τ) for a theorem whose guarantee is factor · ε."""
@@ -181,7 +212,7 @@ class _Problem:
 
 
 def _sngd(name: str, problem: _Problem) -> Plan:
-    """Theorems 1 and 2, both as c Δ/(αN) + kα + 2cσ/√b."""
+    """Theorems 1 and 2, both as c Δ/(αN) + kα + 2cκσ/√b."""
     smoothness, sigma, gap = problem.smoothness, problem.sigma, problem.gap
     c = smoothness.factor
     _, target = problem.accuracy(4 * c)
@@ -199,8 +230,9 @@ def _sngd(name: str, problem: _Problem) -> Plan:
         batch_size,
         steps,
         steps * batch_size,
-        sngd_bound(smoothness, sigma=sigma, gap=gap, lr=lr, batch_size=batch_size, steps=steps),
+        sngd_bound(smoothness, sigma=sigma, gap=gap, lr=lr, batch_size=batch_size, steps=steps, kappa=problem.kappa),
         lr_limited=lr < free_lr,
+        kappa=problem.kappa,
     )
 
 
@@ -208,7 +240,7 @@ def _published(problem: _Problem) -> tuple[float, int, float]:
     """(α were it not for α L1 ≤ ½, b, progress): curvature and progress get cε each, noise 2cε."""
     c, k = problem.smoothness.factor, problem.smoothness.curvature
     epsilon, _ = problem.accuracy(4 * c)
-    return c * epsilon / k, _batch_size(problem.sigma / epsilon), c * epsilon
+    return c * epsilon / k, _batch_size(problem.noise / epsilon), c * epsilon
 
 
 def _cheapest(problem: _Problem) -> tuple[float, int, float]:
@@ -216,14 +248,14 @@ def _cheapest(problem: _Problem) -> tuple[float, int, float]:
     c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
     _, target = problem.accuracy(4 * c)
     curvature = min(target / 4, k * max_lr)
-    batch_size = _batch_size(2 * c * problem.sigma / ((target - curvature) * 2 / 3))
-    rest = target - 2 * c * problem.sigma / sqrt(batch_size)
+    batch_size = _batch_size(2 * c * problem.noise / ((target - curvature) * 2 / 3))
+    rest = target - 2 * c * problem.noise / sqrt(batch_size)
     free_lr = rest / (2 * k)
     return free_lr, batch_size, rest - k * min(free_lr, max_lr)
 
 
 def _harmonic(name: str, problem: _Problem) -> Plan:
-    """Corollary 1: 2cδ/(S(T+1)) + 2kρ/(T+1) + 2cσ/√b."""
+    """Corollary 1: 2cδ/(S(T+1)) + 2kρ/(T+1) + 2cκσ/√b."""
     c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
     epsilon, _ = problem.accuracy(4 * c)
     free_rho = sqrt(c * problem.gap / k) if problem.rho is None else problem.rho
@@ -231,7 +263,7 @@ def _harmonic(name: str, problem: _Problem) -> Plan:
     stages = max(1, _ceil(2 * k * rho / (c * epsilon)) - 1)
     if stages > MAX_STAGES:
         raise OverflowError
-    batch_size = _batch_size(problem.sigma / epsilon)
+    batch_size = _batch_size(problem.noise / epsilon)
     progress = _rest(problem, batch_size, curvature=2 * k * rho / (stages + 1))
     # With S ≥ ρ, p_{t+1}/S_t never decreases although the M_t are rounded up, so progress keeps its share.
     distance = max(rho, 2 * c * problem.gap / ((stages + 1) * progress))
@@ -239,7 +271,7 @@ def _harmonic(name: str, problem: _Problem) -> Plan:
 
 
 def _geometric(name: str, problem: _Problem) -> Plan:
-    """Corollary 2: with x = (2ρ)^T, cδ(1 − 2ρ)/(S(1 − x)) + k(1 − 2^−T)(1 − 2ρ)x/(1 − x) + 2cσ/√b."""
+    """Corollary 2: with x = (2ρ)^T, cδ(1 − 2ρ)/(S(1 − x)) + k(1 − 2^−T)(1 − 2ρ)x/(1 − x) + 2cκσ/√b."""
     c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
     epsilon, _ = problem.accuracy(4 * c)
     rho = min(0.1, max_lr) if problem.rho is None else problem.rho
@@ -253,7 +285,7 @@ def _geometric(name: str, problem: _Problem) -> Plan:
     stages = 1
     while curvature(stages) > c * epsilon * (1 + 1e-12):
         stages += 1
-    batch_size = _batch_size(problem.sigma / epsilon)
+    batch_size = _batch_size(problem.noise / epsilon)
     progress = _rest(problem, batch_size, curvature(stages))
     distance = c * problem.gap * (1 - 2 * rho) / ((1 - (2 * rho) ** stages) * progress)
     plan = geometric(rho, stages, distance)
@@ -266,7 +298,7 @@ def _rest(problem: _Problem, batch_size: int, curvature: float) -> float:
     if problem.exact is not None:
         return c * problem.exact
     _, target = problem.accuracy(4 * c)
-    return target - 2 * c * problem.sigma / sqrt(batch_size) - curvature
+    return target - 2 * c * problem.noise / sqrt(batch_size) - curvature
 
 
 def _stagewise(
@@ -285,9 +317,12 @@ def _stagewise(
         batch_size,
         plan.steps,
         plan.steps * batch_size,
-        stagewise_bound(smoothness, sigma=problem.sigma, gap=problem.gap, plan=plan, batch_size=batch_size),
+        stagewise_bound(
+            smoothness, sigma=problem.sigma, gap=problem.gap, plan=plan, batch_size=batch_size, kappa=problem.kappa
+        ),
         lr_limited,
         plan,
+        kappa=problem.kappa,
     )
 
 
@@ -338,6 +373,82 @@ def _spider_sfo(name: str, problem: _Problem) -> Plan:
     )
 
 
+def _momentum(name: str, problem: _Problem) -> Plan:
+    """The fewest steps N for which some a = 1 − β makes `momentum_bound`, at its best α, at most the target; b = 1."""
+    smoothness, sigma, gap = _smooth(problem), problem.sigma, problem.gap
+    _, target = problem.accuracy(4)
+    steps = _first(lambda n: _momentum_total(problem, _best_a(problem, n), n) <= target * (1 + 1e-12))
+    momentum = 1 - _best_a(problem, steps)
+    if 1 - momentum < 2 * _SMALLEST_A:
+        raise OverflowError
+    lr = sqrt(gap / (_momentum_curvature(smoothness, 1 - momentum) * steps))
+    bound = momentum_bound(
+        smoothness, sigma=sigma, gap=gap, lr=lr, momentum=momentum, batch_size=1, steps=steps, kappa=problem.kappa
+    )
+    return Plan(
+        name,
+        "momentum bound (docs/theory.md)",
+        smoothness,
+        sigma,
+        gap,
+        target,
+        lr,
+        1,
+        steps,
+        steps,
+        bound,
+        options={"momentum": momentum},
+        kappa=problem.kappa,
+    )
+
+
+def _momentum_total(problem: _Problem, a: float, steps: int) -> float:
+    """`momentum_bound` at the α for which progress and curvature are equal. It never grows with `steps`."""
+    curvature = _momentum_curvature(_smooth(problem), a)
+    return 2 * sqrt(curvature * problem.gap / steps) + 2 * problem.noise * mean_of_noise(1 - a, steps)
+
+
+def _momentum_curvature(smoothness: Smooth, a: float) -> float:
+    """L(½ + 2(1 − a)/a)."""
+    return smoothness.L * (0.5 + 2 * (1 - a) / a)
+
+
+def _best_a(problem: _Problem, steps: int) -> float:
+    """The a in (0, 1] of the least `_momentum_total`, by golden-section search over log a."""
+    ratio = (sqrt(5) - 1) / 2
+    low, high = log(_SMALLEST_A), 0.0
+
+    def total(log_a: float) -> float:
+        return _momentum_total(problem, exp(log_a), steps)
+
+    left, right = high - ratio * (high - low), low + ratio * (high - low)
+    at_left, at_right = total(left), total(right)
+    while high - low > 1e-9:
+        if at_left < at_right:
+            high, right, at_right = right, left, at_left
+            left = high - ratio * (high - low)
+            at_left = total(left)
+        else:
+            low, left, at_left = left, right, at_right
+            right = low + ratio * (high - low)
+            at_right = total(right)
+    return 1.0 if total(0.0) <= min(at_left, at_right) else exp((low + high) / 2)
+
+
+def _first(fits: Callable[[int], bool]) -> int:
+    """The smallest whole number n ≥ 1 that fits, if all greater ones fit as well."""
+    high = 1
+    while not fits(high):
+        high *= 2
+        if high > MAX_STEPS:
+            raise OverflowError
+    low = high // 2  # 0, or it does not fit
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
 def _smooth(problem: _Problem) -> Smooth:
     assert isinstance(problem.smoothness, Smooth)  # `plan` has checked it
     return problem.smoothness
@@ -364,7 +475,10 @@ _PLANNERS: dict[str, Callable[[str, _Problem], Plan]] = {
     "s-sngd:geometric": _geometric,
     "sgd": _sgd,
     "spider-sfo": _spider_sfo,
+    "nsgd-momentum": _momentum,
 }
+
+_EUCLIDEAN = ("sgd", "spider-sfo")
 
 PLANNED = tuple(_PLANNERS)
 """The methods that `plan` knows."""

@@ -3,27 +3,34 @@
 Theorems 1 and 3 (L-smooth) and Theorems 2 and 4 ((L0, L1)-smooth) differ in three constants only. With c, k and α_max
 from the table, every step of normalized gradient descent with α ≤ α_max obeys
 
-    ‖∇F(w)‖ ≤ c (F(w) − F(w₊))/α + k α + 2c ‖∇F(w) − g‖
+    ‖∇F(w)‖* ≤ c (F(w) − F(w₊))/α + k α + 2c ‖∇F(w) − g‖*
 
 |                          | `Smooth(L)` | `RelaxedSmooth(L0, L1)` |
 |--------------------------|-------------|-------------------------|
 | `factor`, c              | 1           | 2                       |
 | `curvature`, k           | L/2         | 2 L0                    |
 | `max_lr`, α_max          | ∞           | 1/(2 L1)                |
+
+‖·‖ is the norm of the steps and ‖·‖* its dual norm: both are the Euclidean norm for the paper's methods. The constants
+of one norm are not those of another.
 """
 
 from dataclasses import dataclass
 from math import inf
 
 from sngd.checks import non_negative, positive
+from sngd.theory.inexact import EXACT, Inexact
 
 
 @dataclass(frozen=True, slots=True)
 class Smooth:
     """F(u) ≤ F(w) + ∇F(w)ᵀ(u − w) + (L/2)‖u − w‖² for all u, w.
 
+    ‖∇F(u) − ∇F(w)‖* ≤ L‖u − w‖ implies it, and is what `momentum_bound` assumes.
+
     Args:
-        L: L > 0, for instance the largest |eigenvalue| of the Hessian.
+        L: L > 0, for instance the largest |eigenvalue| of the Hessian H; in another norm than the Euclidean one the
+            largest ⟨u, Hv⟩ over ‖u‖ ≤ 1 and ‖v‖ ≤ 1, which for the largest absolute entry is at most Σ|H_ij|.
 
     Raises:
         ValueError: if L is not finite and positive.
@@ -56,7 +63,9 @@ class Smooth:
 
 @dataclass(frozen=True, slots=True)
 class RelaxedSmooth:
-    """F is twice differentiable and ‖∇²F(w)‖ ≤ L0 + L1 ‖∇F(w)‖ for all w.
+    """F is twice differentiable and ‖∇²F(w)‖ ≤ L0 + L1 ‖∇F(w)‖* for all w.
+
+    ‖∇²F(w)‖ is the largest ⟨u, ∇²F(w)v⟩ over ‖u‖ ≤ 1 and ‖v‖ ≤ 1.
 
     Args:
         L0: L0 > 0.
@@ -96,9 +105,14 @@ class RelaxedSmooth:
 Smoothness = Smooth | RelaxedSmooth
 
 
-def check_lr(smoothness: Smoothness, lr: float, name: str = "lr") -> float:
-    """`lr` as a float; ValueError unless it is positive and within the class's condition, α L1 ≤ ½."""
+def check_lr(smoothness: Smoothness, lr: float, name: str = "lr", step: Inexact = EXACT) -> float:
+    """`lr` as a float; ValueError unless it is positive and within the class's condition, α L1 ≤ ½.
+
+    For an inexact step the condition is α L1 ≤ ½(1 − ε)/(1 + δ)².
+    """
     lr = positive(name, lr)
-    if lr > smoothness.max_lr:
-        raise ValueError(f"{name} must be at most 1/(2 L1) = {smoothness.max_lr!r} for {smoothness}, got {lr!r}")
+    most = smoothness.max_lr * step.share / step.length**2
+    if lr > most:
+        limit = "1/(2 L1)" if step == EXACT else "(1 − ε)/(2 L1 (1 + δ)²)"
+        raise ValueError(f"{name} must be at most {limit} = {most!r} for {smoothness}, got {lr!r}")
     return lr

@@ -9,6 +9,7 @@ from typing import Annotated, Any, NamedTuple, Required, TypedDict, cast, get_ty
 import torch
 
 from sngd.checks import shown
+from sngd.problems.registry import BATCH_SIZE, default_batch_size
 from sngd.stages import StagePlan
 from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
 from sngd.training.plan_words import SPELLING, build_plan, inline
@@ -42,7 +43,10 @@ class RunConfig:
     lr: Annotated[float | None, Declared(gt=0, help="Learning rate α of the first stage. (default: the method's)")] = (
         None
     )
-    batch_size: Annotated[int, Declared(ge=1, help="Samples a step, b.")] = 128
+    batch_size: Annotated[
+        int | None,
+        Declared(ge=1, help=f"Samples a step, b. (default: the problem's own, else {BATCH_SIZE})"),
+    ] = None
     epochs: Annotated[
         float, Declared(gt=0, le=1e9, help="Budget: gradient evaluations over n. No method spends more.")
     ] = 20.0
@@ -65,6 +69,13 @@ class RunConfig:
     eval_every: Annotated[
         float, Declared(gt=0, help="Evaluate every so many epochs (gradient evaluations over n).")
     ] = 1.0
+    eval_samples: Annotated[
+        int | None,
+        Declared(
+            ge=1,
+            help="Measure F on so many training samples, evenly spaced in their order, not on all. (default: all)",
+        ),
+    ] = None
     grad_norm: Annotated[bool, Declared(help="Measure ‖∇F(w)‖ at evaluations; takes about as long as an epoch.")] = True
     # The oracle calls of tracking are counted separately, as ``tracking_calls``.
     track: Annotated[
@@ -93,12 +104,19 @@ class RunConfig:
             self,
             label=self.label or self.method,
             lr=method.lr if self.lr is None else self.lr,
+            batch_size=self.batch_size_or_default,
             plan=inline(self.plan or method.plan),
-            params=dict(self.params) if n is None else parameter_values(method, self.params, self.batch_size, n),
+            params=dict(self.params)
+            if n is None
+            else parameter_values(method, self.params, self.batch_size_or_default, n),
             threads=self.threads or torch.get_num_threads(),
         )
         config._check()
         return config
+
+    @property
+    def batch_size_or_default(self) -> int:
+        return default_batch_size(self.problem) if self.batch_size is None else self.batch_size
 
     def stage_plan(self, n: int) -> StagePlan:
         """The stage plan of the run on ``n`` samples. Its length is the budget over the method's mean cost of a step.
@@ -107,8 +125,8 @@ class RunConfig:
             ValueError: a value is out of its range.
         """
         method = find_method(self.method)
-        values = parameter_values(method, self.params, self.batch_size, n)
-        steps_per_epoch = n / method.estimate.cost(self.batch_size, n, values).mean
+        values = parameter_values(method, self.params, self.batch_size_or_default, n)
+        steps_per_epoch = n / method.estimate.cost(self.batch_size_or_default, n, values).mean
         return build_plan(self.plan or method.plan, self.lr or method.lr, self.epochs, steps_per_epoch)
 
     def _check(self) -> None:
@@ -197,7 +215,7 @@ class StoredConfig(TypedDict, total=False):
     method: Required[str]
     label: str | None
     lr: float | None
-    batch_size: int
+    batch_size: int | None
     epochs: float
     seed: int
     weight_decay: float
@@ -206,6 +224,7 @@ class StoredConfig(TypedDict, total=False):
     sampling: str
     output: str
     eval_every: float
+    eval_samples: int | None
     grad_norm: bool
     track: str | None
     device: str

@@ -240,10 +240,12 @@ class RunState:
 
     def __init__(self, config: RunConfig, problem: Problem, ranks: Ranks = ALONE) -> None:
         assert config.lr is not None
+        assert config.batch_size is not None
         self.config, self.ranks, self.device = config, ranks, ranks.device(config.device)
         if config.batch_size > problem.n:
             raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
         self.problem = _to_device(problem, self.device)
+        self.evaluated = _evenly_spaced(self.problem, config.eval_samples)
         torch.manual_seed(_seed(config.seed, "model"))
         self.model = problem.build_model().to(self.device)
         self.budget = round(config.epochs * problem.n)
@@ -319,10 +321,8 @@ class RunState:
         if size is not None:
             indices = self.samples.draw(size)
             inputs, targets = inputs.index_select(0, indices), targets.index_select(0, indices)
-        if self.problem.augment is not None:
-            inputs = self.problem.augment(inputs, self.augmentation)
         self.seen += len(inputs)
-        return inputs, targets
+        return self.problem.augmented((inputs, targets), self.augmentation)
 
     def loss_of(self, batch: Samples) -> Tensor:
         return self.ranks.mean_loss(self._local_loss, self.model, batch)
@@ -357,7 +357,7 @@ class RunState:
             "oracle_calls": calls,
             "grads_over_n": calls / self.problem.n,
             "lr": self.loop.lr,
-            **evaluate(self.problem, self.model, grad_norm=self.config.grad_norm, ranks=self.ranks),
+            **evaluate(self.evaluated, self.model, grad_norm=self.config.grad_norm, ranks=self.ranks),
             "skipped_steps": self.loop.skipped_steps,
             "seconds": round(self.seconds, 3),
             "iterate": "last",
@@ -424,6 +424,17 @@ def _to_device(problem: Problem, device: torch.device) -> Problem:
     train = (inputs.to(device), targets.to(device))
     test = None if problem.test is None else (problem.test[0].to(device), problem.test[1].to(device))
     return replace(problem, train=train, test=test)
+
+
+def _evenly_spaced(problem: Problem, count: int | None) -> Problem:
+    """The problem with ``count`` of its training samples, the first of as many equal parts each; None: with all."""
+    if count is None or count == problem.n:
+        return problem
+    if count > problem.n:
+        raise ValueError(f"eval_samples must be at most n = {problem.n}, got {count}")
+    inputs, targets = problem.train
+    chosen = torch.arange(count, device=inputs.device) * problem.n // count
+    return replace(problem, train=(inputs[chosen], targets[chosen]))
 
 
 def _seed(seed: int, purpose: str) -> int:

@@ -5,9 +5,10 @@ from torch import Tensor, nn
 
 from sngd.norms.global_norm import global_norm
 from sngd.problems import Problem
+from sngd.problems.problem import classifies
 from sngd.training.ranks import ALONE, Ranks
 
-CHUNK = 2**19  # input numbers evaluated at a time: 4096 samples at most, few of them if they are large
+CHUNK = 2**19  # input numbers evaluated at a time, and 4096 targets at most: few samples of them if they are large
 
 
 def evaluate(
@@ -17,9 +18,9 @@ def evaluate(
 
     Returns:
         ``train_loss`` F(w) and ``test_loss`` (means over samples, without weight decay), ``train_accuracy`` and
-        ``test_accuracy`` (fractions in [0, 1]), ``grad_norm`` ‖∇F(w)‖ over the training set. A value is None if the
-        problem does not have it (no test set, targets that are no classes) or if it was not asked for. Gradients,
-        random state and training mode are left as they were. Nothing here counts as an oracle call.
+        ``test_accuracy`` (fractions of the labels, in [0, 1]), ``grad_norm`` ‖∇F(w)‖ over the training set. A value is
+        None if the problem does not have it (no test set, targets that are no classes) or if it was not asked for.
+        Gradients, random state and training mode are left as they were. Nothing here counts as an oracle call.
     """
     was_training = model.training
     model.eval()
@@ -46,11 +47,11 @@ def _measure(
 ) -> tuple[float | None, float | None, float | None]:
     """Loss, accuracy and, if asked, the norm of the loss's gradient."""
     n, own = len(inputs), ranks.share(len(inputs))
-    chunk = max(64, min(4096, CHUNK // max(1, inputs[0].numel())))
+    chunk = max(64, min(4096 // max(1, targets[0].numel()), CHUNK // max(1, inputs[0].numel())))
     params = [p for p in model.parameters() if p.requires_grad]
     gradients = [torch.zeros_like(p) for p in params]
     loss = torch.zeros((), dtype=torch.float64, device=inputs.device)
-    correct = torch.zeros((), dtype=torch.int64, device=inputs.device)
+    correct, labels = torch.zeros(2, dtype=torch.int64, device=inputs.device)
     with torch.set_grad_enabled(gradient):
         for x, y in zip(inputs[own].split(chunk), targets[own].split(chunk), strict=True):
             if len(x) == 0:
@@ -59,16 +60,17 @@ def _measure(
             outputs = model(x if problem.prepare is None else problem.prepare(x))
             value = problem.loss(outputs, y)
             loss += value.detach().double() * share
-            if problem.classifies:
+            if classifies(outputs, y):
                 correct += (outputs.detach().argmax(-1) == y).sum()
+                labels += y.numel()
             if gradient:
                 parts = torch.autograd.grad(value * share, params, allow_unused=True)
                 for total, part in zip(gradients, parts, strict=True):
                     if part is not None:
                         total += part
-    loss, correct, *gradients = ranks.sum([loss, correct, *(gradients if gradient else ())])
+    loss, correct, labels, *gradients = ranks.sum([loss, correct, labels, *(gradients if gradient else ())])
     return (
         loss.item(),
-        correct.item() / n if problem.classifies else None,
+        correct.item() / labels.item() if labels else None,
         global_norm(gradients).item() if gradient else None,
     )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -11,6 +12,7 @@ from sngd.estimators import Estimator
 from sngd.estimators.estimator import Batch, Loss
 from sngd.optim import StagewiseLR
 from sngd.stages import StagePlan
+from sngd.state import check_fits
 
 
 class Loop(Protocol):
@@ -92,7 +94,7 @@ class Composed:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         _check_buffers(self.optimizer, state["optimizer"]["state"])
-        _check_options(self.optimizer, state["optimizer"]["param_groups"])
+        _check_options(self.optimizer, state["optimizer"]["param_groups"], self.plan)
         for name in ("estimator", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
 
@@ -100,25 +102,24 @@ class Composed:
 def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object]]) -> None:
     """ValueError for state that does not fit its parameter: most of torch's optimizers take it as it is."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    names = {frozenset(entry) for entry in saved.values()}
-    if len(names) > 1:
-        raise ValueError("the optimizer's state must have the same entries for all parameters")
+    for group in optimizer.state_dict()["param_groups"]:
+        if len({frozenset(saved[index]) for index in group["params"] if index in saved}) > 1:
+            raise ValueError("the optimizer's state must have the same entries for all parameters of a group")
     for index, entry in saved.items():
         for name, value in entry.items():
             if value is None and name == "momentum_buffer":  # of SGD before its first step
                 continue
-            shape = () if name == "step" else tuple(params[index].shape)
-            if not isinstance(value, Tensor) or tuple(value.shape) != shape:
-                got = f"one of shape {tuple(value.shape)}" if isinstance(value, Tensor) else shown(value)
-                raise ValueError(f"{name} of parameter {index} must be a tensor of shape {shape}, got {got}")
-            if name == "step" and not 0 <= float(value) < 2**53:
-                raise ValueError(f"step of parameter {index} must be a number of steps, got {float(value)}")
+            like = torch.tensor(0.0) if name == "step" else params[index]
+            tensor = check_fits(name, f"parameter {index}", value, like)
+            if name == "step" and not 0 <= float(tensor) < 2**53:
+                raise ValueError(f"step of parameter {index} must be a number of steps, got {float(tensor)}")
 
 
-def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]]) -> None:
-    """ValueError for an option that is not what the run's settings made it; the learning rate is the plan's."""
+def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]], plan: StagePlan) -> None:
+    """ValueError for an option that is not what the run's settings made it, unless the scheduler sets it again."""
+    scheduled = {"lr", "initial_lr", *(["momentum"] if plan.sets_momentum else [])}
     for own, group in zip(optimizer.state_dict()["param_groups"], saved, strict=True):
-        for name in own.keys() & group.keys() - {"params", "lr", "initial_lr", "perturbed"}:
+        for name in own.keys() & group.keys() - {"params", "perturbed"} - scheduled:
             value = group[name]
             if type(value) is not type(own[name]) or value != own[name]:
                 raise ValueError(f"the optimizer's {name} must be {shown(own[name])}, got {shown(value)}")

@@ -1,8 +1,8 @@
 """The methods, one readable row each: estimator × step rule × stage plan × output rule."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +11,12 @@ from torch.optim import Optimizer
 from sngd.checks import cut, shown, suggestion
 from sngd.cost import Cost, differences, differences_of_random_periods, same_every_step
 from sngd.estimators import SCSG, SVRG, Estimator, Full, MiniBatch, Spider
+from sngd.norms import Norm, Sign
 from sngd.optim import SNGD, Perturbed
+from sngd.param_groups import groups
 from sngd.stages import StagePlan
 from sngd.training.loop import Composed, Loop
+from sngd.training.muon_adamw import MuonWithAdamW
 from sngd.training.natasha2 import Natasha2, epoch_cost
 from sngd.training.schema import is_finite
 
@@ -174,6 +177,59 @@ MOMENTUM_THEN_NORMALIZED = StepRule(
     lambda s: SNGD(s.params, s.lr, weight_decay=s.weight_decay, momentum=s["momentum"], normalize="momentum"),
     (MOMENTUM,),
 )
+
+
+def _in_norm(setting: Setting, params: Iterable[Any], norm: Norm | str = "l2") -> SNGD:
+    """Momentum, then a step in a norm, with decoupled weight decay."""
+    return SNGD(
+        params,
+        setting.lr,
+        norm=norm,
+        momentum=setting["momentum"],
+        normalize="momentum",
+        weight_decay=setting.weight_decay,
+        decoupled_weight_decay=True,
+    )
+
+
+_ELSEWHERE = ("embedding", "vector", "output", "token")  # kinds of weights that Muon is not meant for
+_MUON = dict.fromkeys(("hidden", "input", "convolution"), "spectral(scaled=max)")
+_SIGN = dict.fromkeys(_ELSEWHERE, "sign(scaled=False)")
+
+
+def _muon(s: Setting) -> SNGD:
+    ratios = dict.fromkeys(_ELSEWHERE, s["others_lr"] / s.lr)
+    kinds = groups(s.model, s.lr, norms=_MUON | _SIGN, ratios=ratios)
+    if not any(group["kind"] in _MUON for group in kinds):
+        raise ValueError("muon needs a hidden matrix or a convolution, and this model has none: signum is its rest")
+    return _in_norm(s, kinds)
+
+
+def _muon_adamw(s: Setting) -> MuonWithAdamW:
+    matrices: list[Tensor] = []
+    others: list[Tensor] = []
+    for group in groups(s.model, s.lr):
+        (matrices if group["kind"] in ("hidden", "input") else others).extend(group["params"])
+    return MuonWithAdamW(matrices, others, s.lr, s["others_lr"], s.weight_decay)
+
+
+_IN_NORM = "m ← βm + (1−β)g without λw, w ← (1 − αλ)w − α "
+OTHERS = Parameter("others_lr", "α'", "learning rate of the first stage of all weights but hidden ones", 0.001)
+SIGN_OF_MOMENTUM = StepRule(f"{_IN_NORM}sign(m)", lambda s: _in_norm(s, s.params, Sign(scaled=False)), (MOMENTUM,))
+LAYERS_NORMALIZED = StepRule(
+    f"{_IN_NORM}f m/‖m‖ for each tensor, f its RMS factor", lambda s: _in_norm(s, s.params, "layer"), (MOMENTUM,)
+)
+NORM_BY_KIND = StepRule(
+    f"{_IN_NORM}unit(m), the norm by kind of weight: spectral, row, sign, layer",
+    lambda s: _in_norm(s, groups(s.model, s.lr)),
+    (MOMENTUM,),
+)
+ORTHOGONALIZED = StepRule(
+    f"{_IN_NORM}√max(1, d_out/d_in) URᵀ with m = UΣRᵀ; other weights than hidden matrices and convolutions: sign(m)",
+    _muon,
+    (Parameter("momentum", "β", "momentum", 0.95), OTHERS),
+)
+TORCH_MUON = StepRule("torch.optim.Muon for hidden matrices, torch.optim.AdamW for the rest", _muon_adamw, (OTHERS,))
 NORMALIZED_PERTURBED = StepRule(
     "w ← w − α g/‖g‖, plus ξ ~ N(0, σ_ξ² I) when mod(t, q) = 0",
     lambda s: Perturbed(NORMALIZED.build(s), s["std"], s.count("every"), s.generator("noise")),
@@ -328,6 +384,49 @@ METHODS: dict[str, Method] = {
             0.1,
             "normalized momentum",
             "Cutkosky and Mehta 2020",
+        ),
+        Method(
+            "sngd-layer",
+            MINIBATCH,
+            LAYERS_NORMALIZED,
+            "constant",
+            "last",
+            0.01,
+            "normalized momentum, layer by layer",
+            "as LARS without its trust ratio; You et al. 2017",
+        ),
+        Method(
+            "signum",
+            MINIBATCH,
+            SIGN_OF_MOMENTUM,
+            "constant",
+            "last",
+            0.001,
+            "sign of momentum",
+            "Bernstein et al. 2018",
+        ),
+        Method(
+            "muon", MINIBATCH, ORTHOGONALIZED, "constant", "last", 0.02, "orthogonalized momentum", "Jordan et al. 2024"
+        ),
+        Method(
+            "scion",
+            MINIBATCH,
+            NORM_BY_KIND,
+            "constant",
+            "last",
+            0.02,
+            "a norm by kind of weight",
+            "Pethick et al. 2025",
+        ),
+        Method(
+            "muon-adamw",
+            MINIBATCH,
+            TORCH_MUON,
+            "constant",
+            "last",
+            0.02,
+            "torch's Muon with AdamW",
+            "Jordan et al. 2024",
         ),
     )
 }

@@ -13,8 +13,9 @@ from sngd.training.schema import Declared, Positive, read
 
 SPELLING = (
     "constant | poly[:power=1.1][:stages=T] | multistep[:milestones=80/120][:factor=0.1] | "
-    "harmonic[:stages=10][:distance=S] | geometric[:stages=3][:distance=S], any of them with [:warmup=EPOCHS] | "
-    "FILE.json | [[lr, steps, weight?], …]"
+    "harmonic[:stages=10][:distance=S] | geometric[:stages=3][:distance=S] | agnostic, "
+    "any of them with [:warmup=EPOCHS] | "
+    "FILE.json | [[lr, steps, weight?, momentum?], …]"
 )
 
 
@@ -22,7 +23,7 @@ def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> S
     """The plan that ``spec`` spells for a run of ``epochs`` passes of ``steps_per_epoch`` steps (may be a fraction).
 
     Args:
-        spec: ``[[lr, steps, weight?], …]`` in JSON, or ``NAME[:option=value]…``:
+        spec: ``[[lr, steps, weight?, momentum?], …]`` in JSON, or ``NAME[:option=value]…``:
 
             * ``constant``;
             * ``poly``, options ``power`` (1.1) and ``stages`` (one an epoch);
@@ -30,6 +31,7 @@ def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> S
               ``factor`` (0.1);
             * ``harmonic``, options ``stages`` (10) and ``distance`` (what makes the plan as long as the run);
             * ``geometric``, the same (3); its lr must be below ½;
+            * ``agnostic``, which sets the momentum too: for methods with momentum;
 
             and for each of them ``warmup``, the epochs in which the learning rate rises from a sixth to its height.
         lr: α of the first stage (ρ of ``harmonic``; for ``geometric`` too, α_0 = ρ). A list has its own.
@@ -94,12 +96,17 @@ def _geometric(options: Options, lr: float, epochs: float, steps_per_epoch: floa
     return stages.geometric(lr, count, _number(options, "distance") if options["distance"] else filling)
 
 
+def _agnostic(_options: Options, lr: float, epochs: float, steps_per_epoch: float) -> StagePlan:
+    return stages.agnostic(lr, _steps(epochs, steps_per_epoch))
+
+
 _PLANS: dict[str, tuple[Options, Build]] = {
     "constant": ({}, _constant),
     "poly": ({"power": "1.1", "stages": ""}, _poly),
     "multistep": ({"milestones": "", "factor": "0.1"}, _multistep),
     "harmonic": ({"stages": "10", "distance": ""}, _harmonic),
     "geometric": ({"stages": "3", "distance": ""}, _geometric),
+    "agnostic": ({}, _agnostic),
 }
 
 
@@ -128,15 +135,15 @@ def _from_json(spec: str) -> StagePlan:
     try:
         return StagePlan.from_list(json.loads(spec))
     except (ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise ValueError(f"plan {shown(spec)}: must be [[lr, steps, weight?], …] in JSON: {error}") from None
+        raise ValueError(f"plan {shown(spec)}: must be [[lr, steps, weight?, momentum?], …] in JSON: {error}") from None
 
 
 def list_plan(plan: StagePlan) -> str:
-    """The spelling of any plan: ``[[lr, steps, weight], …]``."""
+    """The spelling of any plan: ``[[lr, steps, weight], …]``, with a momentum last if it has one."""
     return json.dumps(plan.as_list())
 
 
-Stages = Annotated[list[Annotated[list[Positive], Declared(length=(2, 3))]], Declared(length=(1, 2**31))]
+Stages = Annotated[list[Annotated[list[Positive], Declared(length=(2, 4))]], Declared(length=(1, 2**31))]
 
 
 def inline(spec: str) -> str:

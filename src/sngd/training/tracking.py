@@ -131,10 +131,8 @@ def training_objective(
     """Makes F as training evaluates it: augmented inputs, dropout masks, BatchNorm over ``batch_size`` samples."""
 
     def objective(generator: torch.Generator) -> Objective:
-        inputs, targets = problem.train
-        if problem.augment is not None:
-            inputs = problem.augment(inputs, generator)
+        samples = problem.augmented(problem.train, generator)
         seed = int(torch.randint(2**62, (), generator=generator))
-        return Objective(model, loss, (inputs, targets), chunk_size=batch_size, seed=seed)
+        return Objective(model, loss, samples, chunk_size=batch_size, seed=seed)
 
     return objective

@@ -131,7 +131,7 @@ def test_leaving_the_ball_is_noticed():
 def test_students_quantile_keeps_the_stated_error_rate():
     """Runs whose mean is exactly the bound, the hardest case, are refuted at the stated rate."""
     rng = np.random.default_rng(0)
-    level, quantile = 0.05, conformance._student(0.05)
+    level, quantile = 0.05, conformance.student(0.05)
     gaps = rng.standard_normal((4000, conformance.SEEDS))
     errors = gaps.std(axis=1, ddof=1) / np.sqrt(conformance.SEEDS)
     assert (gaps.mean(1) > quantile * errors).mean() == pytest.approx(level, abs=0.012)

@@ -13,7 +13,6 @@ from sngd.estimators.spider import Spider
 from sngd.optim.sngd import SNGD
 from sngd.optim.stagewise import StagewiseLR
 from sngd.paper.closed_form import scaling
-from sngd.theory import PLANNED
 
 DIM, OMEGA = scaling.DIM, scaling.OMEGA
 
@@ -32,7 +31,7 @@ class Hard(torch.nn.Module):
         return value + scaling.SIGMA / (OMEGA * DIM**0.5) * waves.sum(1).mean()
 
 
-@pytest.mark.parametrize("method", PLANNED)
+@pytest.mark.parametrize("method", scaling.METHODS)
 def test_the_vectorised_walk_equals_the_library(method):
     target, seeds, steps = 0.5, 2, 60
     plan, objective = scaling.planned(method, target), scaling.hard(target)
@@ -68,7 +67,7 @@ def test_the_vectorised_walk_equals_the_library(method):
 
 
 def test_a_planned_run_costs_what_the_planner_says():
-    for method in PLANNED:
+    for method in scaling.METHODS:
         plan, objective = scaling.planned(method, 0.5), scaling.hard(0.5)
         walked = scaling.walk(plan, objective, objective.start[None], lambda _size: np.zeros((2, 1, DIM)))
         *_, last = islice(walked, plan.steps)

@@ -9,7 +9,7 @@ import pytest
 
 from sngd.paper import reproduce as registry
 from sngd.paper.reproduce import reproduce
-from sngd.paper.trained import alternatives, pictures, runs, sensitivity
+from sngd.paper.trained import alternatives, norms, pictures, runs, sensitivity
 from sngd.paper.trained.experiments import (
     BASE,
     EXPERIMENTS,
@@ -368,3 +368,41 @@ def test_a_figure_from_nothing(tmp_path, monkeypatch):
     assert config.stat().st_mtime_ns == before
     reproduce("fig4", "quick", tmp_path, execution=Execution(jobs=1, overwrite=True))
     assert config.stat().st_mtime_ns > before
+
+
+# ---- steps in other norms ------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_norms(tmp_path):
+    measured = norms.measure("small", fake("norms", "small", tmp_path, diverge={"signum": 2}))
+    gpt = measured["experiments"]["shakespeare-gpt"]
+    assert list(gpt["arms"]) == [arm.label for arm in EXPERIMENTS["norms"]["small"][0].arms]
+    arm = gpt["arms"]["scion"]
+    assert norms.best_rate(gpt, arm) == arm["lr"] == gpt["grid"][2]
+    assert arm["losses"] == [1 + abs(math.log(lr / arm["lr"])) for lr in gpt["grid"]]
+    assert gpt["arms"]["signum"]["train_loss"][0] is None
+    text = norms.tables(measured)
+    finals = text.partition("## Final loss")[2].partition("## Width")[0]
+    assert "| signum | 0.003 | 1 of 3 diverged |" in finals
+    widths = text.partition("## Width")[2].partition("## Best")[0].splitlines()
+    left, right = (math.log10(gpt["grid"][i] / 0.003) / math.log(arm["losses"][i]) for i in (1, 3))
+    decades = math.log(FACTOR) * (right - left)  # log α is linear in log loss on both sides of the best
+    assert next(row for row in widths if row.startswith("| scion")).startswith(f"| scion | {decades:.2f} |")
+    assert text.rstrip().splitlines()[-1].startswith("| muon | 0.003 | 0.003 | 0.003 | 0.003 | +0 |")
+
+
+def test_a_best_rate_at_the_end_of_the_grid_is_in_brackets(tmp_path):
+    measured = norms.measure("small", fake("norms", "small", tmp_path))
+    widest = measured["experiments"]["width-256"]
+    widest["arms"]["adamw"]["losses"] = [3.0] * (len(widest["grid"]) - 1) + [1.0]
+    widest["arms"]["scion"]["losses"] = [None] * len(widest["grid"])
+    rows = norms.tables(measured).partition("## Best")[2].splitlines()
+    assert next(row for row in rows if row.startswith("| adamw")) == "| adamw | 0.001 | 0.001 | 0.001 | (1) | +6 |"
+    assert next(row for row in rows if row.startswith("| scion")) == "| scion | 0.003 | 0.003 | 0.003 | – | – |"
+
+
+def test_norms_are_drawn_with_their_tables(tmp_path):
+    measured = norms.measure("quick", fake("norms", "quick", tmp_path / "runs"))
+    pictures_made = norms.draw(measured, tmp_path)
+    assert [path.name for path in pictures_made] == ["norms.png", "norms.svg"]
+    assert (tmp_path / "norms.md").read_text() == norms.tables(measured)

@@ -134,7 +134,7 @@ def measure(profile: str = "quick") -> Conformance:
     """
     check_one_of("profile", profile, INSTANCES)
     comparisons = len(FAMILIES) * INSTANCES[profile] * len(_PLANS)
-    quantile = _student(ERROR_RATE / comparisons)
+    quantile = student(ERROR_RATE / comparisons)
     return {
         "profile": profile,
         "seeds": SEEDS,
@@ -194,7 +194,7 @@ def summary(measurements: Conformance) -> Summary:
     }
 
 
-def _student(level: float) -> float:
+def student(level: float) -> float:
     from scipy.stats import t
 
     return float(t.isf(level, SEEDS - 1))

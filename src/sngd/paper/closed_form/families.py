@@ -74,13 +74,13 @@ def quadratic(generator: Generator) -> Instance:
     L, condition = log_uniform(0.3, 3, generator), log_uniform(1, 100, generator)
     curvatures = L * condition ** -torch.rand(dim, generator=generator, dtype=torch.float64)
     curvatures[0] = L
-    axes = torch.linalg.qr(_normal(dim, dim, generator=generator))[0]
+    axes = torch.linalg.qr(normal(dim, dim, generator=generator))[0]
 
     def value(w: Tensor) -> Tensor:
         squares: Tensor = (w @ axes).square()
         return 0.5 * (curvatures * squares).sum(-1)
 
-    return _with_noise(value, Smooth(L), 2 * _normal(dim, generator=generator), generator)
+    return _with_noise(value, Smooth(L), 2 * normal(dim, generator=generator), generator)
 
 
 def saddle(generator: Generator) -> Instance:
@@ -99,7 +99,7 @@ def saddle(generator: Generator) -> Instance:
         falling, rising = w[..., :negative], w[..., negative:]
         return L / condition * (1 + falling.cos()).sum(-1) + 0.5 * (curvatures * rising.square()).sum(-1)
 
-    start = _normal(dim, generator=generator)
+    start = normal(dim, generator=generator)
     start[:negative] *= 1e-3
     return _with_noise(value, Smooth(L), start, generator)
 
@@ -124,7 +124,7 @@ def _with_noise(
     value: Callable[[Tensor], Tensor], smoothness: Smoothness, start: Tensor, generator: Generator
 ) -> Instance:
     sigma = log_uniform(0.03, 3, generator)
-    noise = _normal(64, len(start), generator=generator)
+    noise = normal(64, len(start), generator=generator)
     noise -= noise.mean(0)
     noise *= sigma / noise.square().sum(1).mean().sqrt()
 
@@ -141,15 +141,15 @@ def logistic(generator: Generator) -> Instance:
     E‖∇f − ∇F‖² ≤ E‖∇f‖² ≤ mean ‖x_i‖² = σ², as ∇f = −s a. F ≥ 0, so Δ = F(w_0).
     """
     n, dim = _integer(20, 60, generator), _integer(2, 6, generator)
-    x = _normal(n, dim, generator=generator) * log_uniform(0.3, 3, generator)
-    logits = x @ _normal(dim, generator=generator) + _normal(n, generator=generator)
+    x = normal(n, dim, generator=generator) * log_uniform(0.3, 3, generator)
+    logits = x @ normal(dim, generator=generator) + normal(n, generator=generator)
     samples = logits.sign().unsqueeze(1) * x
 
     def losses(w: Tensor, a: Tensor) -> Tensor:
         margins = _dot(a, w)
         return torch.logaddexp(-margins, torch.zeros_like(margins))  # torch's softplus is cut off at 20
 
-    start = 2 * _normal(dim, generator=generator)
+    start = 2 * normal(dim, generator=generator)
     smoothness = Smooth(_largest_eigenvalue(x.T @ x) / (4 * n))
     return _bounded_below(losses, samples, start, smoothness, x.square().sum(1).mean().sqrt().item())
 
@@ -162,9 +162,9 @@ def phase_retrieval(generator: Generator) -> Instance:
     |z| ≤ r‖x‖ the greatest z²(z² − y)² is at z² = y/3, where it is 4y³/27, or at the end. inf F = F(w*) = 0.
     """
     n, dim = _integer(20, 40, generator), _integer(2, 4, generator)
-    x = _normal(n, dim, generator=generator) / sqrt(dim)
-    y = (x @ _normal(dim, generator=generator)).square()
-    start, reach = _normal(dim, generator=generator), log_uniform(0.5, 2, generator)
+    x = normal(n, dim, generator=generator) / sqrt(dim)
+    y = (x @ normal(dim, generator=generator)).square()
+    start, reach = normal(dim, generator=generator), log_uniform(0.5, 2, generator)
     radius = start.norm().item() + reach
 
     def losses(w: Tensor, a: Tensor) -> Tensor:
@@ -188,8 +188,8 @@ def factorization(generator: Generator) -> Instance:
     E‖∇f − ∇F‖² ≤ E‖∇f‖² = (1/N) Σ (⟨u_i, v_j⟩ − A_ij)² (‖u_i‖² + ‖v_j‖²) ≤ (r²/2 + ‖A‖_F)² r²/N. inf F = 0.
     """
     rows, columns, rank = _integer(2, 4, generator), _integer(2, 4, generator), _integer(1, 2, generator)
-    matrix = _normal(rows, rank, generator=generator) @ _normal(rank, columns, generator=generator)
-    start = _normal((rows + columns) * rank, generator=generator) / sqrt(rank)
+    matrix = normal(rows, rank, generator=generator) @ normal(rank, columns, generator=generator)
+    start = normal((rows + columns) * rank, generator=generator) / sqrt(rank)
     reach = log_uniform(0.5, 2, generator)
     radius, entries = start.norm().item() + reach, rows * columns
 
@@ -222,10 +222,10 @@ def network(generator: Generator) -> Instance:
     F ≥ 0, so Δ = F(w_0). The bounds are crude; a start and a reach of moderate size keep them useful.
     """
     inputs, hidden, n = _integer(2, 4, generator), _integer(2, 4, generator), _integer(20, 40, generator)
-    x = _normal(n, inputs, generator=generator) / sqrt(inputs)
-    y = (x @ _normal(inputs, generator=generator)).sin()
+    x = normal(n, inputs, generator=generator) / sqrt(inputs)
+    y = (x @ normal(inputs, generator=generator)).sin()
     decay, reach = log_uniform(0.01, 0.1, generator), log_uniform(0.5, 2, generator)
-    start = _normal(hidden * (inputs + 1), generator=generator) / sqrt(hidden)
+    start = normal(hidden * (inputs + 1), generator=generator) / sqrt(hidden)
 
     def losses(w: Tensor, a: Tensor) -> Tensor:
         v = w[..., :-hidden].unflatten(-1, (hidden, inputs))
@@ -267,7 +267,7 @@ def _largest_eigenvalue(symmetric: Tensor) -> float:
     return float(torch.linalg.eigvalsh(symmetric)[-1])
 
 
-def _normal(*shape: int, generator: Generator) -> Tensor:
+def normal(*shape: int, generator: Generator) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 

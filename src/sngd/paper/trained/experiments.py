@@ -26,6 +26,7 @@ class Arm:
     lr: float | None = None
     plan: str = "constant"
     beyond: bool = False
+    params: tuple[tuple[str, float], ...] = ()  # of the method's own parameters, those that have not their default
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Experiment:
     seeds: int
     weight_decay: float = RunConfig.weight_decay
     eval_every: float = RunConfig.eval_every
+    eval_samples: int | None = None
     grid: tuple[float, ...] = ()
     departures: tuple[str, ...] = field(default=(), compare=False)
 
@@ -63,6 +65,8 @@ class Experiment:
                 weight_decay=self.weight_decay,
                 plan=arm.plan,
                 eval_every=self.eval_every,
+                eval_samples=self.eval_samples,
+                params=dict(arm.params),
                 grad_norm=False,  # no figure shows it, and it takes as long as an epoch of training
                 device=device,
                 threads=1,
@@ -197,6 +201,61 @@ def sensitivity(problem: str, batch_size: int, epochs: float, seeds: int) -> Exp
     return Experiment("learning-rates", problem, batch_size, epochs, arms, seeds, eval_every=epochs)
 
 
+# ---- beyond the paper: steps in other norms ------------------------------------------------------------------
+
+HALF_DECADES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+_PEERS = ("sgd-momentum", "adamw")
+_NORMS = ("nsgd-momentum", "sngd-layer", "signum", "scion")
+_MUONS = ("muon", "muon-adamw")  # a model needs hidden matrices for them
+_PARAMS = {"adamw": (("beta2", 0.99),)}  # nanoGPT's choice for short runs on small batches
+WIDTHS = (32, 64, 128, 256)  # of shakespeare-gpt
+
+
+def in_norms(
+    name: str, problem: str, batch_size: int, epochs: float, seeds: int, methods: Sequence[str], **settings: object
+) -> Experiment:
+    """Methods that differ in the norm of their step, on one grid; rates rise for a tenth, then fall linearly to 0."""
+    plan = f"poly:power=1:stages=50:warmup={0.1 * epochs:g}"
+    arms = tuple(Arm(method, method, None, plan, beyond=True, params=_PARAMS.get(method, ())) for method in methods)
+    experiment = Experiment(name, problem, batch_size, epochs, arms, seeds, eval_every=epochs, grid=HALF_DECADES[1:-1])
+    return replace(experiment, **settings)  # type: ignore[arg-type]
+
+
+def gpt_in_norms(name: str, steps: int, seeds: int, methods: Sequence[str], variant: str = "") -> Experiment:
+    """nanoGPT's setting for a CPU: batches of 12 windows of 64 characters; 15 685 windows are a pass."""
+    return in_norms(name, f"shakespeare-gpt{variant}", 12, steps * 12 / 15685, seeds, methods, eval_samples=512)
+
+
+def by_width(steps: int, widths: Sequence[int], methods: Sequence[str]) -> list[Experiment]:
+    """One seed each, because the tuning runs are what is wanted."""
+    return [gpt_in_norms(f"width-{width}", steps, 1, methods, f":width-{width}") for width in widths]
+
+
+_ALL_NORMS = (*_PEERS, *_NORMS, *_MUONS)
+NORM_EXPERIMENTS = {
+    "quick": [
+        in_norms("digits-mlp", "digits-mlp", 32, 4, 2, _ALL_NORMS, grid=(0.003, 0.03, 0.3)),
+        *(replace(e, grid=(0.003, 0.03)) for e in by_width(60, WIDTHS[:2], ("adamw", "scion"))),
+    ],
+    "small": [
+        gpt_in_norms("shakespeare-gpt", 1000, 3, _ALL_NORMS),
+        gpt_in_norms("shakespeare-gpt-half", 500, 3, ("scion", *_MUONS)),
+        in_norms("imbalanced", "imbalanced", 128, 40, 3, (*_PEERS, *_NORMS), grid=HALF_DECADES),
+        in_norms("mnist-mlp", "mnist-mlp", 128, 5, 3, _ALL_NORMS),
+        in_norms("cifar10-resnet8", "cifar10-resnet8:10000", 128, 4, 3, _ALL_NORMS),
+        *by_width(300, WIDTHS, (*_PEERS, "signum", "scion", "muon")),
+    ],
+    "paper": [
+        gpt_in_norms("shakespeare-gpt", 5000, 5, _ALL_NORMS),
+        gpt_in_norms("shakespeare-gpt-half", 2500, 5, ("scion", *_MUONS)),
+        in_norms("imbalanced", "imbalanced", 128, 200, 5, (*_PEERS, *_NORMS), grid=HALF_DECADES),
+        in_norms("mnist-mlp", "mnist-mlp", 128, 20, 5, _ALL_NORMS),
+        in_norms("cifar10-resnet8", "cifar10-resnet8", 128, 20, 5, _ALL_NORMS),
+        *by_width(2000, WIDTHS, _ALL_NORMS),
+    ],
+}
+"""The experiments of ``reproduce norms``; those whose names start with "width-" are about the best rate alone."""
+
 # ---- where the paper is ambiguous ----------------------------------------------------------------------------
 
 
@@ -315,6 +374,7 @@ EXPERIMENTS: Mapping[str, Mapping[str, Sequence[Experiment]]] = {
         "small": [sensitivity("mnist-mlp", 128, 3, seeds=3)],
         "paper": [sensitivity("mnist-mlp", 128, 20, seeds=5)],
     },
+    "norms": NORM_EXPERIMENTS,
     "alternatives": {
         profile: [e for figures in experiments_by_reading(profile).values() for part in figures.values() for e in part]
         for profile in PROFILES

@@ -1,0 +1,67 @@
+"""What is measured of a model: samples that have one label each, and samples that are sequences of labels."""
+
+import pytest
+import torch
+from torch import nn
+
+from sngd.problems import Problem
+from sngd.training import evaluate as module
+from sngd.training.evaluate import evaluate
+
+
+def sequences():
+    """150 sequences of seven tokens; the model scores each by itself."""
+    tokens = torch.randint(5, (150, 7), generator=torch.Generator().manual_seed(0))
+
+    def build():
+        torch.manual_seed(0)
+        return nn.Embedding(5, 5)
+
+    def loss(scores, targets):
+        return nn.functional.cross_entropy(scores.flatten(0, 1), targets.flatten())
+
+    return Problem(build, loss, (tokens, tokens.roll(1, 1)), (tokens[:30], tokens[:30]))
+
+
+def test_loss_and_accuracy_of_sequences_are_means_over_their_places():
+    problem = sequences()
+    model = problem.build_model()
+    found = evaluate(problem, model)
+    for part, (inputs, targets) in (("train", problem.train), ("test", problem.test)):
+        places = [(t, u) for row, other in zip(inputs, targets, strict=True) for t, u in zip(row, other, strict=True)]
+        logs = model.weight.detach().double().log_softmax(1)
+        assert found[f"{part}_loss"] == pytest.approx(-sum(logs[t, u].item() for t, u in places) / len(places))
+        hits = sum(int(logs[t].argmax()) == u for t, u in places)
+        assert found[f"{part}_accuracy"] == pytest.approx(int(hits) / len(places))
+
+
+def test_as_many_sequences_at_a_time_as_have_4096_targets_or_64(monkeypatch):
+    seen = []
+
+    class Counting(nn.Embedding):
+        def forward(self, x):
+            seen.append(len(x))
+            return super().forward(x)
+
+    problem = sequences()
+    evaluate(problem, Counting(5, 5))
+    assert seen == [150, 30]
+    seen.clear()
+    tokens = torch.zeros(200, 50, dtype=torch.int64)
+    long = Problem(problem.build_model, problem.loss, (tokens, tokens))
+    evaluate(long, Counting(5, 5))
+    assert seen == [81, 81, 38]
+    seen.clear()
+    monkeypatch.setattr(module, "CHUNK", 10)
+    evaluate(long, Counting(5, 5))
+    assert seen == [64, 64, 64, 8]
+
+
+def test_integers_that_are_no_labels_have_no_accuracy():
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+
+    def loss(outputs, counts):
+        return nn.functional.poisson_nll_loss(outputs, counts.float())
+
+    problem = Problem(lambda: nn.Linear(2, 1), loss, (x, torch.arange(9)[:, None]))
+    assert evaluate(problem, problem.build_model())["train_accuracy"] is None
