@@ -77,6 +77,11 @@ def sharding_of(tensor: Tensor) -> Sharding:
     return mesh, tuple(dims)
 
 
+def may_have_gradients_elsewhere(param: Tensor) -> bool:
+    """Whether other ranks have shards of the parameter, of which one may have a gradient although this one has none."""
+    return not is_plain(param) and param.requires_grad and is_shared((sharding_of(param), ()))
+
+
 def gradient(param: Tensor) -> Tensor:
     """``param.grad``, with the parameter's placement; a partial gradient is summed.
 

@@ -17,9 +17,10 @@ class Col(Norm):
     """
 
     name: ClassVar[str] = "col"
+    reduced: ClassVar[tuple[int, ...]] = (-2,)
 
     def bare_unit(self, m: Tensor) -> Tensor:
-        return normalized(m, -2)
+        return normalized(m, self.reduced)
 
     def bare_size(self, m: Tensor) -> Tensor:
         return length(m, -2).amax(-1)

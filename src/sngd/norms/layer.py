@@ -16,9 +16,10 @@ class Layer(Norm):
     """
 
     name: ClassVar[str] = "layer"
+    reduced: ClassVar[tuple[int, ...]] = (-2, -1)
 
     def bare_unit(self, m: Tensor) -> Tensor:
-        return normalized(m, (-2, -1))
+        return normalized(m, self.reduced)
 
     def bare_size(self, m: Tensor) -> Tensor:
         return length(m, (-2, -1))

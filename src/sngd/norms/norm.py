@@ -45,7 +45,8 @@ class Norm(ABC):
     lowers the linear approximation of the loss most, by α‖g‖\*.
 
     A subclass defines the norm of a matrix: ``bare_unit``, ``bare_size``, ``bare_kappa`` and ``factor``. The base class
-    sees every weight as a matrix (``Weight``), scales, and computes what follows from these four.
+    sees every weight as a matrix (``Weight``), scales, and computes what follows from these four. ``by_entry`` and
+    ``reduced`` spare sharded weights the gathering on one rank (``sngd.norms.sharded``).
 
         >>> import torch
         >>> from sngd.norms import Sign
@@ -67,9 +68,13 @@ class Norm(ABC):
     name: ClassVar[str]  # of a subclass that gives none: the class's, in lower case
     scalings: ClassVar[tuple[bool | str, ...]] = (True, False)  # allowed values of ``scaled``
     by_entry: ClassVar[bool] = False  # whether an entry of unit(v) depends on no other entry of v
+    reduced: ClassVar[tuple[int, ...] | None] = None  # the ``dim`` for which ``bare_unit(m)`` is ``normalized(m, dim)``
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        own = vars(cls)
+        if own.keys() & {"bare_unit", "unit", "units"}:  # of which a base class has said nothing
+            cls.by_entry, cls.reduced = own.get("by_entry", False), own.get("reduced")
         cls.name = getattr(cls, "name", cls.__name__.lower())
 
     def __post_init__(self) -> None:

@@ -18,9 +18,10 @@ class Row(Norm):
     """
 
     name: ClassVar[str] = "row"
+    reduced: ClassVar[tuple[int, ...]] = (-1,)
 
     def bare_unit(self, m: Tensor) -> Tensor:
-        return normalized(m, -1)
+        return normalized(m, self.reduced)
 
     def bare_size(self, m: Tensor) -> Tensor:
         return length(m, -1).amax(-1)

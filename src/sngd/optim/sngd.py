@@ -29,7 +29,14 @@ from sngd.optim.options import (
 )
 from sngd.optim.part import Part
 from sngd.optim.whole_norm import is_no_direction, norms_of
-from sngd.sharding import Groups, all_local, gradient, refuse_flat_shards, sharding_of
+from sngd.sharding import (
+    Groups,
+    all_local,
+    gradient,
+    may_have_gradients_elsewhere,
+    refuse_flat_shards,
+    sharding_of,
+)
 
 if TYPE_CHECKING:
     from sngd.optim.norm_groups import NormGroup
@@ -87,9 +94,11 @@ class SNGD(Optimizer):
     nan is skipped.
 
     For DTensors (``fully_shard``, ``parallelize_module``) the norm is that of the whole tensors: a step issues one
-    all-reduce of a few numbers for each mesh dimension over which something is sharded. Buffers are sharded like the
-    parameters. Plain tensors on other ranks (pipeline stages, experts, ``ZeroRedundancyOptimizer``) are part of the
-    norm only if ``norm_group`` names these ranks.
+    all-reduce of a few numbers for each mesh dimension over which something is sharded. Norms other than l2 are those
+    of whole tensors too; ``layer``, ``row`` and ``col`` reduce what is split, and ``spectral`` gathers each matrix on
+    one rank, so that ranks share the work (``sngd.norms.sharded``). Buffers are sharded like the parameters. Plain
+    tensors on other ranks (pipeline stages, experts, ``ZeroRedundancyOptimizer``) are part of the norm only if
+    ``norm_group`` names these ranks.
 
     Args:
         params: parameters or param groups. Every option but ``capturable`` may differ by group; each group steps
@@ -230,7 +239,7 @@ class SNGD(Optimizer):
         decide_here = host_may_read(norms.dual) and not self.defaults["capturable"]
         if decide_here and skip:
             return loss
-        for part in parts:
+        for part in filter(lambda part: part.params, parts):
             part.shrink(None if decide_here else skip)
             arguments = part.arguments(norms, None if decide_here else skip)
             _implementation(part, arguments["vectors"])(**arguments)
@@ -248,11 +257,13 @@ class SNGD(Optimizer):
 
     def _parts(self, group: dict[str, Any], groups: Groups, scale: Tensor | None) -> "list[Part]":
         """The group's parameters that have a gradient, by device, dtype and sharding."""
-        kinds = by_kind(p for p in group["params"] if p.grad is not None)
+        balls = not isinstance(find_norm(group["norm"]), L2)  # whose shards ranks may have to exchange
+        kinds = by_kind(p for p in group["params"] if p.grad is not None or (balls and may_have_gradients_elsewhere(p)))
         return [self._part(group, groups, params, scale) for params in kinds.values()]
 
     def _part(self, group: dict[str, Any], groups: Groups, params: list[Tensor], scale: Tensor | None) -> "Part":
-        sharding = sharding_of(params[0])
+        kind, sharding = params, sharding_of(params[0])
+        params = [p for p in kind if p.grad is not None]
         grads = [cast(Tensor, p.grad) for p in params] if sharding is None else [gradient(p) for p in params]
         for grad in grads:
             if grad.layout is not torch.strided:
@@ -261,26 +272,33 @@ class SNGD(Optimizer):
                     "build its layer with sparse=False"
                 )
         buffers = [self._buffer(p, "momentum_buffer") for p in params] if group["momentum"] else []
-        narrow = params[0].dtype != at_least_float32(params[0].dtype)
+        narrow = kind[0].dtype != at_least_float32(kind[0].dtype)
         dropped = [self._buffer(p, "kahan_buffer") for p in params] if group["kahan_sum"] and narrow else []
         lists = [params, grads, buffers, dropped]
         if sharding is not None:
             lists = [all_local(tensors) for tensors in lists]
         check_shapes(params, dict(zip(("weights", "gradient", *BUFFERS), lists, strict=True)), self.param_groups)
-        kind = Part if isinstance(find_norm(group["norm"]), L2) else BallPart
-        if params[0].is_complex():
-            if kind is BallPart:
+        balls = not isinstance(find_norm(group["norm"]), L2)
+        if kind[0].is_complex():
+            if balls:
                 raise RuntimeError(
                     f"norm {group['norm']} does not support complex parameters, and one of shape "
-                    f"{tuple(params[0].shape)} is {str(params[0].dtype).removeprefix('torch.')}: use norm l2"
+                    f"{tuple(kind[0].shape)} is {str(kind[0].dtype).removeprefix('torch.')}: use norm l2"
                 )
             lists = [list(map(torch.view_as_real, tensors)) for tensors in lists]
         if scale is not None:
             lists[1] = _unscaled(lists[1], scale)
         loop = group["foreach"] is False and not group["fused"]
         directions = _single_tensor_directions if loop else _foreach_directions
-        part = kind(group, *lists, spread=(sharding, groups), directions=directions)
-        part.aim(part.params, part.grads, part.old_averages)
+        spread = sharding, groups
+        part: Part
+        if balls:
+            part = BallPart(group, *lists, spread=spread, directions=directions)
+            part.everywhere = kind if sharding is not None else ()
+        else:
+            part = Part(group, *lists, spread=spread, directions=directions)
+        if params:
+            part.aim(part.params, part.grads, part.old_averages)
         return part
 
     def _buffer(self, param: Tensor, name: str) -> Tensor:
@@ -346,6 +364,8 @@ def _implementation(part: Part, vectors: list[Tensor]) -> Callable[..., None]:
 
 def _unscaled(grads: list[Tensor], scale: Tensor) -> list[Tensor]:
     """The gradients divided by the loss scale, in float32 or wider: float16 could not hold the small ones."""
+    if not grads:
+        return []
     wide = at_least_float32(grads[0].dtype)
     return list(torch._foreach_div([g.to(wide) for g in grads], scale.to(grads[0].device, wide)))
 

@@ -92,10 +92,10 @@ def _sums(joint: Sequence[Part], balls: Sequence[BallPart], everywhere: Everywhe
     spreads: dict[Spread, list[Part]] = {spread: [] for spread in everywhere}
     for part in (*joint, *balls):
         spreads.setdefault(part.spread, []).append(part)
-    sums = {
-        spread: _sums_here(some, exponent, some[0].params[0].device if some else everywhere[spread])
-        for spread, some in spreads.items()
-    }
+    sums = {}
+    for spread, some in spreads.items():
+        devices = [part.params[0].device for part in some if part.params]
+        sums[spread] = _sums_here(some, exponent, devices[0] if devices else everywhere[spread])
     return _Sums(*sum_over_ranks(sums).unbind())
 
 
