@@ -463,7 +463,7 @@ def test_resumes_bitwise_from_a_state_dict_saved_safely(mixture):
     params = [nn.Parameter(p) for p in saved["params"]]
     optimizer = optimizer_of(params, mixture, lr=7.0)
     optimizer.load_state_dict(saved["optimizer"])
-    assert all(isinstance(group["norm"], type(find_norm(str(group["norm"])))) for group in optimizer.param_groups)
+    assert all(str(find_norm(group["norm"])) == group["norm"] for group in optimizer.param_groups)
     draws = torch.Generator().manual_seed(1)
     for step in range(20):
         set_gradients(params, draws)
@@ -497,7 +497,7 @@ def test_a_state_saved_before_norms_existed_is_that_of_an_l2_optimizer():
         del group["norm"]
     fresh = SNGD(params, momentum=0.9)
     fresh.load_state_dict(old)
-    assert fresh.param_groups[0]["norm"] == find_norm("l2")
+    assert fresh.param_groups[0]["norm"] == "l2"
     fresh.step()
     other = SNGD(params, momentum=0.9, norm="spectral")
     before = copy.deepcopy(other.state_dict())
@@ -513,7 +513,7 @@ def test_an_optimizer_pickled_before_norms_existed_has_the_l2_norm():
     state["param_groups"] = [{k: v for k, v in g.items() if k != "norm"} for g in state["param_groups"]]
     old = SNGD.__new__(SNGD)
     old.__setstate__(state)
-    assert old.param_groups[0]["norm"] == find_norm("l2")
+    assert old.param_groups[0]["norm"] == "l2"
     old.step()
 
 
@@ -550,7 +550,7 @@ def test_another_optimizers_state_is_loaded_as_before():
 def test_groups_take_text_and_norms_and_keep_the_callers_dict(norm):
     group = {"params": [nn.Parameter(torch.zeros(2))], "norm": norm}
     optimizer = SNGD([group])
-    assert optimizer.param_groups[0]["norm"] == Sign()
+    assert optimizer.param_groups[0]["norm"] == "sign"
     assert group["norm"] is norm
     optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(2))], "norm": "layer"})
     assert "norm: sign" in repr(optimizer)

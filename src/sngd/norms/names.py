@@ -15,6 +15,7 @@ from sngd.norms.spectral import Spectral
 
 NORMS: dict[str, type[Norm]] = {norm.name: norm for norm in (L2, Layer, Sign, Spectral, Row, Col)}
 
+_FOUND: dict[str, Norm] = {}  # by spelling, because every step asks and a compiled graph cannot parse
 _SPELLING = re.compile(r"\s*([\w-]+)\s*(?:\((.*)\))?\s*", re.DOTALL)
 
 
@@ -32,14 +33,25 @@ def find_norm(norm: "str | Norm") -> Norm:
         return norm
     if not isinstance(norm, str):
         raise TypeError(f"norm must be a name or a sngd.norms.Norm, got {shown(norm)}")
-    spelled = _SPELLING.fullmatch(norm)
-    name = spelled[1] if spelled else norm
-    if not spelled or name not in NORMS:
+    if norm not in _FOUND:
+        _FOUND[norm] = _parsed(norm)
+    return _FOUND[norm]
+
+
+def spelled(norm: Norm) -> "str | Norm":
+    """The spelling of a norm of this library; a norm of somebody else's as it is, for it has none."""
+    return str(norm) if type(norm) in NORMS.values() else norm
+
+
+def _parsed(norm: str) -> Norm:
+    match = _SPELLING.fullmatch(norm)
+    name = match[1] if match else norm
+    if not match or name not in NORMS:
         meant = suggestion(name, NORMS) or ";"
         raise ValueError(f"unknown norm {shown(norm)}{meant} must be one of {', '.join(NORMS)}")
     kind = NORMS[name]
     options: dict[str, Any] = {}
-    for option, value in (_option(kind, text) for text in (spelled[2] or "").split(",") if text.strip()):
+    for option, value in (_option(kind, text) for text in (match[2] or "").split(",") if text.strip()):
         if option in options:
             raise ValueError(f"norm {name}: {option} is given twice")
         options[option] = value

@@ -38,9 +38,8 @@ def check_norms(groups: Sequence[dict[str, Any]], saved: Mapping[str, Any]) -> N
     lack ``skipped_steps``, and fit every norm.
     """
     default = "l2" if "skipped_steps" in saved else None
-    for index, (group, other) in enumerate(
-        zip(groups, saved["param_groups"], strict=False)
-    ):  # torch checks their number
+    pairs = zip(groups, saved["param_groups"], strict=False)  # torch checks their number
+    for index, (group, other) in enumerate(pairs):
         own, loaded = str(group["norm"]), other.get("norm", default)
         if loaded is not None and str(loaded) != own:
             raise ValueError(f"the norm of param group {index} is {own}, but the saved one's is {shown(loaded)}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from sngd.norms import L2, Norm, find_norm
+from sngd.norms import L2, Norm, find_norm, spelled
 from sngd.norms.global_norm import by_kind, host_may_read, ldexp
 from sngd.optim.ball import BallPart
 from sngd.optim.clipped import warn_if_clipped
@@ -156,7 +156,7 @@ class SNGD(Optimizer):
     ) -> None:
         defaults = {
             "lr": lr,
-            "norm": find_norm(norm),
+            "norm": spelled(find_norm(norm)),  # text, so that saved param groups can be read without code
             "momentum": momentum,
             "normalize": normalize,
             "weight_decay": weight_decay,
@@ -202,7 +202,7 @@ class SNGD(Optimizer):
         if "norm_group" in param_group:  # the caller's dict keeps the process groups
             param_group = {**param_group, "norm_group": shown(groups)}
         if "norm" in param_group:
-            param_group = {**param_group, "norm": find_norm(param_group["norm"])}
+            param_group = {**param_group, "norm": spelled(find_norm(param_group["norm"]))}
         super().add_param_group(param_group)
         self._norm_groups.each.append(groups)
         refuse_flat_shards(self.param_groups[-1]["params"])
@@ -343,7 +343,9 @@ class SNGD(Optimizer):
         for group, known in zip(state["param_groups"], own, strict=True):
             for name, value in defaults.items():  # options that the saved optimizer, torch's SGD perhaps, did not know
                 group.setdefault(name, value)
-            group["norm"] = find_norm(known.get("norm", "l2"))  # a loaded state has its text, an old pickle none
+            group["norm"] = spelled(
+                find_norm(known.get("norm", "l2"))
+            )  # a loaded state has its text, an old pickle none
             check_options(group)
         check_buffers(state["param_groups"], state["state"])
         super().__setstate__(state)
