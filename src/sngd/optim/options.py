@@ -121,8 +121,8 @@ def check_shapes(
     for name, tensors in lists.items():
         if [tensor.shape for tensor in tensors] == shapes:  # one comparison is quicker than one for each tensor
             continue
-        for tensor, weight, param in zip(tensors, lists["weights"], params, strict=False):
-            check_fits(f"the {name}", name_of(param, groups), tensor, weight)
+        for index, tensor in enumerate(tensors):
+            check_fits(f"the {name}", name_of(params[index], groups), tensor, lists["weights"][index])
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:

@@ -239,7 +239,9 @@ class SNGD(Optimizer):
         decide_here = host_may_read(norms.dual) and not self.defaults["capturable"]
         if decide_here and skip:
             return loss
-        for part in filter(lambda part: part.params, parts):
+        for part in parts:
+            if not part.params:
+                continue
             part.shrink(None if decide_here else skip)
             arguments = part.arguments(norms, None if decide_here else skip)
             _implementation(part, arguments["vectors"])(**arguments)
@@ -257,9 +259,10 @@ class SNGD(Optimizer):
 
     def _parts(self, group: dict[str, Any], groups: Groups, scale: Tensor | None) -> "list[Part]":
         """The group's parameters that have a gradient, by device, dtype and sharding."""
-        balls = not isinstance(find_norm(group["norm"]), L2)  # whose shards ranks may have to exchange
-        kinds = by_kind(p for p in group["params"] if p.grad is not None or (balls and may_have_gradients_elsewhere(p)))
-        return [self._part(group, groups, params, scale) for params in kinds.values()]
+        params = [p for p in group["params"] if p.grad is not None]
+        if not isinstance(find_norm(group["norm"]), L2):  # ranks may have to exchange shards of tensors
+            params = [p for p in group["params"] if p.grad is not None or may_have_gradients_elsewhere(p)]
+        return [self._part(group, groups, some, scale) for some in by_kind(params).values()]
 
     def _part(self, group: dict[str, Any], groups: Groups, params: list[Tensor], scale: Tensor | None) -> "Part":
         kind, sharding = params, sharding_of(params[0])
