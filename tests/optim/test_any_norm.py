@@ -319,6 +319,7 @@ def test_implementations_equal_the_loop(mixture, variant, dtypes):
             assert_close(ours, true, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capturable", [False, True])
 @implementation
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

@@ -430,6 +430,7 @@ def _bound(
     """The bound of the run. Its proof is a sum along each path, so the largest ε and δ of any step are enough."""
     step = Inexact() if exact else Inexact(path.shortfalls.max().item(), path.overshoots.max().item())
     sigma, b = (0.0, 1) if batch_size is None else (instance.sigma, batch_size)
+    # Any: the arguments that all bounds share have several types
     common: dict[str, Any] = {"sigma": sigma, "batch_size": b, "kappa": instance.kappa}
     lr, steps, gap = plan[0].lr, plan.steps, instance.gap
     if len(plan) > 1:
