@@ -238,7 +238,7 @@ class _Euclidean(NamedTuple):
         return direction
 
     def size_of(self, weights: list[Tensor]) -> float:
-        return torch.stack([weight.norm() for weight in weights]).norm().item()
+        return float(torch.stack([weight.norm() for weight in weights]).norm())
 
     def norm(self, vectors: Tensor) -> Interval:
         """Of the mean vector."""
@@ -272,7 +272,7 @@ class _InNorm(NamedTuple):
         return torch.cat([part.reshape(-1).to(direction) for part in step]) / size.to(direction)
 
     def size_of(self, weights: list[Tensor]) -> float:
-        return self.product.exact.size(weights).item()
+        return float(self.product.exact.size(weights))
 
     def norm(self, vectors: Tensor) -> Interval:
         """Of the mean vector.
@@ -310,7 +310,7 @@ class _InNorm(NamedTuple):
         return torch.cat([unit.reshape(-1) for unit in units])
 
     def _inner(self, one: Tensor, other: Tensor) -> float:
-        return (one.double() @ other.double()).item()
+        return float(one.double() @ other.double())
 
 
 def _gram(vectors: Tensor) -> Tensor:

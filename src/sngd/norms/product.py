@@ -52,7 +52,9 @@ class Product:
 
     @torch.no_grad()
     def dual(self, vs: Sequence[Tensor]) -> Tensor:
-        """‖v‖* = ⟨v, units(v)⟩, a 0-d tensor."""
+        """‖v‖* = ⟨v, units(v)⟩, a 0-d tensor; nan if an entry of v is not finite."""
+        if not all(bool(v.isfinite().all()) for v in vs):  # the SVD would fail
+            return torch.tensor(torch.nan, dtype=torch.float64)
         return inner(vs, self.units(vs))
 
     @torch.no_grad()
@@ -63,7 +65,8 @@ class Product:
             own = [ws[i] for i in members]
             of_balls = [_joint_norm(own)] if isinstance(norm, L2) else [norm.size(w) for w in own if w.numel()]
             sizes += [size.double() / radius for size in of_balls]
-        return torch.stack(sizes).amax()
+        largest: Tensor = torch.stack(sizes).amax()
+        return largest
 
     @property
     def kappa(self) -> float:
@@ -102,7 +105,8 @@ class Product:
 
 
 def _joint_norm(vs: Sequence[Tensor]) -> Tensor:
-    return torch.stack([torch.linalg.vector_norm(v.double()) for v in vs]).norm()
+    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v.double()) for v in vs]))
+    return norm
 
 
 def _joint_units(vs: Sequence[Tensor]) -> list[Tensor]:
