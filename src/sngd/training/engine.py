@@ -359,9 +359,7 @@ class RunState:
             "oracle_calls": calls,
             "grads_over_n": calls / self.problem.n,
             "lr": self.loop.lr,
-            **evaluate(
-                self.evaluated, self.model, grad_norm=self.config.grad_norm, norm=self.norm, ranks=self.ranks
-            ),
+            **evaluate(self.evaluated, self.model, grad_norm=self.config.grad_norm, norm=self.norm, ranks=self.ranks),
             "skipped_steps": self.loop.skipped_steps,
             "seconds": round(self.seconds, 3),
             "iterate": "last",

@@ -103,7 +103,7 @@ class Composed:
 def step_norm(loop: Loop, params: Sequence[Tensor]) -> Product:
     """The norm in which the loop's steps are normalized: ‖·‖₂ unless its optimizer is an ``SNGD`` in another norm.
 
-    Learning rates of param groups are radii: a step of length ``loop.lr`` is a unit step of this norm times ``loop.lr``.
+    Learning rates of param groups are radii: steps are ``loop.lr`` times unit steps of this norm.
     """
     optimizer = getattr(loop, "optimizer", None)
     groups = optimizer.param_groups if isinstance(optimizer, SNGD) else []

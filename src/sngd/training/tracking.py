@@ -34,9 +34,7 @@ class Point:
 
 def _noise(at: Point) -> Row:
     batch_size = noise_batch_size(at.objective, SAMPLES, at.norm)
-    noise = gradient_noise(
-        at.objective, samples=SAMPLES, batch_size=batch_size, generator=at.generator, norm=at.norm
-    )
+    noise = gradient_noise(at.objective, samples=SAMPLES, batch_size=batch_size, generator=at.generator, norm=at.norm)
     row = _interval("noise_variance", noise.variance) | _interval("noise_scale", noise.scale)
     return row | _interval("noise_error", noise.batch_error) if noise.batch_error else row
 
@@ -92,7 +90,8 @@ def tracking_cost() -> str:
     """Oracle calls of one evaluation, at most, in words."""
     smoothness = SAMPLES * (1 + len(DISTANCES) * (1 + DIRECTIONS))
     curvature = 2 * CURVATURE_SAMPLES * CURVATURE_STEPS
-    return f"smoothness: {smoothness:,}, noise: {SAMPLES:,} or twice that if steps have another norm than l2, curvature: {curvature:,}"
+    noise = f"{SAMPLES:,} (in another norm than l2 {2 * SAMPLES:,})"
+    return f"smoothness: {smoothness:,}, noise: {noise}, curvature: {curvature:,}"
 
 
 def tracked_names(option: str, spelled: str) -> list[str]:
@@ -112,9 +111,7 @@ class Tracker:
         oracle_calls: ∇f(w; a) evaluated for the measurements so far; they are no part of the run's budget.
     """
 
-    def __init__(
-        self, names: Iterable[str], objective: Callable[[torch.Generator], Objective], norm: Product
-    ) -> None:
+    def __init__(self, names: Iterable[str], objective: Callable[[torch.Generator], Objective], norm: Product) -> None:
         self.names, self.objective, self.norm = list(names), objective, norm
         self.oracle_calls = 0
 
