@@ -72,6 +72,13 @@ class Noise(NamedTuple):
     batch_error: Interval | None = None
     batch_size: int | None = None
 
+    @property
+    def error_bound(self) -> Interval | None:
+        """κσ/√b, the bound that theorems have for ``batch_error``; None for l2."""
+        if self.batch_size is None:
+            return None
+        return Interval(*(self.kappa * (square / self.batch_size) ** 0.5 for square in self.variance))
+
 
 def gradient_noise(
     objective: Objective,
