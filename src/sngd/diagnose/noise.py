@@ -23,7 +23,8 @@ have: E‖∇f_b − ∇F‖*, where b samples are drawn independently. With X_j
     √((1 − 1/n) u/(u − 1)) · ΣX_j/u,
 
 which is exact for normal noise, as G_j − Ḡ has (1 − 1/u) times the covariance S²/b, and (1 − 1/n)S² is that of samples
-drawn independently. Its interval is Student's for the mean of the X_j. Simulated coverage is 94 to 96 %.
+drawn independently. Its interval is Student's for the mean of the X_j. Simulated coverage at level 95 % is 92 to
+96 % for 20 batches or more, 90 to 94 % for 8 and 86 to 93 % for 3.
 """
 
 from collections.abc import Callable

@@ -178,9 +178,8 @@ def _inexactness(coefficients: str, steps: int, rank: int) -> tuple[float, float
     """ε and δ of the iteration without rounding, for all matrices with ``rank`` singular values; about 0.001 exact.
 
     The iteration maps a singular value s of V/‖V‖_F to p(s), so δ = max p(s) − 1, and 1 − ε is the least
-    Σ s_i p(s_i) / Σ s_i over all s with Σ s_i² = 1. It is λ at least if p(s) − λ ≥ ν (s − 1/(rank · s)) for all s in
-    (0, 1] and some ν: multiply by s and add, and the right side vanishes. So every ν gives a bound, and the best of
-    many is taken.
+    Σ s_i p(s_i) / Σ s_i over all s with Σ s_i² = 1. It is λ at least if s p(s) − λs ≥ ν(s² − 1/rank) for all s in
+    [0, 1] and some ν ≥ 0: summed over the singular values, the right side vanishes. The best of many ν is taken.
     """
     s = torch.logspace(-6, 0, 6001, dtype=torch.float64)
     p = s
