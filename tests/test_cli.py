@@ -535,6 +535,45 @@ def test_plan_in_another_norm_and_with_momentum(sngd):
     assert f"; momentum {plans[1]['momentum']:.10g}" in sngd("plan", "nsgd-momentum", *words)[1]
 
 
+def test_plan_takes_kappa_from_the_problems_weights(sngd):
+    words = ["plan", "nsgd-momentum", "--L", 4, "--sigma", 0.1, "--gap", 2.3, "--target", 0.4]
+
+    def kappa(norm, problem="saddle"):
+        return json.loads(sngd(*words, "--norm", norm, "--problem", problem, "--json")[1])["kappa"]
+
+    assert kappa("sign(scaled=False)") == pytest.approx(10**0.5)  # ten entries
+    assert kappa("l2") == kappa("layer(scaled=False)") == 1
+    # digits-mlp: Linear(64, 100) and Linear(100, 10), with Scion's norms and 16 as the radius of the output's
+    in_kinds = [10, 10, 10**0.5, 16 / 100 * 1000**0.5]
+    assert kappa("groups", "digits-mlp") == pytest.approx(sum(k**2 for k in in_kinds) ** 0.5)
+    same = json.loads(sngd(*words, "--kappa", 10**0.5, "--json")[1])
+    in_norm = json.loads(sngd(*words, "--norm", "sign(scaled=False)", "--problem", "saddle", "--json")[1])
+    assert in_norm == {**same, "kappa": in_norm["kappa"], "norm": "sign(scaled=False)"}
+    shown = sngd(*words, "--norm", "sign(scaled=False)", "--problem", "saddle")[1]
+    assert "κ = 3.162: the norm sign(scaled=False) over saddle's weights, 1 tensor" in shown
+
+
+@pytest.mark.parametrize(("norm", "method"), [("sign( scaled=False )", "signum"), ("layer", "sngd-layer")])
+def test_a_plan_in_a_norm_is_trained_in_it(sngd, tmp_path, norm, method):
+    constants = ["--L", 10, "--sigma", 0.1, "--gap", 0.5, "--target", 3]
+    planned = sngd("plan", "nsgd-momentum", *constants, "--norm", norm, "--problem", "saddle", "--json")[1]
+    (tmp_path / "plan.json").write_text(planned)
+    row = json.loads(sngd("train", "saddle", "--planned", "plan.json", "--json")[1])
+    assert row["folder"] == f"runs/saddle/{method}/seed-0"
+
+
+def test_a_plan_in_a_norm_that_no_method_takes(sngd, tmp_path):
+    for words, message in (
+        (["--norm", "spectral", "--problem", "saddle"], "plan is for sngd in norm spectral, which no method takes"),
+        (["--kappa", 2], "plan has kappa 2.0 and no norm: make it by sngd plan --norm … --problem …"),
+    ):
+        planned = sngd("plan", "sngd", "--L", 1, "--sigma", 0.1, "--target", 3, *words, "--json")[1]
+        (tmp_path / "plan.json").write_text(planned)
+        code, _, err = sngd("train", "saddle", "--planned", "plan.json")
+        assert code == 2
+        assert message in err
+
+
 def test_a_plan_with_momentum_can_be_trained(sngd, tmp_path):
     planned = sngd("plan", "nsgd-momentum", "--L", 1, "--sigma", 0.5, "--gap", 0.5, "--target", 0.9, "--json")[1]
     (tmp_path / "plan.json").write_text(planned)
@@ -563,6 +602,18 @@ def test_the_agnostic_plan_is_for_methods_with_momentum(sngd):
         (["plan", "sngd", "--L", "1", "--sigma", "-1", "--epsilon", "1"], "sigma must be"),
         (["plan", "sngd", "--L", "1", "--kappa", "0", "--epsilon", "1"], "kappa must be"),
         (["plan", "sgd", "--L", "1", "--kappa", "2", "--epsilon", "1"], "kappa must be 1 for sgd"),
+        (
+            ["plan", "sngd", "--L", "1", "--epsilon", "1", "--norm", "sign", "--problem", "saddle", "--kappa", "2"],
+            "give either --kappa, or --norm and --problem",
+        ),
+        (
+            ["plan", "sngd", "--L", "1", "--epsilon", "1", "--norm", "sign"],
+            "give --norm and --problem together: κ depends on the weights",
+        ),
+        (
+            ["plan", "sngd", "--L", "1", "--epsilon", "1", "--norm", "sing", "--problem", "saddle"],
+            "unknown norm 'sing', did you mean 'sign'?",
+        ),
     ],
 )
 def test_meaningless_constants_are_named(sngd, words, message):

@@ -451,3 +451,54 @@ def test_errors_name_the_argument_and_what_is_allowed(options, message):
 def test_too_few_samples_in_all():
     with pytest.raises(ValueError, match="samples must be at least 3, got 2"):
         gradient_noise(quadratic(torch.randn(2, 2), [0.0, 0.0]), generator=seeded())
+
+
+# In dual norms
+
+
+def test_two_batches_in_the_dual_norm_by_hand():
+    """All four samples in batches of one: u = 4, (1 − 1/n) u/(u − 1) = 1, and X_j = |a_j|₁ as their mean is 0."""
+    samples = torch.tensor([[1.0, 0.5], [-1.0, -0.5], [0.0, 2.0], [0.0, -2.0]])
+    noise = gradient_noise(quadratic(samples, [3.0, 4.0]), generator=seeded(), batch_size=1, norm="sign(scaled=False)")
+    assert noise.batch_error.value == pytest.approx((1.5 + 1.5 + 2 + 2) / 4)
+    assert (noise.kappa, noise.batch_size) == (pytest.approx(math.sqrt(2)), 1)
+    assert noise.oracle_calls == 4 + 4
+    assert noise.variance.value == pytest.approx((1.25 * 2 + 4 * 2) / 4, rel=1e-6)  # σ² stays Euclidean
+
+
+def test_without_another_norm_nothing_is_added():
+    samples = torch.randn(50, 3, generator=seeded(1))
+    plain, named = (
+        gradient_noise(quadratic(samples, [1.0, 0, 0]), generator=seeded(), **more) for more in ({}, {"norm": "l2"})
+    )
+    assert plain == named
+    assert (plain.kappa, plain.batch_error, plain.batch_size) == (1.0, None, None)
+
+
+@pytest.mark.parametrize("norm", ["sign(scaled=False)", "spectral(scaled=False)"])
+def test_the_error_is_below_kappa_sigma(norm):
+    objective = classifier(nn.ELU(), n=400)
+    noise = gradient_noise(objective, generator=seeded(), batch_size=10, norm=norm)
+    most = noise.kappa * math.sqrt(noise.variance.value / 10)
+    assert 0.2 * most < noise.batch_error.low < noise.batch_error.value < noise.batch_error.high < most
+
+
+def test_the_interval_in_the_dual_norm_covers_the_truth():
+    """Normal noise of deviation s_i in entry i: E‖∇f_b − ∇F‖* = Σ s_i √(2/(πb)). Error rate 5 %: 400 draws, 3σ = 13."""
+    deviations = torch.tensor([0.5, 1.0, 2.0, 4.0, 0.1], dtype=torch.float64)
+    truth = deviations.sum().item() * math.sqrt(2 / (math.pi * 8))
+    misses, sides = 0, [0, 0]
+    for seed in range(400):
+        samples = deviations * torch.randn(160, 5, generator=seeded(seed), dtype=torch.float64)
+        objective = quadratic(samples, [1.0, 0, 0, 0, 0])
+        error = gradient_noise(objective, generator=seeded(), batch_size=8, norm="sign(scaled=False)").batch_error
+        misses += not error.low <= truth <= error.high
+        sides[error.value > truth] += 1
+    assert 7 <= misses <= 33
+    assert min(sides) > 140
+
+
+def test_too_few_batches_for_a_dual_norm():
+    samples = torch.randn(50, 2, generator=seeded())
+    with pytest.raises(ValueError, match=r"^samples must be at least 96 for norm, 3 of batch_size 32, got 50$"):
+        gradient_noise(quadratic(samples, [1.0, 0]), generator=seeded(), norm="sign")

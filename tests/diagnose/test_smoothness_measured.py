@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+import sngd
 from sngd.diagnose.objective import Objective
 from sngd.diagnose.smoothness import GROUPS, local_smoothness
+from sngd.norms import product_of
 from sngd.problems.analytic import strict_saddle
 
 DOUBLE = torch.float64
@@ -310,3 +312,102 @@ def test_a_stationary_point_has_no_step():
     q.objective.samples[1].zero_()
     with pytest.raises(ValueError, match=exactly("direction must be finite and not zero, its norm is 0.0")):
         local_smoothness(q.objective, lengths=[1.0], generator=seeded())
+
+
+# ---- in other norms --------------------------------------------------------------------------------------------
+
+
+def in_dual(norm, vector, shapes):
+    """‖v‖* of a flat vector, weight by weight, for the norms whose duals are one line."""
+    parts = vector.split([math.prod(shape) for shape in shapes])
+    if norm == "sign(scaled=False)":
+        return sum(part.abs().sum().item() for part in parts)
+    matrices = (
+        part.view(shape) if len(shape) == 2 else part[:, None] for part, shape in zip(parts, shapes, strict=True)
+    )
+    return sum(torch.linalg.matrix_norm(matrix, "nuc").item() for matrix in matrices)
+
+
+def test_along_signs_a_quadratic_is_known_exactly():
+    """For the largest entry u = −sign(∇F), and L̂ = Σ_i |(H u)_i| whatever the length."""
+    q = Quadratic()
+    u = -q.gradient.sign()
+    found = local_smoothness(q.objective, lengths=[0.1, 2], generator=seeded(), norm="sign(scaled=False)")
+    assert found.grad_norm == pytest.approx([q.gradient.abs().sum().item()] * 3)
+    for along, curvature in zip(found.along, found.curvature, strict=True):
+        assert along == pytest.approx([(q.H @ u).abs().sum().item()] * 3)
+        assert curvature == pytest.approx([(u @ q.H @ u).item()] * 3)
+
+
+def test_no_step_of_signs_exceeds_the_quadratics_l():
+    """L = max Σ|Hu| over the corners of the cube; random signs off the step come near it, and not above."""
+    q = Quadratic(n=1, dim=6)
+    corners = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=DOUBLE)] * 6)
+    L = (corners @ q.H).abs().sum(1).max().item()
+    found = [
+        local_smoothness(q.objective, lengths=[1.0], directions=2, generator=seeded(i), norm="sign(scaled=False)")
+        for i in range(30)
+    ]
+    assert all(one.along[0].value <= L * (1 + 1e-12) for one in found)
+    assert 0.6 * L < max(one.off[0].value for one in found) <= L * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("norm", ["sign(scaled=False)", "spectral(scaled=False)"])
+def test_it_is_the_difference_of_gradients_in_the_dual_norm(norm):
+    """Exact dual norms, though the direction of spectral steps is Newton–Schulz's; its size is 1 all the same."""
+    objective = network()
+    shapes = [tuple(p.shape) for p in objective.params]
+    step = torch.randn(objective.dim, generator=seeded(5), dtype=DOUBLE)
+    found = local_smoothness(objective, step, lengths=[0.01, 0.5], generator=seeded(), norm=norm)
+    product = product_of(objective.params, norm)
+    u = torch.cat([part.flatten() for part in product.units(objective.split(step))])
+    u /= product.exact.size(objective.split(u))
+    here = objective.gradient()
+    assert found.grad_norm.value == pytest.approx(in_dual(norm, here, shapes))
+    for s, along in zip(found.lengths, found.along, strict=True):
+        with objective.moved(s * u):
+            assert along.value == pytest.approx(in_dual(norm, objective.gradient() - here, shapes) / s, rel=1e-8)
+
+
+def test_l2_in_any_spelling_is_the_default():
+    objective = network()
+    default, *others = (
+        local_smoothness(objective, lengths=[0.1], batch=objective.draw(30, seeded()), generator=seeded(), **given)
+        for given in ({}, {"norm": "l2"}, {"norm": [{"params": objective.params, "norm": "l2", "lr": 0.3}]})
+    )
+    assert others == [default, default._replace(oracle_calls=default.oracle_calls)]
+
+
+def test_param_groups_bring_norms_and_radii():
+    objective = network()
+    groups = sngd.groups(objective.model, lr=0.1)
+    found = local_smoothness(objective, lengths=[0.1], generator=seeded(), norm=groups)
+    product = product_of(objective.params, groups).exact
+    gradient = objective.gradient()
+    assert found.grad_norm.value == pytest.approx(product.dual(objective.split(gradient)).item())
+    with pytest.raises(ValueError, match="norm must have every one of the model's 4 weights once, got 3"):
+        local_smoothness(
+            objective, lengths=[0.1], generator=seeded(), norm=[g for g in groups if g["kind"] != "output"]
+        )
+
+
+@pytest.mark.parametrize(("drawn", "of"), [(40, 20_000), (250, 500)])
+def test_the_interval_in_a_dual_norm_covers_the_truth(drawn, of):
+    """95 % intervals, 150 batches: few miss, also where half of all samples are in the batch. L̂ = Σ|Hu| is known."""
+    q = Quadratic(n=of)
+    u = -q.gradient.sign()
+    truths = (q.H @ u).abs().sum().item(), q.gradient.abs().sum().item()
+    misses, widths = [0, 0], [0.0, 0.0]
+    for i in range(150):
+        found = local_smoothness(
+            q.objective, -q.gradient, lengths=[1.0], directions=0, batch=q.objective.draw(drawn, seeded(i)),
+            generator=seeded(), norm="sign(scaled=False)",
+        )  # fmt: skip
+        for k, interval in enumerate((found.along[0], found.grad_norm)):
+            assert interval.low <= interval.value <= interval.high
+            misses[k] += not contains(interval, truths[k])
+            widths[k] += (interval.high - interval.low) / truths[k] / 150
+    assert max(misses) <= 150 * 0.10  # at a true rate of 5 %, more than 15 misses have probability 0.003
+    assert max(widths) < 3
+    if drawn == 250:
+        assert max(widths) < 0.7

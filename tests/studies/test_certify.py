@@ -2,12 +2,17 @@ import json
 import shutil
 
 import pytest
+import torch
 from fake_runs import write_run
 
+from sngd.norms import Spectral, product_of
+from sngd.param_groups import groups
+from sngd.problems import Problem
 from sngd.problems.registry import ANALYTIC
+from sngd.stages import Stage, StagePlan
 from sngd.studies.certify import certify, is_certified, shown_certificates
 from sngd.studies.runs import read_study
-from sngd.theory import RelaxedSmooth, Smooth
+from sngd.theory import Inexact, RelaxedSmooth, Smooth, momentum_bound, sngd_bound, stagewise_momentum_bound
 from sngd.training.config import RunConfig
 from sngd.training.engine import train
 from sngd.training.methods import METHODS
@@ -246,8 +251,10 @@ def test_nothing_is_claimed_without_constants(tmp_path):
 # ---- the methods ---------------------------------------------------------------------------------------------
 
 SGD, SPIDER = "Ghadimi and Lan 2013, Theorem 2.1", "Fang et al. 2018, Theorem 1"
+IN_NORM = ("signum", "scion", "sngd-layer")
 THEOREMS = dict.fromkeys(METHODS) | {
     "gd": SGD, "sgd": SGD, "ngd": "Theorem 1", "sngd": "Theorem 1", "s-sngd": "Theorem 3", "spider-sfo": SPIDER,
+    **dict.fromkeys(("nsgd-momentum", *IN_NORM), "the momentum theorem"),
 }  # fmt: skip
 
 
@@ -263,7 +270,16 @@ def test_which_theorem_covers_which_method(copy, method):
     if certificate.theorem is None:
         assert certificate.verdict == "not certified"
         reason = "the theorem for s-sgd is for a constant learning rate"
-        assert certificate.failing[0].detail == (reason if method == "s-sgd" else f"no theorem covers {method}")
+        if method == "muon":  # the saddle's weights are a vector
+            reason = (
+                "the norm of the steps cannot be known (muon needs a hidden matrix or a convolution, and this model "
+            )
+            assert certificate.failing[0].detail == f"{reason}has none: signum is its rest)"
+        else:
+            assert certificate.failing[0].detail == (reason if method == "s-sgd" else f"no theorem covers {method}")
+    elif method in IN_NORM:  # the run is SNGD's, which measures no other norm
+        assert [assumption.name for assumption in certificate.failing] == ["measurements"]
+        assert certificate.bound is not None
     else:
         assert certificate.verdict in ("holds", "exceeded", "inconclusive")
 
@@ -388,3 +404,137 @@ def test_a_file_of_another_kind(copy, content, reason):
         shown_certificates(read_study(copy))
     path = copy / "certificate.json"
     assert str(error.value) == f"{path}: {reason}"
+
+
+# ---- momentum, and other norms -------------------------------------------------------------------------------
+
+
+def with_momentum(folder, method, **settings):
+    """Ten steps of normalized momentum on the saddle, L = 1, σ = 0.1, d = 10."""
+    params = {"momentum": 0.8} | settings.pop("params", {})
+    return run(folder, method=method, epochs=0.2, params=params, **settings)
+
+
+def bound(name, L, kappa, step=None, **options):
+    constants = {"sigma": 0.1, "gap": ANALYTIC["saddle"]().gap, "batch_size": 20, "kappa": kappa}
+    return name(Smooth(L), **constants, **options, step=step or Inexact())
+
+
+def dual_norms(folder):
+    return [json.loads(line)["dual_grad_norm"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_normalized_momentum_is_held_against_its_bound(tmp_path):
+    certificate = the(with_momentum(tmp_path, "nsgd-momentum"))
+    assert (certificate.theorem, certificate.verdict, certificate.norm) == ("the momentum theorem", "holds", None)
+    assert certificate.bound == bound(momentum_bound, 1, 1.0, lr=0.02, momentum=0.8, steps=10)
+    assert certificate.vacuous  # after ten steps
+    assert "The bound is vacuous" in certificate.statement
+    assert certificate.measured.value == pytest.approx(
+        sum(sum(grad_norms(tmp_path / f"seed-{seed}")[:-1]) for seed in (0, 1)) / 20
+    )
+
+
+def test_signs_of_momentum_are_certified_in_their_norm(tmp_path):
+    """κ² = d = 10 entries, L = κ² · 1, and what is measured is Σ|∂F/∂w_i|."""
+    certificate = the(with_momentum(tmp_path, "signum"))
+    assert certificate.norm == "sign(scaled=False)"
+    assert certificate.kappa == pytest.approx(10**0.5)
+    assert pytest.approx(10) == certificate.smoothness.L
+    assert standing(certificate)["norm"] == "given"
+    assert certificate.assumptions[0].detail.startswith("L = 10 from the problem's Euclidean L, times κ²")
+    L, kappa = certificate.smoothness.L, certificate.kappa
+    assert certificate.bound == bound(momentum_bound, L, kappa, lr=0.02, momentum=0.8, steps=10)
+    assert certificate.verdict == "holds"
+    means = [sum(dual_norms(tmp_path / f"seed-{seed}")[:-1]) / 10 for seed in (0, 1)]
+    assert certificate.measured.value == pytest.approx(sum(means) / 2)
+    assert sum(means) / 2 > 1.3 * sum(grad_norms(tmp_path / "seed-0")[:-1]) / 10
+    assert "the mean of ‖∇F(w_t)‖* is" in certificate.statement
+    assert certificate.as_json()["kappa"] == certificate.kappa
+    assert shown_certificates(read_study(tmp_path)) == [certificate.as_json()]  # what was written can be read
+
+
+def test_stages_momentum_of_the_plan_and_no_momentum(tmp_path):
+    plan = "[[0.02, 6, 1.0], [0.01, 4, 2.0]]"
+    staged = the(with_momentum(tmp_path / "staged", "signum", plan=plan))
+    stages = StagePlan([Stage(0.02, 6, 1.0, 0.8), Stage(0.01, 4, 2.0, 0.8)])
+    assert staged.bound == bound(stagewise_momentum_bound, staged.smoothness.L, staged.kappa, plan=stages)
+    agnostic = the(
+        with_momentum(tmp_path / "agnostic", "nsgd-momentum", plan="[[0.02, 6, 1.0, 0.5], [0.01, 4, 2.0, 0.9]]")
+    )
+    stages = StagePlan([Stage(0.02, 6, 1.0, 0.5), Stage(0.01, 4, 2.0, 0.9)])
+    assert agnostic.bound == bound(stagewise_momentum_bound, 1, 1.0, plan=stages)
+    without = the(with_momentum(tmp_path / "without", "signum", params={"momentum": 0.0}))
+    assert without.theorem == "Theorem 1"
+    assert without.bound == bound(sngd_bound, without.smoothness.L, without.kappa, lr=0.02, steps=10)
+    for certificate in (staged, agnostic, without):
+        assert certificate.verdict == "holds"
+
+
+def linear():
+    """Least squares with two layers, where muon has a hidden matrix, and scion layers of three kinds."""
+    x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+    return Problem(
+        lambda: torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)),
+        torch.nn.functional.mse_loss,
+        (x, x[:, :2]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "norm"),
+    [
+        ("muon", "spectral(scaled=max), 0.05 × sign(scaled=False)"),
+        ("scion", "spectral(scaled=max), layer, 16 × sign"),
+        ("sngd-layer", "layer"),
+    ],
+)
+def test_each_kind_of_weight_in_its_norm(tmp_path, monkeypatch, method, norm):
+    """Newton–Schulz steps are inexact, rates of their own are radii, and a bound of ten steps is vacuous."""
+    for seed in (0, 1):
+        config = RunConfig(
+            "linear", method, lr=0.02, batch_size=20, epochs=1.0, eval_every=0.1, sampling="independent", seed=seed
+        )
+        train(config, tmp_path / f"seed-{seed}", problem=linear)
+    monkeypatch.setattr("sngd.studies.certify.load_problem", lambda *_: linear())
+    certificate = the(tmp_path, smoothness=Smooth(50), sigma=2.0)
+    assert certificate.norm == norm
+    assert certificate.verdict == "holds"
+    assert certificate.vacuous
+    model = linear().build_model()
+    product = product_of(list(model.parameters()), "layer")
+    if method == "scion":
+        product = product_of(list(model.parameters()), groups(model, lr=0.1))
+    if method == "muon":
+        assert certificate.kappa == pytest.approx((3 + 0.05**2 * (3 + 6 + 2)) ** 0.5)
+    else:
+        assert certificate.kappa == pytest.approx(product.kappa)
+    step = Inexact(*Spectral().inexactness((3, 4))) if method != "sngd-layer" else Inexact()
+    momentum = 0.95 if method == "muon" else 0.9
+    constants = {"sigma": 2.0, "gap": certificate.gap, "batch_size": 20, "lr": 0.02, "momentum": momentum, "steps": 10}
+    assert certificate.bound == momentum_bound(Smooth(50), **constants, kappa=certificate.kappa, step=step)
+    detail = next(one.detail for one in certificate.assumptions if one.name == "norm")
+    assert ("Newton–Schulz steps attain 0.679" in detail) == (method != "sngd-layer")
+    assert ("learning rates of their own count as radii" in detail) == (method != "sngd-layer")
+
+
+def test_what_the_momentum_theorem_does_not_cover(tmp_path):
+    folder = with_momentum(tmp_path, "signum")
+    edit_config(folder, weight_decay=0.01)
+    detail = "decoupled weight decay 0.01 moves the weights beside the normalized step: no theorem covers it"
+    breaks(the(folder), "objective", "violated", detail)
+    edit_config(folder, weight_decay=0.0)
+    certificate = the(folder, smoothness=RelaxedSmooth(1, 1))
+    assert certificate.failing[0].name == "condition"
+    assert certificate.failing[0].detail.startswith("the theorem is for L-smooth F")
+    edit_rows(folder, {"dual_grad_norm": None})
+    breaks(the(folder), "measurements", "unchecked", "not every row of seed 0, from step 0 to 10, has a dual_grad_norm")
+
+
+def test_smoothness_tracked_in_the_norm_can_refute_it(tmp_path):
+    """In the norm of signs the saddle's L is Σλ at most, far above 1; Hessian eigenvalues say nothing of it."""
+    folder = with_momentum(tmp_path, "signum", track="smoothness,curvature", seeds=(0,), eval_every=0.1)
+    assert standing(the(folder))["smoothness"] == "given"
+    assert standing(the(folder, smoothness=Smooth(1)))["smoothness"] == "violated"
+    edit_rows(folder, {"smoothness_along": None, "smoothness_off": None, "hessian_max": 100.0})
+    assert standing(the(folder, smoothness=Smooth(1)))["smoothness"] == "given"

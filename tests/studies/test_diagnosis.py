@@ -67,3 +67,44 @@ def test_what_cannot_be_measured_is_named(tmp_path):
     bare = write_run(tmp_path / "bare", config={"problem": "saddle"})
     with pytest.raises(FileNotFoundError, match=r"bare: has no checkpoint\.pt, the weights to measure are not there"):
         diagnose(str(bare))
+
+
+# ---- in other norms ------------------------------------------------------------------------------------------
+
+
+def test_a_problem_in_the_norm_of_signs(tmp_path):
+    """The saddle's noise is the same at all weights and its L in this norm at most Σλ < 10."""
+    found = diagnose("saddle", norm="sign(scaled=False)")
+    assert (str(found.norm), found.norm.kappa) == ("sign(scaled=False)", pytest.approx(10**0.5))
+    assert isclose(found.noise.variance.value, 0.01, rel_tol=1e-4)  # σ² is Euclidean
+    assert found.noise.batch_size == 128
+    assert found.noise.error_bound.value == pytest.approx((10 * found.noise.variance.value / 128) ** 0.5)
+    assert found.noise.batch_error.high < found.noise.error_bound.value
+    assert 1 < found.smoothness.largest_along.value < 10
+    assert found.noise.oracle_calls == 1000 + 7 * 128
+    names = [name for name, *_ in found.table()]
+    assert names[3:6] == ["E‖∇f_b − ∇F‖* of a batch, b = 128", "κσ/√b, which bounds it, b = 128", "‖∇F‖*"]
+    content = json.loads(write_diagnosis(found, tmp_path)[0].read_text(), parse_constant=pytest.fail)
+    assert (content["norm"], content["kappa"]) == ("sign(scaled=False)", found.norm.kappa)
+    assert content["noise"]["batch_error"].keys() == {"value", "low", "high"}
+    assert "in the norm sign(scaled=False)" in (tmp_path / "diagnosis.svg").read_text()
+
+
+def test_a_run_is_measured_in_its_own_norm(tmp_path):
+    config = RunConfig("digits-mlp:200", "scion", epochs=0.5, eval_every=0.1, batch_size=20, track="smoothness,noise")
+    train(config, tmp_path / "run")
+    found = diagnose(str(tmp_path / "run"), only=["smoothness", "noise"], samples=60)
+    assert str(found.norm) == "spectral(scaled=max), layer, 16 × sign"
+    assert found.noise.batch_size == 20
+    assert set(found.fits) == {"middle", "envelope"}
+    last = found.rows[-1]
+    assert last["dual_grad_norm"] > last["grad_norm"]
+    assert last["noise_error_low"] < last["noise_error"] < last["noise_error_high"]
+    assert last["smoothness_grad_norm"] == pytest.approx(last["dual_grad_norm"], rel=1e-3)  # all 200 samples
+    by_kind = diagnose(str(tmp_path / "run"), only=["smoothness"], samples=60, norm="groups")
+    assert (by_kind.norm, by_kind.smoothness, by_kind.fits) == (found.norm, found.smoothness, found.fits)
+    euclidean = diagnose(str(tmp_path / "run"), only=["smoothness"], samples=60, norm="l2")
+    assert euclidean.smoothness.grad_norm.value < found.smoothness.grad_norm.value
+    assert (euclidean.rows, euclidean.fits) == ([], {})  # those are in the run's own norm
+    with pytest.raises(ValueError, match="unknown norm 'sing'"):
+        diagnose("saddle", norm="sing")

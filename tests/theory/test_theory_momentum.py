@@ -359,3 +359,17 @@ def test_the_table_of_costs_in_the_documentation():
         a, steps = (float(word.replace(",", "")) for word in momentum.split(", "))
         assert a == pytest.approx(1 - one.options["momentum"], rel=2e-3)
         assert (steps, float(ratio)) == (one.steps, round(one.oracle_calls / large.oracle_calls, 3))
+
+
+@given(lr=constants, beta=st.floats(0.01, 0.99), N=st.integers(1, 60), eps=st.floats(0, 0.9), delta=st.floats(0, 1))
+def test_inexact_steps_in_stages_are_those_of_the_lemma(lr, beta, N, eps, delta):
+    """Inexact steps are longer by 1 + δ in the drift, weigh an error by 2 + δ − ε, and all is divided by 1 − ε."""
+    common = {"sigma": 0.5, "gap": 2.3, "batch_size": 4, "kappa": 3, "plan": StagePlan([Stage(lr, N, 1.0, beta)])}
+    exact = stagewise_momentum_bound(Smooth(4), **common)
+    bound = stagewise_momentum_bound(Smooth(4), step=Inexact(eps, delta), **common)
+    share, length, error = 1 - eps, 1 + delta, 2 + delta - eps
+    drift = exact.curvature - 2 * lr
+    assert bound.progress == pytest.approx(exact.progress / share)
+    assert bound.curvature == pytest.approx((2 * lr * length**2 + error * length * drift / 2) / share, rel=1e-6)
+    assert bound.noise == pytest.approx(exact.noise / 2 * error / share)
+    assert stagewise_momentum_bound(Smooth(4), step=Inexact(), **common) == exact

@@ -93,3 +93,24 @@ def test_where_there_is_no_direction_the_rest_is_measured(tmp_path):
     row = train(RunConfig("flat", "sngd", batch_size=5, epochs=1, track=ALL), tmp_path, problem=lambda: flat)
     assert "smoothness_along" not in row
     assert row["hessian_max"] == 0.0
+
+
+@pytest.mark.parametrize(
+    ("method", "kappa"), [("signum", 10**0.5), ("sngd-layer", 10**0.5), ("nsgd-momentum", None), ("sgd", None)]
+)
+def test_it_is_in_the_norm_of_the_methods_steps(tmp_path, method, kappa):
+    """A vector of ten weights: for signs ‖g‖* = Σ|g_i|, for a layer √10 ‖g‖₂; for ‖·‖₂ nothing is added."""
+    saddle = strict_saddle(10, L=2.0, condition=5.0, sigma=0.3, n=800, dtype=torch.float64)
+    config = RunConfig("saddle", method, lr=0.01, batch_size=16, epochs=0.2, eval_every=0.1, track="smoothness,noise")
+    train(config, tmp_path, problem=lambda: saddle.problem)
+    for row in rows(tmp_path):
+        assert isclose(row["noise_variance"], 0.3**2, rel_tol=1e-6)
+        if kappa is None:
+            assert not {"dual_grad_norm", "noise_error"} & row.keys()
+            continue
+        assert row["grad_norm"] < row["dual_grad_norm"] <= kappa * row["grad_norm"] * (1 + 1e-9)
+        assert isclose(row["smoothness_grad_norm"], row["dual_grad_norm"], rel_tol=1e-6)
+        assert row["noise_error_low"] < row["noise_error"] < kappa * 0.3 / 16**0.5
+        assert row["smoothness_along"] <= kappa**2 * 2.0 * (1 + 1e-9)
+        if method == "sngd-layer":
+            assert isclose(row["dual_grad_norm"], kappa * row["grad_norm"], rel_tol=1e-6)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from sngd.cli.console import out, print_json, progress_bars
-from sngd.cli.options import Data, Device, Json, file_name
+from sngd.cli.options import Data, Device, Json, Norm, file_name
 from sngd.cli.torchrun import refuse_several_processes
 from sngd.training.folder_lock import make_folder
 from sngd.training.tracking import tracked_names
@@ -21,6 +21,7 @@ def diagnose(
         typer.Argument(metavar="RUN|PROBLEM", help="A run's folder (its last weights), or a problem (initial ones)."),
     ],
     only: Annotated[str, typer.Option(help="Some of smoothness,noise,curvature.")] = "smoothness,noise,curvature",
+    norm: Norm = None,
     samples: Annotated[int, typer.Option(help="Training samples drawn for each quantity.")] = 2048,
     seed: Annotated[int, typer.Option(help="Of all that is drawn.")] = 0,
     device: Device = "cpu",
@@ -33,7 +34,8 @@ def diagnose(
 ) -> None:
     """Measure a model's constants: gradient noise, local smoothness, the ends of the Hessian's spectrum.
 
-    Each comes with an interval and its cost. On a run trained with --track it also fits L0 and L1 along the run.
+    Each comes with an interval and its cost. Smoothness and noise are in the norm of the run's steps, or in --norm.
+    On a run trained with --track it also fits L0 and L1 along the run.
     """
     from sngd.studies.diagnosis import diagnose as measure
     from sngd.studies.diagnosis import write_diagnosis
@@ -52,6 +54,7 @@ def diagnose(
         found = measure(
             target,
             only=tracked_names("only", only),
+            norm=norm,
             samples=samples,
             seed=seed,
             device=device,
@@ -63,6 +66,8 @@ def diagnose(
         print_json({"files": [str(path) for path in written], **found.as_json()})
         return
     out.print(f"{found.target}: {found.where}; n = {found.n:,}, d = {found.dim:,}", soft_wrap=True, highlight=False)
+    if not found.norm.is_euclidean:
+        out.print(f"in the norm {found.norm}; κ = {found.norm.kappa:.4g}", soft_wrap=True, highlight=False)
     table = Table()
     for name in ("quantity", "value", "interval", "calls"):
         table.add_column(name, justify="left" if name == "quantity" else "right", no_wrap=name != "quantity")

@@ -11,6 +11,12 @@ from sngd.theory import RelaxedSmooth, Smooth, Smoothness
 from sngd.training.config import SETTINGS
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, nothing else, on standard output.")]
+Norm = Annotated[
+    str | None,
+    typer.Option(
+        help="Of the steps: l2, layer, sign, 'sign(scaled=False)', spectral, row, col; groups: by kind of weight."
+    ),
+]
 Device = Annotated[str, typer.Option(help=SETTINGS["device"].help)]
 Data = Annotated[
     Path | None,

@@ -1,12 +1,13 @@
 """The command that plans a run from constants."""
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from sngd.cli.console import out, print_json
-from sngd.cli.options import Json, Smoothness0, Smoothness1, SmoothnessL, smoothness_of
+from sngd.cli.options import Data, Json, Norm, Smoothness0, Smoothness1, SmoothnessL, smoothness_of
 
 
 def plan(
@@ -22,8 +23,11 @@ def plan(
     sigma: Annotated[float, typer.Option(help="σ: bound on the gradient noise of one sample.")] = 0.0,
     gap: Annotated[float, typer.Option(help="Δ: F(w_0) − inf F.")] = 1.0,
     kappa: Annotated[
-        float, typer.Option(help="κ: ‖v‖* ≤ κ‖v‖₂, for steps in another norm than ‖·‖₂, which L is of.")
-    ] = 1.0,
+        float | None, typer.Option(help="κ: ‖v‖* ≤ κ‖v‖₂, for steps in another norm than ‖·‖₂, which L is of.")
+    ] = None,
+    norm: Norm = None,
+    problem: Annotated[str | None, typer.Option(help="With --norm: its model's weights make κ.")] = None,
+    data: Data = None,
     epsilon: Annotated[
         float | None,
         typer.Option(
@@ -40,11 +44,14 @@ def plan(
     given = smoothness_of(smoothness, l0, l1)
     if given is None:
         raise ValueError("give either --L, or --L0 and --L1")
+    in_norm, weights = _norm_of(norm, problem, kappa, data)
+    kappa = in_norm.get("kappa", 1.0) if kappa is None else kappa
     names = [name.strip() for name in methods.split(",")]
     plans = [plan_run(names[0], given, sigma, gap, epsilon=epsilon, target=target, kappa=kappa)]
     plans += [plan_run(name, given, sigma, gap, target=plans[0].target, kappa=kappa) for name in names[1:]]
     if as_json:
-        print_json(plans[0].as_json() if len(plans) == 1 else [p.as_json() for p in plans])
+        shown = [{**p.as_json(), **in_norm} for p in plans]
+        print_json(shown[0] if len(plans) == 1 else shown)
         return
     table = Table()
     table.add_column("method", no_wrap=True)
@@ -54,6 +61,8 @@ def plan(
         lr = f"{p.lr:.4g}" + (f" → {p.stages[-1].lr:.2g}" if p.stages else "")
         table.add_row(p.method, lr, f"{p.batch_size:,}", f"{p.steps:,}", f"{p.oracle_calls:,}", f"{p.guarantee:.4g}")
     out.print(table)
+    if weights:
+        out.print(weights, soft_wrap=True, highlight=False)
     if epsilon is not None:
         first = plans[0]
         out.print(
@@ -70,3 +79,23 @@ def plan(
         out.print(f"{p.method}, {p.theorem}: {sum_of}{binding}{options}", soft_wrap=True, highlight=False)
     if any(p.stages for p in plans):
         out.print("The bound of a stage plan is no better than SNGD's: what stages gain is empirical.", soft_wrap=True)
+
+
+def _norm_of(
+    norm: str | None, problem: str | None, kappa: float | None, data: Path | None
+) -> tuple[dict[str, Any], str]:
+    """What a plan's JSON says of the norm, and the same in words; nothing of either without --norm."""
+    if (norm is None) != (problem is None):
+        raise ValueError("give --norm and --problem together: κ depends on the weights")
+    if norm is None or problem is None:
+        return {}, ""
+    if kappa is not None:
+        raise ValueError("give either --kappa, or --norm and --problem")
+    from sngd.problems import load_problem
+    from sngd.studies.spelled_norm import canonical, norm_of_model
+
+    spelled = canonical(norm)
+    product = norm_of_model(spelled, load_problem(problem, data).build_model())
+    tensors = f"{len(product.shapes)} tensor{'s' * (len(product.shapes) > 1)}"
+    words = f"κ = {product.kappa:.4g}: the norm {product} over {problem}'s weights, {tensors}"
+    return {"norm": spelled, "kappa": product.kappa}, words

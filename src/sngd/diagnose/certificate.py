@@ -18,17 +18,21 @@ from sngd.diagnose.interval import Interval, mean_margin, student_t
 from sngd.stages import StagePlan
 from sngd.theory import (
     Bound,
+    Inexact,
     RelaxedSmooth,
     Smooth,
     Smoothness,
+    momentum_bound,
     sgd_bound,
     sngd_bound,
     spider_sfo_bound,
     stagewise_bound,
+    stagewise_momentum_bound,
 )
+from sngd.theory.inexact import EXACT
 
 Status = Literal["given", "measured", "violated", "unchecked"]
-Rule = Literal["normalized", "gradient", "spider"]
+Rule = Literal["normalized", "momentum", "gradient", "spider"]
 Curve = Sequence[tuple[int, float]]  # (step, value) in the order of steps
 
 _ROUNDING = 1e-5  # relative; sums in float32 are no contradiction
@@ -57,6 +61,8 @@ class Certificate:
         measured: the same for these runs: the weighted mean of ‖∇F(w_t)‖ with its 95 % interval, see `mean_norm`.
         first: ‖∇F(w_0)‖, the mean over the runs.
         assumptions: all that the theorem assumes.
+        norm: of the steps, in words; None for ‖·‖₂. Of another norm are L, and ‖∇F‖* in place of ‖∇F‖.
+        kappa: κ of this norm, ‖v‖* ≤ κ‖v‖₂.
     """
 
     label: str
@@ -70,6 +76,8 @@ class Certificate:
     measured: Interval | None
     first: float | None
     assumptions: tuple[Assumption, ...]
+    norm: str | None = None
+    kappa: float = 1.0
 
     @property
     def verdict(self) -> Literal["holds", "inconclusive", "exceeded", "not certified"]:
@@ -110,7 +118,8 @@ class Certificate:
             return f"Not certified: {self.assumptions[0].detail}."
         numbers = ""
         if self.bound is not None and self.measured is not None:
-            numbers = f": the mean of ‖∇F(w_t)‖ is {self.measured}, the bound {self.bound.total:.4g}"
+            size = "‖∇F(w_t)‖" if self.norm is None else "‖∇F(w_t)‖*"
+            numbers = f": the mean of {size} is {self.measured}, the bound {self.bound.total:.4g}"
         measured = any(
             assumption.status == "measured" for assumption in self.assumptions if assumption.name in _CONSTANTS
         )
@@ -135,6 +144,7 @@ class Certificate:
         return {
             "label": self.label,
             "theorem": self.theorem,
+            **({} if self.norm is None else {"norm": self.norm, "kappa": self.kappa}),
             "verdict": self.verdict,
             "statement": self.statement,
             "seeds": list(self.seeds),
@@ -371,6 +381,8 @@ def find_theorem(rule: Rule, smoothness: Smoothness | None, plan: StagePlan) -> 
         if smoothness is None:
             return f"Theorem {numbers[0]} or {numbers[1]}"
         return f"Theorem {numbers[isinstance(smoothness, RelaxedSmooth)]}"
+    if rule == "momentum":
+        return "the momentum theorem"
     if len(plan) > 1:
         return None
     return "Ghadimi and Lan 2013, Theorem 2.1" if rule == "gradient" else "Fang et al. 2018, Theorem 1"
@@ -385,6 +397,8 @@ def bound_of(
     plan: StagePlan,
     batch_size: int,
     options: Mapping[str, float],
+    kappa: float = 1.0,
+    step: Inexact = EXACT,
 ) -> tuple[Bound | None, Assumption]:
     """The theorem's bound, and the assumption that the steps are as short as it requires. The bound is None if not.
 
@@ -392,17 +406,26 @@ def bound_of(
         rule: which `find_theorem` has a theorem for.
         smoothness, sigma, gap, batch_size: as in `sngd.theory`.
         plan: as it was played.
-        options: ``anchor_batch_size``, ``period`` and ``max_scale`` of SPIDER-SFO.
+        options: ``anchor_batch_size``, ``period`` and ``max_scale`` of SPIDER-SFO; ``momentum``, which is that of
+            stages that do not set it.
+        kappa, step: of normalized steps in another norm than ‖·‖₂.
     """
     constants: dict[str, Any] = {"sigma": sigma, "gap": gap, "batch_size": batch_size}
     steps: dict[str, Any] = {"lr": plan[0].lr, "steps": plan.steps}
     try:
         if rule == "normalized" and len(plan) > 1:
-            bound = stagewise_bound(smoothness, **constants, plan=plan)
+            bound = stagewise_bound(smoothness, **constants, plan=plan, kappa=kappa, step=step)
         elif rule == "normalized":
-            bound = sngd_bound(smoothness, **constants, **steps)
+            bound = sngd_bound(smoothness, **constants, **steps, kappa=kappa, step=step)
         elif not isinstance(smoothness, Smooth):
             return None, Assumption("condition", "violated", f"the theorem is for L-smooth F, not for {smoothness}")
+        elif rule == "momentum" and len(plan) > 1:
+            bound = stagewise_momentum_bound(
+                smoothness, **constants, plan=_with_momentum(plan, options), kappa=kappa, step=step
+            )
+        elif rule == "momentum":
+            momentum = options["momentum"] if plan[0].momentum is None else plan[0].momentum
+            bound = momentum_bound(smoothness, **constants, **steps, momentum=momentum, kappa=kappa, step=step)
         elif rule == "gradient":
             bound = sgd_bound(smoothness, **constants, **steps)
         else:
@@ -413,6 +436,11 @@ def bound_of(
     except ValueError as error:  # the constants are in range, so it is the theorem's condition
         return None, Assumption("condition", "violated", str(error))
     return bound, Assumption("condition", "given", _condition(rule, smoothness, plan, options))
+
+
+def _with_momentum(plan: StagePlan, options: Mapping[str, float]) -> StagePlan:
+    """The plan with the method's momentum, unless it sets its own."""
+    return plan if plan.sets_momentum else StagePlan(replace(stage, momentum=options["momentum"]) for stage in plan)
 
 
 def _condition(rule: Rule, smoothness: Smoothness, plan: StagePlan, options: Mapping[str, float]) -> str:

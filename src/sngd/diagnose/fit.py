@@ -61,7 +61,8 @@ def fit_relaxed_smooth(
     all points weigh alike: Politis & Romano 1992).
 
     Args:
-        grad_norms: ‖∇F(w)‖ ≥ 0 at n ≥ 3 points in the run's order, not all equal.
+        grad_norms: ‖∇F(w)‖ ≥ 0 at n ≥ 3 points in the run's order, not all equal; for L̂ in another norm than ‖·‖₂
+            its dual norm, ‖∇F(w)‖*, and then L0 and L1 are of this norm.
         smoothness: L̂ ≥ 0 there.
         quantile: q in (0, 1). An interval for it wants some ten points on either side of the line.
         block: points in a block, in [1, n]: 1 for independent points; by default about n^(1/3).

@@ -16,9 +16,19 @@ are nearly normal: log σ², ‖Ḡ‖, and the signal-to-noise ratio ‖Ḡ‖/
 reciprocal of the noise scale. Where that may be 0 the noise scale's interval has no upper end: the gradient cannot be
 told from noise. Simulated coverage at level 95 % is 94 to 97 % for light-tailed noise, more where σ²/‖∇F‖² exceeds m,
 and 85 to 90 % for σ² where few samples carry most of it.
+
+**In the dual norm.** For another norm than l2 the noise of u batches of b is also measured in the norm that theorems
+have: E‖∇f_b − ∇F‖*, where b samples are drawn independently. With X_j = ‖G_j − Ḡ‖* over u ≤ 32 batches it is
+
+    √((1 − 1/n) u/(u − 1)) · ΣX_j/u,
+
+which is exact for normal noise, as G_j − Ḡ has (1 − 1/u) times the covariance S²/b, and (1 − 1/n)S² is that of samples
+drawn independently. Its interval is Student's for the mean of the X_j. Simulated coverage at level 95 % is 92 to
+96 % for 20 batches or more, 90 to 94 % for 8 and 86 to 93 % for 3.
 """
 
 from collections.abc import Callable
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -27,9 +37,10 @@ from torch.func import functional_call, grad_and_value, vmap
 from torch.utils._pytree import tree_map
 
 from sngd.checks import check_one_of, count
-from sngd.diagnose.interval import Interval, student_t
+from sngd.diagnose.interval import Interval, mean_margin, student_t
 from sngd.diagnose.objective import Objective
 from sngd.estimators.estimator import Batch, Loss
+from sngd.norms.product import NormLike, Product, product_of
 
 METHODS = ("auto", "per-sample", "two-batch")
 _GROUPS = 32  # of the jackknife: enough that Student's t is nearly normal; the means of all groups are held at once
@@ -46,6 +57,10 @@ class Noise(NamedTuple):
         method: "per-sample" or "two-batch".
         samples: that were evaluated.
         oracle_calls: what it cost.
+        kappa: κ of the norm that was asked for, ‖v‖* ≤ κ‖v‖₂; 1 for l2.
+        batch_error: E‖∇f_b − ∇F‖* in the dual norm for batches of b = ``batch_size`` samples drawn independently, at
+            most κσ/√b; None for l2, where it was not measured.
+        batch_size: b of ``batch_error``, None for l2.
     """
 
     variance: Interval
@@ -54,6 +69,16 @@ class Noise(NamedTuple):
     method: str
     samples: int
     oracle_calls: int
+    kappa: float = 1.0
+    batch_error: Interval | None = None
+    batch_size: int | None = None
+
+    @property
+    def error_bound(self) -> Interval | None:
+        """κσ/√b, the bound that theorems have for ``batch_error``; None for l2."""
+        if self.batch_size is None:
+            return None
+        return Interval(*(self.kappa * (square / self.batch_size) ** 0.5 for square in self.variance))
 
 
 def gradient_noise(
@@ -64,6 +89,7 @@ def gradient_noise(
     method: str = "auto",
     batch_size: int = 32,
     level: float = 0.95,
+    norm: NormLike = "l2",
 ) -> Noise:
     """Measure the gradient noise of ``objective`` at its model's weights, on samples drawn without replacement.
 
@@ -85,6 +111,9 @@ def gradient_noise(
         method: "per-sample", "two-batch", or "auto": the first, or the second if torch.func refuses the first.
         batch_size: b ≥ 1, of a small batch; "per-sample" holds so many gradients at a time, and 32 beside.
         level: of the confidence intervals, in (0, 1).
+        norm: of the steps, for all weights, or param groups with norms, as ``sngd.groups`` gives them. For any but l2
+            ``batch_error`` is measured too, on the same samples, for b more oracle calls a batch. It needs 3
+            batches at least, and holds the gradients of all at once.
 
     Raises:
         ValueError: if an argument is out of its range.
@@ -110,7 +139,25 @@ def gradient_noise(
     # Batches of several samples could have been other ones even if all samples were seen.
     unseen = 1 - seen / objective.n if b == 1 else 1.0
     intervals = _intervals(groups, b, objective.n, unseen, level)
-    return Noise(*intervals, method, seen, objective.oracle_calls - calls)
+    product = product_of(objective.params, norm)
+    if product.is_euclidean:
+        return Noise(*intervals, method, seen, objective.oracle_calls - calls)
+    error = _batch_error(objective, product.exact, _batches(drawn, batch_size, "norm")[:_GROUPS], level)
+    return Noise(*intervals, method, seen, objective.oracle_calls - calls, product.kappa, error, batch_size)
+
+
+def _batch_error(objective: Objective, product: Product, batches: Tensor, level: float) -> Interval:
+    """E‖∇f_b − ∇F‖* by batches (u, b) of samples drawn without replacement: see the module."""
+    with objective.repeatable(), torch.enable_grad():
+        gradients = torch.stack([_batch_gradient(objective, indices) for indices in batches])
+    objective.oracle_calls += batches.numel()
+    deviations = gradients.to(torch.promote_types(gradients.dtype, torch.float32))
+    deviations -= deviations.mean(0)
+    sizes = [product.dual(objective.split(deviation)).item() for deviation in deviations]
+    u = len(batches)
+    factor = ((1 - 1 / objective.n) * u / (u - 1)) ** 0.5
+    mean, half = factor * fmean(sizes), factor * mean_margin(sizes, level)
+    return Interval(mean, max(mean - half, 0.0), mean + half)
 
 
 class _Moments(NamedTuple):
@@ -180,19 +227,25 @@ class _Calling(nn.Module):
 
 
 def _two_batch(objective: Objective, drawn: Tensor, batch_size: int) -> _Moments:
+    batches = _batches(drawn, batch_size, "method 'two-batch'")
+    return _groups(objective, batches, 1, lambda indices: _batch_gradient(objective, indices[0])[None])
+
+
+def _batches(drawn: Tensor, batch_size: int, what: str) -> Tensor:
+    """The samples in batches (batches, batch_size), without the rest; ValueError that names ``what`` if too few."""
     batches = len(drawn) // batch_size
     if batches < _FEWEST:
         raise ValueError(
-            f"samples must be at least {_FEWEST * batch_size} for method 'two-batch', "
+            f"samples must be at least {_FEWEST * batch_size} for {what}, "
             f"{_FEWEST} of batch_size {batch_size}, got {len(drawn)}"
         )
+    return drawn[: batches * batch_size].view(batches, batch_size)
 
-    def gradient(indices: Tensor) -> Tensor:
-        loss = objective.loss(objective.batch(indices[0]))
-        parts = torch.autograd.grad(loss, objective.params, materialize_grads=True)
-        return torch.cat([part.flatten() for part in parts])[None]
 
-    return _groups(objective, drawn[: batches * batch_size].view(batches, batch_size), 1, gradient)
+def _batch_gradient(objective: Objective, indices: Tensor) -> Tensor:
+    loss = objective.loss(objective.batch(indices))
+    parts = torch.autograd.grad(loss, objective.params, materialize_grads=True)
+    return torch.cat([part.flatten() for part in parts])
 
 
 def _groups(objective: Objective, batches: Tensor, at_once: int, gradients: Callable[[Tensor], Tensor]) -> _Moments:

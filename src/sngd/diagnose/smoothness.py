@@ -1,7 +1,8 @@
 """Local smoothness: how fast ∇F changes from w, along the step's direction and across it."""
 
-from collections.abc import Callable, Sequence
-from math import hypot, inf, isnan, sqrt
+from collections.abc import Callable, Iterable, Sequence
+from math import hypot, inf, isnan, nan, sqrt
+from statistics import fmean
 from typing import NamedTuple
 
 import torch
@@ -11,21 +12,25 @@ from torch.utils._pytree import tree_map
 from sngd.diagnose.interval import Interval, mean_margin, student_t
 from sngd.diagnose.objective import Objective
 from sngd.estimators.estimator import Batch, size_of
+from sngd.norms.product import NormLike, Product, product_of
 
 GROUPS = 10  # of the jackknife: t at 9 degrees of freedom is 15 % wider than at infinitely many
 
 
 class LocalSmoothness(NamedTuple):
-    """L̂(s, u) = ‖∇F(w + s u) − ∇F(w)‖ / s at one w, for each of ``lengths``; 95 % intervals.
+    """L̂(s, u) = ‖∇F(w + s u) − ∇F(w)‖* / s at one w, for each of ``lengths``; 95 % intervals.
+
+    ‖·‖* is the dual of the norm ‖·‖ that was asked for, and ‖u‖ = 1. For the default, l2, both are ‖·‖₂.
 
     Attributes:
-        grad_norm: ‖∇F(w)‖.
+        grad_norm: ‖∇F(w)‖*.
         lengths: the step lengths s.
         along: L̂(s, u) for u the step's direction.
         curvature: uᵀ(∇F(w + s u) − ∇F(w)) / s, the mean of uᵀ∇²F u over the step: negative where F is concave along
             it, and at most L̂(s, u) in size.
-        off: L̂(s, v), the mean over random unit v orthogonal to u; empty if none was tried.
-        rounding: ε (‖∇F(w)‖ + L̂(s, u) ‖w‖) / s with ε the weights' machine epsilon: about the most that floating
+        off: L̂(s, v), the mean over random v; empty if none was tried. For l2, v is a random unit vector orthogonal to
+            u. For other norms it is the unit step along such a vector, ‖v‖ = 1.
+        rounding: ε (‖∇F(w)‖* + L̂(s, u) ‖w‖) / s with ε the weights' machine epsilon: about the most that floating
             point can have done to L̂(s, u), often a hundred times less. Where it is above ``along``, s is too short.
         oracle_calls: b (1 + S (1 + m)) for a batch of b samples, S lengths and m directions.
     """
@@ -61,6 +66,7 @@ def local_smoothness(
     directions: int = 4,
     batch: Batch | None = None,
     generator: torch.Generator,
+    norm: NormLike = "l2",
 ) -> LocalSmoothness:
     """How fast ∇F changes from the present weights: Zhang et al. 2020 (Why gradient clipping accelerates training).
 
@@ -77,15 +83,25 @@ def local_smoothness(
     The shortest sensible s is ε (‖w‖ + ‖∇F(w)‖ / L̂), in float32 some 10⁻⁷ ‖w‖, better a hundred times that. The
     learning rate of normalized steps is the natural choice.
 
+    **In another norm** u is the step that ``norm`` takes along the direction, divided by its size: for "sign" signs
+    instead of −g/‖g‖₂. Dual norms are not squares of sums, so pairs of groups do not give ‖ED‖* without bias. Two
+    estimates bracket it: on average ‖D̄‖* is too large (Jensen), and ⟨D_a, unit(mean of the other groups)⟩ too small,
+    as no u with ‖u‖ ≤ 1 has ⟨ED, u⟩ > ‖ED‖*. The value is their geometric mean. The interval goes from the lower
+    one to the upper one, and as far beyond as Student's t says for the scatter of the groups. Spectral norms are
+    computed exactly, by SVD; only the direction comes from the norm's own iteration.
+
     Args:
         direction: the step's, −g of shape (d,), any length > 0; None: −∇F(w) over the batch.
         lengths: s > 0, in the units of w.
         directions: m, number of random directions off the step: 0, or 2 at least.
         batch: drawn by `Objective.draw`, 3 samples at least; None: all samples.
         generator: a CPU generator, for the random directions only.
+        norm: of the steps, for all weights, or param groups with norms, as ``sngd.groups`` gives them. Lengths are
+            in this norm.
 
     Raises:
-        ValueError: an argument is out of its range; the direction is zero (w is stationary) or not finite.
+        ValueError: an argument is out of its range, or ``norm`` does not fit the model; the direction is zero (w is
+            stationary) or not finite.
 
     Example:
         >>> batch = objective.draw(1024, generator)
@@ -93,11 +109,14 @@ def local_smoothness(
         >>> found.grad_norm, found.largest_along, found.oracle_calls
     """
     _check(objective, direction, lengths, directions)
+    product = product_of(objective.params, norm)
     calls = objective.oracle_calls
     sample = _Sample.of(objective, batch)
     here = sample.gradients(objective)
-    u = _unit(-sample.mean(here) if direction is None else direction.detach().to(here))
-    across = [_orthogonal(u, generator) for _ in range(directions)]
+    measure = _Euclidean(sample) if product.is_euclidean else _InNorm(sample, objective, product)
+    along_l2 = _unit(-sample.mean(here) if direction is None else direction.detach().to(here))
+    u = measure.step(along_l2)
+    across = [measure.step(_orthogonal(along_l2, generator)) for _ in range(directions)]
 
     def change(v: Tensor, s: float) -> Tensor:
         with objective.moved(s * v):
@@ -106,13 +125,13 @@ def local_smoothness(
     along, curvature, off = [], [], []
     for s in lengths:
         changes = change(u, s)
-        along.append(sample.norm(changes))
+        along.append(measure.norm(changes))
         curvature.append(sample.component(changes, u))
         if across:
-            off.append(sample.mean_norm([_gram(change(v, s)) for v in across]))
-    grad_norm = sample.norm(here)
+            off.append(measure.mean_norm(change(v, s) for v in across))
+    grad_norm = measure.norm(here)
     eps = max(torch.finfo(p.dtype).eps for p in objective.params)
-    size = torch.stack([p.detach().norm() for p in objective.params]).norm().item()
+    size = measure.size_of([p.detach() for p in objective.params])
     rounding = (eps * (grad_norm.value + L.value * size) / s for L, s in zip(along, lengths, strict=True))
     return LocalSmoothness(
         grad_norm,
@@ -179,29 +198,13 @@ class _Sample(NamedTuple):
     def mean(self, vectors: Tensor) -> Tensor:
         return torch.mv(vectors.T, self.weights.to(vectors))
 
-    def norm(self, vectors: Tensor) -> Interval:
-        """Of the mean vector."""
-        gram = _gram(vectors)
-        value, half = self._jackknife(lambda weights: self._squared_norms(gram, weights))
-        return Interval(_root(value), _root(value - half), _root(value + half))
-
     def component(self, vectors: Tensor, u: Tensor) -> Interval:
         """Of the mean vector, in direction u."""
         components = (vectors @ u).double().cpu()
-        value, half = self._jackknife(lambda weights: weights @ components)
+        value, half = self.jackknife(lambda weights: weights @ components)
         return Interval(value, value - half, value + half)
 
-    def mean_norm(self, grams: list[Tensor]) -> Interval:
-        """The mean over a population of mean vectors' norms, of which ``grams`` are drawn."""
-
-        def norms(weights: Tensor) -> Tensor:
-            return torch.stack([self._squared_norms(gram, weights) for gram in grams]).clamp(min=0).sqrt()
-
-        value, half = self._jackknife(lambda weights: norms(weights).mean(0))
-        half = hypot(half, mean_margin(norms(self.weights).tolist()))
-        return Interval(value, max(value - half, 0.0), value + half)
-
-    def _squared_norms(self, gram: Tensor, weights: Tensor) -> Tensor:
+    def squared_norms(self, gram: Tensor, weights: Tensor) -> Tensor:
         """Of the mean over all samples, unbiased: from the batch's if it is all of them, else from pairs of groups.
 
         Groups are weighted by ``weights`` (..., groups), which add up to 1; the result is of shape (...).
@@ -213,7 +216,7 @@ class _Sample(NamedTuple):
         between = (whole - squares @ gram.diag()) / (1 - squares.sum(-1))
         return torch.lerp(between, whole, self.fraction)
 
-    def _jackknife(self, statistic: Callable[[Tensor], Tensor]) -> tuple[float, float]:
+    def jackknife(self, statistic: Callable[[Tensor], Tensor]) -> tuple[float, float]:
         """A statistic of the groups' weights, and half its 95 % interval over draws of the batch."""
         value = statistic(self.weights).item()
         if self.fraction == 1:
@@ -223,6 +226,91 @@ class _Sample(NamedTuple):
         left_out = statistic(others / others.sum(1, keepdim=True))
         variance = (1 - self.fraction) * (k - 1) ** 2 / k * left_out.var().item()
         return value, student_t(k - 1) * sqrt(variance)
+
+
+class _Euclidean(NamedTuple):
+    """Measures ‖·‖₂ of the mean over all samples, by pairs of groups."""
+
+    sample: _Sample
+
+    def step(self, direction: Tensor) -> Tensor:
+        """The unit vector itself."""
+        return direction
+
+    def size_of(self, weights: list[Tensor]) -> float:
+        return float(torch.stack([weight.norm() for weight in weights]).norm())
+
+    def norm(self, vectors: Tensor) -> Interval:
+        """Of the mean vector."""
+        gram = _gram(vectors)
+        value, half = self.sample.jackknife(lambda weights: self.sample.squared_norms(gram, weights))
+        return Interval(_root(value), _root(value - half), _root(value + half))
+
+    def mean_norm(self, draws: Iterable[Tensor]) -> Interval:
+        """The mean over a population of mean vectors' norms, of which ``draws`` are drawn."""
+        grams = [_gram(vectors) for vectors in draws]
+
+        def norms(weights: Tensor) -> Tensor:
+            return torch.stack([self.sample.squared_norms(gram, weights) for gram in grams]).clamp(min=0).sqrt()
+
+        value, half = self.sample.jackknife(lambda weights: norms(weights).mean(0))
+        half = hypot(half, mean_margin(norms(self.sample.weights).tolist()))
+        return Interval(value, max(value - half, 0.0), value + half)
+
+
+class _InNorm(NamedTuple):
+    """Measures the dual norm of the mean over all samples, between an estimate from below and one from above."""
+
+    sample: _Sample
+    objective: Objective
+    product: Product
+
+    def step(self, direction: Tensor) -> Tensor:
+        """The norm's step along the direction, of size 1."""
+        step = self.product.units(self.objective.split(direction))
+        size = self.product.exact.size(step)
+        return torch.cat([part.reshape(-1).to(direction) for part in step]) / size.to(direction)
+
+    def size_of(self, weights: list[Tensor]) -> float:
+        return float(self.product.exact.size(weights))
+
+    def norm(self, vectors: Tensor) -> Interval:
+        """Of the mean vector.
+
+        With the part f of all samples in the batch, a mean of the others D_{−a} has the part f' = f · (its share of the
+        batch). Given D_{−a}, group a is drawn from the rest, and E D_a = ED − (D_{−a} − ED) f'/(1 − f'). This is why
+        (1 − f')⟨D_a, u⟩ + f'⟨D_{−a}, u⟩ with u = unit(D_{−a}) has the mean ⟨ED, u⟩.
+        """
+        if not vectors.isfinite().all():
+            return Interval(nan, nan, nan)
+        mean = self.sample.mean(vectors)
+        upper = self._inner(mean, self._unit(mean))
+        if self.sample.fraction == 1:
+            return Interval(upper, upper, upper)
+        lower, own = 0.0, []
+        for weight, group in zip(self.sample.weights.tolist(), vectors, strict=True):
+            others = (mean - weight * group) / (1 - weight)
+            u = self._unit(others)
+            seen = self.sample.fraction * (1 - weight)
+            own.append(self._inner(group, u))
+            lower += weight * ((1 - seen) * own[-1] + seen * self._inner(others, u))
+        lower = min(max(lower, 0.0), upper)
+        half = mean_margin(own) * sqrt(1 - self.sample.fraction)
+        return Interval(sqrt(lower * upper), max(lower - half, 0.0), upper + half)
+
+    def mean_norm(self, draws: Iterable[Tensor]) -> Interval:
+        """The mean over a population of mean vectors' norms, of which ``draws`` are drawn."""
+        found = [self.norm(vectors) for vectors in draws]
+        value, low, high = map(fmean, zip(*found, strict=True))
+        chance = mean_margin([one.value for one in found])
+        return Interval(value, max(value - hypot(value - low, chance), 0.0), value + hypot(high - value, chance))
+
+    def _unit(self, vector: Tensor) -> Tensor:
+        units = self.product.exact.units(self.objective.split(vector))
+        return torch.cat([unit.reshape(-1) for unit in units])
+
+    def _inner(self, one: Tensor, other: Tensor) -> float:
+        return float(one.double() @ other.double())
 
 
 def _gram(vectors: Tensor) -> Tensor:

@@ -155,6 +155,10 @@ class Norm(ABC):
         weight = weight_of(shape)
         return self.factor_of(shape) * self.bare_kappa(weight.d_out, weight.columns)
 
+    def inexactness(self, shape: Sequence[int]) -> tuple[float, float]:
+        """ε and δ with ⟨v, unit(v)⟩ ≥ (1 − ε)‖v‖* and ‖unit(v)‖ ≤ 1 + δ for all v of this shape, but for rounding."""
+        return 0.0, 0.0
+
     def factor_of(self, shape: Sequence[int]) -> float:
         """The factor of the unit step for weights of this shape; 1 for one without entries or if not ``scaled``."""
         return self.factor(weight_of(shape)) if self.scaled and 0 not in shape else 1.0

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, NamedTuple, NotRequired, TypedDict, cast
@@ -27,20 +29,24 @@ from sngd.diagnose.certificate import (
     played,
 )
 from sngd.diagnose.interval import Interval
+from sngd.norms import Product
 from sngd.problems import Problem, load_problem
 from sngd.problems.analytic import Analytic
 from sngd.problems.registry import ANALYTIC
 from sngd.stages import StagePlan
 from sngd.studies.runs import Run, Study, read_study, value
-from sngd.theory import RelaxedSmooth, Smooth, Smoothness
+from sngd.theory import Inexact, RelaxedSmooth, Smooth, Smoothness
 from sngd.training.config import StoredConfig
+from sngd.training.engine import RunState
 from sngd.training.folder_lock import turn_to_publish
 from sngd.training.methods import (
     CAPPED,
     FULL,
     GRADIENT,
+    IN_NORM,
     METHODS,
     MINIBATCH,
+    MOMENTUM_THEN_NORMALIZED,
     NORMALIZED,
     SPIDER,
     Method,
@@ -50,6 +56,7 @@ from sngd.training.metrics import Row
 from sngd.training.run_folder import write_json
 from sngd.training.schema import Count, Declared, NonNegative, read
 
+_KNOWN = "known of the problem"
 _FLOAT32 = 2.0**-23  # relative error of a rounded gradient
 _DIFFERENCES = 0.02  # relative error granted to differences of float32 gradients over a short step
 
@@ -94,6 +101,8 @@ class Entry(TypedDict):
 
     label: str
     theorem: str | None
+    norm: NotRequired[str]
+    kappa: NotRequired[NonNegative]
     verdict: Annotated[str, Declared(one_of=("holds", "inconclusive", "exceeded", "not certified"))]
     statement: str
     seeds: list[Count]
@@ -196,7 +205,7 @@ def _constants(
         exact.sigma if sigma is None else sigma,
         exact.gap if gap is None else gap,
         0.0,
-        tuple("known of the problem" if given is None else "as given" for given in (smoothness, sigma, gap)),
+        tuple(_KNOWN if given is None else "as given" for given in (smoothness, sigma, gap)),
     )
 
 
@@ -210,16 +219,19 @@ def _certificates(study: Study, constants: _Constants, load: Callable[[], Proble
     finished = {label: [run for run in runs if run.finished] for label, runs in study.arms.items()}
     if not any(finished.values()):
         return []
-    same_function = _same_function(load)
-    return [_certificate(label, runs, constants, same_function) for label, runs in finished.items() if runs]
+    load_once = cache(load)
+    same_function = _same_function(load_once)
+    return [_certificate(label, runs, constants, same_function, load_once) for label, runs in finished.items() if runs]
 
 
-def _certificate(label: str, runs: list[Run], constants: _Constants, same_function: Assumption) -> Certificate:
+def _certificate(
+    label: str, runs: list[Run], constants: _Constants, same_function: Assumption, load: Callable[[], Problem]
+) -> Certificate:
     """The certificate of one arm's finished runs, step by step: theorem, constants, bound, measured mean."""
     config, steps = runs[0].config, int(value(runs[0].answer, "step") or 0)
     seeds = tuple(run.seed for run in runs)
     method = METHODS.get(str(config.get("method")))
-    rule = _rule(method)
+    rule = _rule(method, runs[0])
     if diverged := [str(run.seed) for run in runs if run.diverged]:
         return _not_certified(
             label, seeds, steps, "runs", "violated", f"the run of seed {', '.join(diverged)} diverged"
@@ -227,10 +239,18 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
     if method is None or rule is None:
         return _not_certified(label, seeds, steps, "method", "unchecked", f"no theorem covers {config.get('method')}")
     plan = played(runs[0].settings.stage_plan(_samples(runs[0])), steps)
+    norm = None
+    if method.step_rule in IN_NORM:
+        try:
+            norm = _norm(runs[0], load)
+        except (ValueError, OSError, ImportError) as error:
+            reason = f"the norm of the steps cannot be known ({' '.join(str(error).split())})"
+            return _not_certified(label, seeds, steps, "norm", "unchecked", reason)
+        constants = _in_norm(constants, norm)
     source = constants.sources
     # SPIDER's theorem needs L in mean square over the samples. F's own L is no larger, so it can only refute it.
     usable = rule != "spider" or constants.smoothness is not None
-    smoothness, smooth = judge_smoothness(constants.smoothness, _curvatures(runs) if usable else [], source[0])
+    smoothness, smooth = judge_smoothness(constants.smoothness, _curvatures(runs, norm) if usable else [], source[0])
     theorem = find_theorem(rule, smoothness, plan)
     if theorem is None:
         reason = f"the theorem for {method.name} is for a constant learning rate"
@@ -242,11 +262,18 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
     bound, condition = None, None
     if smoothness is not None and sigma is not None and gap is not None:
         batch_size = 1 if exact else runs[0].settings.batch_size_or_default
-        options = _options(method, runs[0])
         bound, condition = bound_of(
-            rule, smoothness, sigma=sigma, gap=gap, plan=plan, batch_size=batch_size, options=options
+            rule,
+            smoothness,
+            sigma=sigma,
+            gap=gap,
+            plan=plan,
+            batch_size=batch_size,
+            options=_options(method, runs[0]),
+            kappa=norm.kappa if norm else 1.0,
+            step=Inexact(*norm.inexactness) if norm else Inexact(),
         )
-    norms, measurements = _measurements(runs, plan)
+    norms, measurements = _measurements(runs, plan, "dual_grad_norm" if norm else "grad_norm")
     return Certificate(
         label=label,
         seeds=seeds,
@@ -263,11 +290,14 @@ def _certificate(label: str, runs: list[Run], constants: _Constants, same_functi
             noise,
             bounded,
             *([condition] if condition else []),
+            *([_norm_of_steps(norm, config)] if norm else []),
             _batches(config, exact),
-            _objective(config, same_function),
+            _objective(config, same_function, decoupled=norm is not None),
             _steps(runs),
             measurements,
         ),
+        norm=str(norm) if norm else None,
+        kappa=norm.kappa if norm else 1.0,
     )
 
 
@@ -281,15 +311,37 @@ def _not_certified(
 # ---- what the runs did ---------------------------------------------------------------------------------------
 
 
-def _rule(method: Method | None) -> Rule | None:
+def _rule(method: Method | None, run: Run) -> Rule | None:
     """The kind of steps that the method takes; None if no theorem of `sngd.theory` is about them."""
     if method is None:
         return None
+    if method.estimate is MINIBATCH and method.step_rule in (MOMENTUM_THEN_NORMALIZED, *IN_NORM):
+        sets_momentum = run.settings.stage_plan(_samples(run)).sets_momentum
+        return "momentum" if sets_momentum or _options(method, run)["momentum"] else "normalized"
     if method.estimate in (MINIBATCH, FULL) and method.step_rule is NORMALIZED:
         return "normalized"
     if method.estimate in (MINIBATCH, FULL) and method.step_rule is GRADIENT:
         return "gradient"
     return "spider" if method.estimate is SPIDER and method.step_rule is CAPPED else None
+
+
+def _norm(run: Run, load: Callable[[], Problem]) -> Product:
+    """The norm of the run's steps, which depends on its problem's weights."""
+    problem = load()
+    config = replace(run.settings, device="cpu", track=None)
+    with torch.random.fork_rng(devices=[]):
+        return RunState(config.resolved(problem.n), problem).norm
+
+
+def _in_norm(constants: _Constants, norm: Product) -> _Constants:
+    """What is known of an analytic problem is Euclidean: as ‖v‖* ≤ κ‖v‖₂ and ‖s‖₂ ≤ κ‖s‖, L is at most κ² times it."""
+    source, known = constants.sources[0], constants.smoothness
+    if source != _KNOWN or known is None:
+        return constants
+    L = Smooth(norm.kappa**2 * known.L) if isinstance(known, Smooth) else None
+    return constants._replace(
+        smoothness=L, sources=("from the problem's Euclidean L, times κ²", *constants.sources[1:])
+    )
 
 
 def _samples(run: Run) -> int:
@@ -312,22 +364,33 @@ def _curves(runs: Sequence[Run], key: str) -> list[Curve]:
     ]
 
 
-def _curvatures(runs: Sequence[Run]) -> list[Curvature]:
-    """What ``--track smoothness,curvature`` measured at evaluations."""
-    return [curvature for run in runs for row in run.curve for curvature in _curvatures_of(row)]
+def _curvatures(runs: Sequence[Run], norm: Product | None) -> list[Curvature]:
+    """What ``--track smoothness,curvature`` measured at evaluations, as far as it is in the norm of the steps."""
+    of_row = _curvatures_of if norm is None else _curvatures_in_norm
+    return [curvature for run in runs for row in run.curve for curvature in of_row(row)]
+
+
+def _curvatures_in_norm(row: Row) -> Iterator[Curvature]:
+    dual, lr = value(row, "dual_grad_norm"), value(row, "lr")
+    if dual is not None and lr is not None:
+        yield from _differences(row, dual, lr)
 
 
 def _curvatures_of(row: Row) -> Iterator[Curvature]:
     step, norm, lr = int(row["step"]), value(row, "grad_norm"), value(row, "lr")
     if norm is None or lr is None:
         return
-    for key in ("smoothness_along", "smoothness_off"):  # at distances up to the learning rate
-        if (number := value(row, key)) is not None:
-            yield Curvature(step, number, _DIFFERENCES * number, norm, reach=lr)
+    yield from _differences(row, norm, lr)
     for key in ("hessian_max", "hessian_min"):
         number, error = value(row, key), value(row, f"{key}_error")
         if number is not None and error is not None:
             yield Curvature(step, number, error, norm)
+
+
+def _differences(row: Row, norm: float, lr: float) -> Iterator[Curvature]:
+    for key in ("smoothness_along", "smoothness_off"):  # at distances up to the learning rate
+        if (number := value(row, key)) is not None:
+            yield Curvature(int(row["step"]), number, _DIFFERENCES * number, norm, reach=lr)
 
 
 def _variances(runs: Sequence[Run]) -> list[Interval]:
@@ -359,8 +422,25 @@ def _batches(config: StoredConfig, exact: bool) -> Assumption:
     return Assumption("batches", "violated", detail)
 
 
-def _objective(config: StoredConfig, same_function: Assumption) -> Assumption:
+def _norm_of_steps(norm: Product, config: StoredConfig) -> Assumption:
+    """That the steps are unit steps of this norm, up to its inexactness."""
+    detail = f"steps are normalized in {norm}, with κ = {norm.kappa:.4g}"
+    if " × " in str(norm):
+        detail += "; learning rates of their own count as radii of balls"
+    shortfall, overshoot = norm.inexactness
+    if not shortfall and not overshoot:
+        return Assumption("norm", "given", detail)
+    detail += f"; Newton–Schulz steps attain {1 - shortfall:.4g} of ‖m‖* at least, and are {1 + overshoot:.4g} α long"
+    if str(config.get("device", "cpu")).startswith("cpu"):
+        return Assumption("norm", "given", f"{detail} at most")
+    return Assumption("norm", "unchecked", f"{detail} at most, but for the rounding of bfloat16 on {config['device']}")
+
+
+def _objective(config: StoredConfig, same_function: Assumption, decoupled: bool) -> Assumption:
     decay = config.get("weight_decay") or 0.0
+    if decay and decoupled:
+        detail = f"decoupled weight decay {decay:g} moves the weights beside the normalized step: no theorem covers it"
+        return Assumption("objective", "violated", detail)
     if decay:
         detail = f"weight decay {decay:g} makes the steps about F + {decay:g}/2 ‖w‖², while F is what is evaluated"
         return Assumption("objective", "violated", detail)
@@ -399,16 +479,17 @@ def _steps(runs: Sequence[Run]) -> Assumption:
     return Assumption("steps", "measured", "none was skipped")
 
 
-def _measurements(runs: Sequence[Run], plan: StagePlan) -> tuple[list[Curve], Assumption]:
-    """The curves of ‖∇F(w_t)‖ from w_0 to w_N, or none if a run has gaps."""
-    curves = _curves(runs, "grad_norm")
+def _measurements(runs: Sequence[Run], plan: StagePlan, key: str) -> tuple[list[Curve], Assumption]:
+    """The curves of ‖∇F(w_t)‖, or ‖∇F(w_t)‖*, from w_0 to w_N, or none if a run has gaps."""
+    curves = _curves(runs, key)
+    size = "‖∇F‖" if key == "grad_norm" else "‖∇F‖*"
     for run, curve in zip(runs, curves, strict=True):
         ends = [curve[0][0], curve[-1][0]] if len(curve) > 1 else []
         if ends != [0, plan.steps] or len(curve) < len(run.curve):
-            detail = f"not every row of seed {run.seed}, from step 0 to {plan.steps}, has a grad_norm"
+            detail = f"not every row of seed {run.seed}, from step 0 to {plan.steps}, has a {key}"
             return [], Assumption("measurements", "unchecked", detail)
     rows = min(map(len, curves))
     if rows == plan.steps + 1:
-        return curves, Assumption("measurements", "measured", "‖∇F‖ at every iterate")
-    detail = f"‖∇F‖ at {rows} of {plan.steps + 1} iterates of a run, interpolated in between"
+        return curves, Assumption("measurements", "measured", f"{size} at every iterate")
+    detail = f"{size} at {rows} of {plan.steps + 1} iterates of a run, interpolated in between"
     return curves, Assumption("measurements", "measured", detail)

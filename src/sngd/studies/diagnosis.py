@@ -22,16 +22,18 @@ from sngd.diagnose import (
     gradient_noise,
     local_smoothness,
 )
+from sngd.norms import Product
 from sngd.problems import load_problem
 from sngd.problems.registry import default_batch_size
 from sngd.studies.figures import plain_style, save
 from sngd.studies.runs import read_run, value
+from sngd.studies.spelled_norm import norm_of_model
 from sngd.training import RunConfig
 from sngd.training.engine import RunState, part
 from sngd.training.folder_lock import make_folder, turn_to_publish
 from sngd.training.metrics import Row
 from sngd.training.run_folder import RunFolder, environment, write_json
-from sngd.training.tracking import DISTANCES, TRACKED, training_objective
+from sngd.training.tracking import DISTANCES, TRACKED, noise_batch_size, training_objective
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +49,7 @@ class Diagnosis(NamedTuple):
 
     ``noise``, ``smoothness`` and ``curvature`` are at one point, described by ``where``; ``rows`` are a run's tracked
     rows, and ``fits`` the L0 and L1 fitted to them: through the middle of the points, and above most of them.
+    Smoothness and fits are in ``norm``, gradients in its dual norm; ``noise`` is in both this and the Euclidean norm.
     """
 
     target: str
@@ -59,6 +62,7 @@ class Diagnosis(NamedTuple):
     curvature: Curvature | None
     rows: list[Row]
     fits: dict[str, Fit]
+    norm: Product
 
     @property
     def oracle_calls(self) -> int:
@@ -74,8 +78,17 @@ class Diagnosis(NamedTuple):
                 ("‖∇F‖²", self.noise.grad_norm_squared, ""),
                 ("noise scale σ²/‖∇F‖², samples", self.noise.scale, ""),
             ]
+        if self.noise and self.noise.batch_error and self.noise.error_bound:
+            b = f"b = {self.noise.batch_size}"
+            rows += [
+                (f"E‖∇f_b − ∇F‖* of a batch, {b}", self.noise.batch_error, ""),
+                (f"κσ/√b, which bounds it, {b}", self.noise.error_bound, ""),
+            ]
         if self.smoothness:
             calls = f"{self.smoothness.oracle_calls:,}"
+            if not self.norm.is_euclidean:
+                rows.append(("‖∇F‖*", self.smoothness.grad_norm, calls))
+                calls = ""
             for s, along in zip(self.smoothness.lengths, self.smoothness.along, strict=True):
                 rows.append((f"L̂ along the step, s = {s:.3g}", along, calls))
                 calls = ""
@@ -100,6 +113,8 @@ class Diagnosis(NamedTuple):
             "where": self.where,
             "n": self.n,
             "dim": self.dim,
+            "norm": str(self.norm),
+            "kappa": self.norm.kappa,
             "oracle_calls": self.oracle_calls,
             "noise": _to_json(self.noise),
             "smoothness": _to_json(self.smoothness),
@@ -113,6 +128,7 @@ def diagnose(
     target: str,
     *,
     only: Sequence[str] = tuple(TRACKED),
+    norm: str | None = None,
     samples: int = 2048,
     seed: int = 0,
     device: str = "cpu",
@@ -125,6 +141,8 @@ def diagnose(
         target: a run's folder (measured at its last weights, as its checkpoint has them), or a problem (at the initial
             weights that ``seed`` draws).
         only: some of ``TRACKED``.
+        norm: in which smoothness and noise are measured, as ``sngd.studies.spelled_norm`` spells it; None: that of the
+            run's steps, and l2 for a problem. In another norm than the run's its tracked rows are left out.
         samples: of the training set, drawn for each quantity, ≥ 3; at most n are used.
         seed: of all that is drawn.
         device: where to measure.
@@ -141,15 +159,18 @@ def diagnose(
         _generator(seed)
     )
     size = min(samples, objective.n)
+    measured_in = run.norm if norm is None else norm_of_model(norm, run.model)
+    if measured_in != run.norm:
+        rows = []  # they are in the norm of the run's steps
 
     noise = smoothness = curvature = None
     if "noise" in only:
         on_progress("noise", 0, 1)
-        noise = gradient_noise(objective, samples=size, generator=_generator(seed + 1))
+        noise = _noise(objective, size, _generator(seed + 1), measured_in)
         on_progress("noise", 1, 1)
     if "smoothness" in only:
         on_progress("smoothness", 0, 1)
-        smoothness = _smoothness(objective, run.loop.lr, size, _generator(seed + 2))
+        smoothness = _smoothness(objective, run.loop.lr, size, _generator(seed + 2), measured_in)
         on_progress("smoothness", 1, 1)
     if "curvature" in only:
         generator = _generator(seed + 3)
@@ -170,6 +191,7 @@ def diagnose(
         curvature,
         rows,
         _fits(rows, seed),
+        measured_in,
     )
 
 
@@ -196,13 +218,23 @@ def _point(target: str, seed: int, device: str, data: Path | None) -> tuple[RunS
     return run, f"{found.label}, seed {found.seed}, after {cost:.4g} #grad/n", found.curve
 
 
-def _smoothness(objective: Objective, lr: float, samples: int, generator: torch.Generator) -> LocalSmoothness:
+def _noise(objective: Objective, samples: int, generator: torch.Generator, norm: Product) -> Noise:
+    if norm.is_euclidean:
+        return gradient_noise(objective, samples=samples, generator=generator)
+    batch_size = noise_batch_size(objective, samples, norm)
+    return gradient_noise(objective, samples=samples, batch_size=batch_size, generator=generator, norm=norm)
+
+
+def _smoothness(
+    objective: Objective, lr: float, samples: int, generator: torch.Generator, norm: Product
+) -> LocalSmoothness:
     return local_smoothness(
         objective,
         lengths=[lr * distance for distance in DISTANCES],
         directions=4 if objective.dim > 4 else 0,
         batch=objective.draw(samples, generator),
         generator=generator,
+        norm=norm,
     )
 
 
@@ -298,7 +330,8 @@ def draw(diagnosis: Diagnosis, folder: Path) -> list[Path]:
             ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
         for ax in list(axes)[len(panels) :]:
             ax.remove()
-        figure.suptitle(f"{diagnosis.target}\n{diagnosis.where}".replace("$", r"\$"), fontsize=10)
+        norm = "" if diagnosis.norm.is_euclidean else f"\nin the norm {diagnosis.norm}"
+        figure.suptitle(f"{diagnosis.target}\n{diagnosis.where}{norm}".replace("$", r"\$"), fontsize=10)
         return save(figure, folder / "diagnosis", dpi=130)
 
 
@@ -338,8 +371,9 @@ def _draw_fit(ax: Axes, diagnosis: Diagnosis) -> None:
         ys = [fit.L0.value + fit.L1.value * x for x in ends]
         label = f"{name} (q = {fit.quantile:g}): L0 = {fit.L0.value:.3g}, L1 = {fit.L1.value:.3g}"
         ax.plot(ends, ys, color=color, linestyle=style, label=label)
-    ax.set(xlabel="‖∇F(w)‖", ylabel="local smoothness L̂", xlim=(0, None), ylim=(0, None))
-    ax.set_title("L̂ against ‖∇F‖ along the run", fontsize=10)
+    star = "" if diagnosis.norm.is_euclidean else "*"
+    ax.set(xlabel=f"‖∇F(w)‖{star}", ylabel="local smoothness L̂", xlim=(0, None), ylim=(0, None))
+    ax.set_title(f"L̂ against ‖∇F‖{star} along the run", fontsize=10)
     if diagnosis.fits:
         ax.legend(fontsize=8)
 

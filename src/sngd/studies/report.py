@@ -344,6 +344,8 @@ def _certificates(study: Study) -> str:
         "the measured mean over the same iterates. Neither says anything of the last iterate. The three terms add up "
         "to the bound, for SGD to its square."
     )
+    if any("norm" in entry for entry in entries):
+        note += " Where an arm's assumptions name another norm than ‖·‖₂, ‖∇F‖ is in the dual of that norm."
     return _section(
         "Certificate",
         _scroll("Certificate", head, body)

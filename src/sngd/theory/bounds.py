@@ -251,7 +251,14 @@ def mean_of_noise(momentum: float, steps: int) -> float:
 
 
 def stagewise_momentum_bound(
-    smoothness: Smooth, *, sigma: float, gap: float, plan: StagePlan, batch_size: int, kappa: float = 1.0
+    smoothness: Smooth,
+    *,
+    sigma: float,
+    gap: float,
+    plan: StagePlan,
+    batch_size: int,
+    kappa: float = 1.0,
+    step: Inexact = EXACT,
 ) -> Bound:
     """Normalized momentum in stages: E‖∇F(w̄)‖* for w̄ drawn with the plan's weights, as Algorithm 2 draws it.
 
@@ -261,7 +268,8 @@ def stagewise_momentum_bound(
 
         first term of Theorem 3 + L Σ π_i (α_i/2 + 2d_i) + 2κ(σ/√b) Σ π_i √v_i.
 
-    If the weights are p_{t+1} = α_t M_t, as in `sngd.stages.agnostic`, the first term is Δ/Σ α_i.
+    If the weights are p_{t+1} = α_t M_t, as in `sngd.stages.agnostic`, the first term is Δ/Σ α_i. For inexact steps
+    the terms change as those of `momentum_bound`.
 
     Args:
         smoothness: L with ‖∇F(u) − ∇F(w)‖* ≤ L‖u − w‖.
@@ -271,6 +279,7 @@ def stagewise_momentum_bound(
         plan: (α_t, M_t, p_{t+1}, β_t); the time that this function takes grows like its number of steps.
         batch_size: b ≥ 1.
         kappa: κ > 0.
+        step: ε and δ of inexact steps.
 
     Raises:
         ValueError: if an argument is out of its range, or the plan has no momentum.
@@ -284,7 +293,7 @@ def stagewise_momentum_bound(
     _only_smooth(smoothness, "the momentum bound")
     if not plan.sets_momentum:
         raise ValueError(f"plan must have a momentum in every stage, got {plan!r}")
-    staged = stagewise_bound(smoothness, sigma=0, gap=gap, plan=plan, batch_size=1)
+    staged = stagewise_bound(smoothness, sigma=0, gap=gap, plan=plan, batch_size=1, step=step)
     whole = mass = drift = spread = 0.0  # Σp, W_i, d_i + α_i, v_i
     drifts = noises = 0.0
     for stage in plan:
@@ -299,10 +308,11 @@ def stagewise_momentum_bound(
             drifts += probability * drift
             noises += probability * sqrt(spread)
             drift += stage.lr
+    error = step.error / step.share / whole
     return replace(
         staged,
-        curvature=staged.curvature + 2 * smoothness.L * drifts / whole,
-        noise=2 * _minibatch_error(sigma, batch_size, kappa) * noises / whole,
+        curvature=staged.curvature + error * smoothness.L * step.length * drifts,
+        noise=error * _minibatch_error(sigma, batch_size, kappa) * noises,
     )
 
 

@@ -23,6 +23,7 @@ from sngd.problems.problem import Samples
 from sngd.state import saved_generator
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
+from sngd.training.loop import step_norm
 from sngd.training.methods import Setting, find_method, recorded_parameters
 from sngd.training.metrics import Row
 from sngd.training.ranks import ALONE, Forward, Ranks, on_all_ranks
@@ -273,13 +274,14 @@ class RunState:
             params = [p for p in self.model.parameters() if p.requires_grad]
             self.iterate = RandomIterate([*params, *self.model.buffers()], _generator(config.seed, "output"))
 
+        self.norm = step_norm(self.loop, [p for p in self.model.parameters() if p.requires_grad])
         self.tracker = None
         if config.track:
             local = partial(
                 self._local_loss, self.model
             )  # every rank measures on all samples, so that results do not depend on the number of ranks
             measured = training_objective(self.problem, self.model, local, config.batch_size)
-            self.tracker = Tracker(tracked_names("track", config.track), measured)
+            self.tracker = Tracker(tracked_names("track", config.track), measured, self.norm)
 
         self.steps = 0
         self.seen = 0  # samples drawn, those of full batches included
@@ -357,7 +359,7 @@ class RunState:
             "oracle_calls": calls,
             "grads_over_n": calls / self.problem.n,
             "lr": self.loop.lr,
-            **evaluate(self.evaluated, self.model, grad_norm=self.config.grad_norm, ranks=self.ranks),
+            **evaluate(self.evaluated, self.model, grad_norm=self.config.grad_norm, norm=self.norm, ranks=self.ranks),
             "skipped_steps": self.loop.skipped_steps,
             "seconds": round(self.seconds, 3),
             "iterate": "last",

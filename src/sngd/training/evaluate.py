@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from sngd.norms import Product
 from sngd.norms.global_norm import global_norm
 from sngd.problems import Problem
 from sngd.problems.problem import classifies
@@ -12,40 +13,58 @@ CHUNK = 2**19  # input numbers evaluated at a time, and 4096 targets at most: fe
 
 
 def evaluate(
-    problem: Problem, model: nn.Module, *, grad_norm: bool = True, ranks: Ranks = ALONE
+    problem: Problem,
+    model: nn.Module,
+    *,
+    grad_norm: bool = True,
+    norm: Product | None = None,
+    ranks: Ranks = ALONE,
 ) -> dict[str, float | None]:
     """Measure ``model`` in eval mode on all of the problem's data, each rank on its share.
 
+    Args:
+        problem: its ``train`` and ``test`` are evaluated.
+        model: on the data's device.
+        grad_norm: whether to measure ‖∇F(w)‖.
+        norm: of the steps. For another norm than ‖·‖₂, ‖∇F(w)‖* is measured too, with spectral norms by SVD.
+        ranks: among which the samples are divided.
+
     Returns:
         ``train_loss`` F(w) and ``test_loss`` (means over samples, without weight decay), ``train_accuracy`` and
-        ``test_accuracy`` (fractions of the labels, in [0, 1]), ``grad_norm`` ‖∇F(w)‖ over the training set. A value is
+        ``test_accuracy`` (fractions of the labels, in [0, 1]), ``grad_norm`` ‖∇F(w)‖ over the training set, and
+        ``dual_grad_norm`` ‖∇F(w)‖* if there is another ``norm``. A value is
         None if the problem does not have it (no test set, targets that are no classes) or if it was not asked for.
         Gradients, random state and training mode are left as they were. Nothing here counts as an oracle call.
     """
     was_training = model.training
     model.eval()
     try:
-        train_loss, train_accuracy, norm = _measure(problem, model, *problem.train, gradient=grad_norm, ranks=ranks)
+        train_loss, train_accuracy, gradients = _measure(
+            problem, model, *problem.train, gradient=grad_norm, ranks=ranks
+        )
         test_loss, test_accuracy, _ = (
-            (None, None, None)
+            (None, None, [])
             if problem.test is None
             else _measure(problem, model, *problem.test, gradient=False, ranks=ranks)
         )
     finally:
         model.train(was_training)
-    return {
+    row = {
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
-        "grad_norm": norm,
+        "grad_norm": global_norm(gradients).item() if grad_norm else None,
     }
+    if norm is None or norm.is_euclidean:
+        return row
+    return row | {"dual_grad_norm": norm.exact.dual(gradients).item() if grad_norm else None}
 
 
 def _measure(
     problem: Problem, model: nn.Module, inputs: Tensor, targets: Tensor, *, gradient: bool, ranks: Ranks
-) -> tuple[float | None, float | None, float | None]:
-    """Loss, accuracy and, if asked, the norm of the loss's gradient."""
+) -> tuple[float | None, float | None, list[Tensor]]:
+    """Loss, accuracy and, if asked, the loss's gradient."""
     n, own = len(inputs), ranks.share(len(inputs))
     chunk = max(64, min(4096 // max(1, targets[0].numel()), CHUNK // max(1, inputs[0].numel())))
     params = [p for p in model.parameters() if p.requires_grad]
@@ -72,5 +91,5 @@ def _measure(
     return (
         loss.item(),
         correct.item() / labels.item() if labels else None,
-        global_norm(gradients).item() if gradient else None,
+        gradients,
     )

@@ -10,7 +10,8 @@ from torch.optim import Optimizer
 from sngd.checks import shown
 from sngd.estimators import Estimator
 from sngd.estimators.estimator import Batch, Loss
-from sngd.optim import StagewiseLR
+from sngd.norms import L2, Product, product_of
+from sngd.optim import SNGD, StagewiseLR
 from sngd.stages import StagePlan
 from sngd.state import check_fits
 
@@ -97,6 +98,18 @@ class Composed:
         _check_options(self.optimizer, state["optimizer"]["param_groups"], self.plan)
         for name in ("estimator", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
+
+
+def step_norm(loop: Loop, params: Sequence[Tensor]) -> Product:
+    """The norm in which the loop's steps are normalized: ‖·‖₂ unless its optimizer is an ``SNGD`` in another norm.
+
+    Learning rates of param groups are radii: steps are ``loop.lr`` times unit steps of this norm.
+    """
+    optimizer = getattr(loop, "optimizer", None)
+    groups = optimizer.param_groups if isinstance(optimizer, SNGD) else []
+    if all(isinstance(group["norm"], L2) for group in groups):
+        return product_of(params)
+    return product_of(params, groups, lr=loop.lr)
 
 
 def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object]]) -> None:

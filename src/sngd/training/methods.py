@@ -213,23 +213,26 @@ def _muon_adamw(s: Setting) -> MuonWithAdamW:
     return MuonWithAdamW(matrices, others, s.lr, s["others_lr"], s.weight_decay)
 
 
-_IN_NORM = "m ← βm + (1−β)g without λw, w ← (1 − αλ)w − α "
+_AFTER_MEAN = "m ← βm + (1−β)g without λw, w ← (1 − αλ)w − α "
 OTHERS = Parameter("others_lr", "α'", "learning rate of the first stage of all weights but hidden ones", 0.001)
-SIGN_OF_MOMENTUM = StepRule(f"{_IN_NORM}sign(m)", lambda s: _in_norm(s, s.params, Sign(scaled=False)), (MOMENTUM,))
+SIGN_OF_MOMENTUM = StepRule(f"{_AFTER_MEAN}sign(m)", lambda s: _in_norm(s, s.params, Sign(scaled=False)), (MOMENTUM,))
 LAYERS_NORMALIZED = StepRule(
-    f"{_IN_NORM}f m/‖m‖ for each tensor, f its RMS factor", lambda s: _in_norm(s, s.params, "layer"), (MOMENTUM,)
+    f"{_AFTER_MEAN}f m/‖m‖ for each tensor, f its RMS factor", lambda s: _in_norm(s, s.params, "layer"), (MOMENTUM,)
 )
 NORM_BY_KIND = StepRule(
-    f"{_IN_NORM}unit(m), the norm by kind of weight: spectral, row, sign, layer",
+    f"{_AFTER_MEAN}unit(m), the norm by kind of weight: spectral, row, sign, layer",
     lambda s: _in_norm(s, groups(s.model, s.lr)),
     (MOMENTUM,),
 )
 ORTHOGONALIZED = StepRule(
-    f"{_IN_NORM}√max(1, d_out/d_in) URᵀ with m = UΣRᵀ; other weights than hidden matrices and convolutions: sign(m)",
+    f"{_AFTER_MEAN}√max(1, d_out/d_in) URᵀ with m = UΣRᵀ; other weights than hidden matrices and convolutions: sign(m)",
     _muon,
     (Parameter("momentum", "β", "momentum", 0.95), OTHERS),
 )
 TORCH_MUON = StepRule("torch.optim.Muon for hidden matrices, torch.optim.AdamW for the rest", _muon_adamw, (OTHERS,))
+IN_NORM = (SIGN_OF_MOMENTUM, LAYERS_NORMALIZED, NORM_BY_KIND, ORTHOGONALIZED)
+"""Rules of normalized momentum in another norm than ‖·‖₂. Their weight decay is decoupled."""
+
 NORMALIZED_PERTURBED = StepRule(
     "w ← w − α g/‖g‖, plus ξ ~ N(0, σ_ξ² I) when mod(t, q) = 0",
     lambda s: Perturbed(NORMALIZED.build(s), s["std"], s.count("every"), s.generator("noise")),

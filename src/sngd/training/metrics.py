@@ -31,13 +31,17 @@ class Row(TypedDict):
     final: bool
     diverged: bool
     skipped_steps: NotRequired[Annotated[int | None, Declared(ge=0)]]  # an early version did not count them
-    # what was tracked, and could be measured
+    dual_grad_norm: NotRequired[Size]  # ‖∇F(w)‖* of methods whose steps are normalized in another norm than ‖·‖₂
+    # what was tracked, and could be measured; smoothness and noise_error in the norm of the method's steps
     noise_variance: NotRequired[float | None]
     noise_variance_low: NotRequired[float | None]
     noise_variance_high: NotRequired[float | None]
     noise_scale: NotRequired[float | None]
     noise_scale_low: NotRequired[float | None]
     noise_scale_high: NotRequired[float | None]
+    noise_error: NotRequired[float | None]
+    noise_error_low: NotRequired[float | None]
+    noise_error_high: NotRequired[float | None]
     smoothness_grad_norm: NotRequired[Size]
     smoothness_along: NotRequired[float | None]
     smoothness_off: NotRequired[float | None]

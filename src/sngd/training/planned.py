@@ -25,6 +25,7 @@ class Planned(TypedDict):
     L1: NotRequired[float]
     sigma: NotRequired[float]
     kappa: NotRequired[float]
+    norm: NotRequired[Line]
     gap: NotRequired[float]
     target: NotRequired[float]
     anchor_batch_size: NotRequired[AtLeastOne]
@@ -36,6 +37,10 @@ class Planned(TypedDict):
     terms: NotRequired[dict[str, float | bool]]
     lr_limited: NotRequired[bool]
     stages: NotRequired[Annotated[list[tuple[Positive, AtLeastOne, Positive]], Declared(length=(1, 2**31))]]
+
+
+# The methods that take the steps of nsgd-momentum in another norm, as ``sngd plan --norm`` spells it.
+_IN_NORM = {"sign(scaled=False)": "signum", "layer": "sngd-layer", "groups": "scion"}
 
 
 def read_plan(path: Path) -> Planned:
@@ -58,9 +63,9 @@ def planned_settings(plan: Planned, n: int) -> dict[str, Any]:
         n: number of training samples; the budget, the plan's oracle calls, is given to a run in passes over them.
 
     Raises:
-        ValueError: the plan's method is no row of ``METHODS``.
+        ValueError: no row of ``METHODS`` takes the plan's steps.
     """
-    method = find_method(plan["method"].partition(":")[0])
+    method = find_method(_method_in_norm(plan))
     stages = plan.get("stages")
     options = cast(Mapping[str, Any], plan)
     return {
@@ -73,3 +78,17 @@ def planned_settings(plan: Planned, n: int) -> dict[str, Any]:
         "sampling": "independent",
         "output": "random",
     }
+
+
+def _method_in_norm(plan: Planned) -> str:
+    """The method that takes the plan's steps in the plan's norm."""
+    name, norm = plan["method"].partition(":")[0], plan.get("norm", "l2")
+    if norm == "l2" and plan.get("kappa", 1.0) == 1:
+        return name
+    if "norm" not in plan:
+        raise ValueError(f"plan has kappa {plan.get('kappa')!r} and no norm: make it by sngd plan --norm … --problem …")
+    if name == "nsgd-momentum" and norm in _IN_NORM:
+        return _IN_NORM[norm]
+    raise ValueError(
+        f"plan is for {name} in norm {norm}, which no method takes: it must be nsgd-momentum in {', '.join(_IN_NORM)}"
+    )

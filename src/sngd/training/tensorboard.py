@@ -7,6 +7,7 @@ from typing import Any
 
 _TAGS = {  # the rest: train_loss is train/loss, noise_variance_low is noise/variance_low
     "grad_norm": "train/grad_norm",
+    "dual_grad_norm": "train/dual_grad_norm",
     "lr": "optimizer/lr",
     "step": "optimizer/steps",
     "skipped_steps": "optimizer/skipped_steps",

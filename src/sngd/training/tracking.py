@@ -7,6 +7,7 @@ import torch
 
 from sngd.checks import shown, suggestion
 from sngd.diagnose import Eigenvalue, Interval, Objective, extreme_eigenvalues, gradient_noise, local_smoothness
+from sngd.norms import Product
 from sngd.problems.problem import Problem, Samples
 
 SAMPLES = 1024  # of noise and smoothness, at most
@@ -25,15 +26,23 @@ class Point:
     objective: Objective
     lr: float
     generator: torch.Generator
+    norm: Product
 
     def batch(self, size: int) -> object:
         return self.objective.draw(min(size, self.objective.n), self.generator)
 
 
 def _noise(at: Point) -> Row:
-    batch_size = min(at.objective.chunk_size, SAMPLES // 8)  # BatchNorm, if any, normalizes as in training
-    noise = gradient_noise(at.objective, samples=SAMPLES, batch_size=batch_size, generator=at.generator)
-    return _interval("noise_variance", noise.variance) | _interval("noise_scale", noise.scale)
+    batch_size = noise_batch_size(at.objective, SAMPLES, at.norm)
+    noise = gradient_noise(at.objective, samples=SAMPLES, batch_size=batch_size, generator=at.generator, norm=at.norm)
+    row = _interval("noise_variance", noise.variance) | _interval("noise_scale", noise.scale)
+    return row | _interval("noise_error", noise.batch_error) if noise.batch_error else row
+
+
+def noise_batch_size(objective: Objective, samples: int, norm: Product) -> int:
+    """The run's batch size, with which BatchNorm normalizes, unless ``samples`` or n have too few such batches."""
+    batch_size = min(objective.chunk_size, SAMPLES // 8)
+    return batch_size if norm.is_euclidean else max(1, min(batch_size, samples // 3, objective.n // 3))
 
 
 def _smoothness(at: Point) -> Row:
@@ -44,6 +53,7 @@ def _smoothness(at: Point) -> Row:
         directions=directions,
         batch=at.batch(SAMPLES),
         generator=at.generator,
+        norm=at.norm,
     )
     return {
         "smoothness_grad_norm": found.grad_norm.value,
@@ -78,12 +88,10 @@ TRACKED: dict[str, Callable[[Point], Row]] = {"smoothness": _smoothness, "noise"
 
 def tracking_cost() -> str:
     """Oracle calls of one evaluation, at most, in words."""
-    calls = {
-        "smoothness": SAMPLES * (1 + len(DISTANCES) * (1 + DIRECTIONS)),
-        "noise": SAMPLES,
-        "curvature": 2 * CURVATURE_SAMPLES * CURVATURE_STEPS,
-    }
-    return ", ".join(f"{name}: {count:,}" for name, count in calls.items())
+    smoothness = SAMPLES * (1 + len(DISTANCES) * (1 + DIRECTIONS))
+    curvature = 2 * CURVATURE_SAMPLES * CURVATURE_STEPS
+    noise = f"{SAMPLES:,} (in another norm than l2 {2 * SAMPLES:,})"
+    return f"smoothness: {smoothness:,}, noise: {noise}, curvature: {curvature:,}"
 
 
 def tracked_names(option: str, spelled: str) -> list[str]:
@@ -97,14 +105,14 @@ def tracked_names(option: str, spelled: str) -> list[str]:
 
 
 class Tracker:
-    """Measures the quantities in ``names``, each time on other samples.
+    """Measures the quantities in ``names``, each time on other samples; smoothness and noise in ``norm``.
 
     Attributes:
         oracle_calls: ∇f(w; a) evaluated for the measurements so far; they are no part of the run's budget.
     """
 
-    def __init__(self, names: Iterable[str], objective: Callable[[torch.Generator], Objective]) -> None:
-        self.names, self.objective = list(names), objective
+    def __init__(self, names: Iterable[str], objective: Callable[[torch.Generator], Objective], norm: Product) -> None:
+        self.names, self.objective, self.norm = list(names), objective, norm
         self.oracle_calls = 0
 
     def measure(self, lr: float, generator: torch.Generator) -> Row:
@@ -118,7 +126,7 @@ class Tracker:
         row: Row = {}
         for name in self.names:
             try:
-                row |= TRACKED[name](Point(objective, lr, generator))
+                row |= TRACKED[name](Point(objective, lr, generator, self.norm))
             except ValueError:  # documented there: w is stationary, or something is not finite
                 continue
         self.oracle_calls += objective.oracle_calls
