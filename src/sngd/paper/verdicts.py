@@ -481,7 +481,8 @@ _NOTE = (
 _COUNTINGS = (
     "The paper does not say how SPIDER-SFO's gradients are counted: every evaluation; the two evaluations of a "
     "sample's difference as one; or b samples a step, whatever the step evaluates. The same runs were judged under "
-    "each way, all methods at the budget that SPIDER-SFO's runs have by it."
+    "each way, all methods at the budget that SPIDER-SFO's runs have by it. By the last two ways this is less than the "
+    "figure's."
 )
 _READINGS = (
     "Where the paper can be read in several ways otherwise, the same claims were judged under each reading, with runs "
