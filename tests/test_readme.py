@@ -94,6 +94,28 @@ def test_what_would_have_been_shown_is_as_explained():
     assert "Figure 2's runs have 16 and Figure 3's have 3" in " ".join(REPRODUCTION.split())
 
 
+def test_the_readings_are_as_explained():
+    verdicts = json.loads((ROOT / "results" / "small" / "verdicts.json").read_text())["verdicts"]
+    outcomes = {v["claim"]: {r["name"]: r["outcome"] for r in v["readings"]} for v in verdicts}
+    assert outcomes["C1"] == {"as in the figures": "open", "inputs scaled otherwise": "shown"}
+    assert set(outcomes["C2"].values()) == {"contradicted"}
+    assert set(outcomes["C4"].values()) == {"open"}
+    (c6,) = (v["readings"] for v in verdicts if v["claim"] == "C6")
+    (by_step,) = (reading for reading in c6 if reading["name"] == "poly by step")
+    assert by_step["outcome"] == "open"
+    assert by_step["changed"] == ["large-batch: final training loss, S-SGD − S-SNGD"]
+    (c1,) = (v["countings"] for v in verdicts if v["claim"] == "C1")
+    spider_ahead = [name for name in c1[-1]["changed"] if "SPIDER-SFO, α=0.1 −" in name]
+    assert (len(spider_ahead), c1[-1]["tally"]) == (4, {"of": 8, "shown": 4, "contradicted": 3})
+
+
+def test_the_seeds_apart_are_as_explained():
+    fig3 = stored("fig3", ROOT / "results" / "small" / "fig3")
+    losses = fig3["experiments"]["resnet8"]["arms"]["SNGD, α=0.5"]["final"]["train_loss"]
+    first, second, third = sorted(losses)
+    assert f"training losses of {first:.2f}, {second:.2f} and {third:.2f}" in " ".join(REPRODUCTION.split())
+
+
 def test_the_axis_ends_where_it_is_said_to():
     fig2 = stored("fig2", ROOT / "results" / "small" / "fig2")
     experiments = recount(fig2, COUNTINGS[-1])["experiments"]
