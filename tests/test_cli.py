@@ -675,6 +675,17 @@ def test_reproduce_claims(sngd, tmp_path):
     assert (tmp_path / "here" / "verdicts.md").exists()
 
 
+def test_verdicts_are_printed_by_how_gradients_are_counted(sngd, tmp_path):
+    measured = Path(__file__).parents[1] / "results" / "small" / "fig2" / "measurements.json"
+    (tmp_path / "here" / "fig2").mkdir(parents=True)
+    (tmp_path / "here" / "fig2" / "measurements.json").write_bytes(measured.read_bytes())
+    code, out, _ = sngd("reproduce", "claims", "--only", "C1,C2", "--stored", "--out", "here")
+    assert code == 0
+    verdicts, by_counting = out.split("by how SPIDER-SFO's gradients are counted")
+    assert "of what it requires" in verdicts
+    assert [word in by_counting for word in ("every evaluation", "differences once", "b a step")] == [True] * 3
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from sngd.paper.claims import judge
+from sngd.paper.reproduce import stored
+from sngd.paper.trained.counting import COUNTINGS, recount
+from sngd.paper.verdicts import Tally, as_json
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -39,7 +44,80 @@ def test_every_link_leads_somewhere(target):
 @pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md"])
 def test_every_verdict_shown_is_the_computed_one(page):
     verdicts = json.loads((ROOT / "results" / "small" / "verdicts.json").read_text())["verdicts"]
-    computed = {(v["claim"], v["text"], v["outcome"]) for v in verdicts}
-    shown = re.findall(r"^\| (C\d+) \| (.*?) \| \*\*(.*?)\*\* \|$", (ROOT / page).read_text(), flags=re.M)
-    assert len(shown) >= 6
-    assert set(shown) <= computed
+    computed = {(v["claim"], v["text"], v["outcome"], str(Tally(**v["tally"]))) for v in verdicts}
+    shown = re.findall(r"^\| (C\d+) \| (.*?) \| \*\*(.*?)\*\* \| (.*?) \|$", (ROOT / page).read_text(), flags=re.M)
+    assert set(shown) == computed
+
+
+def test_the_verdicts_are_those_of_the_committed_measurements():
+    folder = ROOT / "results" / "small"
+    written = json.loads((folder / "verdicts.json").read_text())["verdicts"]
+    assert json.loads(json.dumps([as_json(verdict) for verdict in judge(folder)])) == written
+
+
+REPRODUCTION = (ROOT / "docs" / "reproduction.md").read_text()
+VERDICTS = (ROOT / "results" / "small" / "verdicts.md").read_text()
+
+
+def test_every_interval_and_count_explained_is_a_verdicts():
+    text = REPRODUCTION.split("## What will be measured next")[0]
+    intervals = re.findall(r"-?\d[\d.]* \[-?[\d.]+,\s-?[\d.]+\]", text)
+    counts = re.findall(r"\w+ \(\d+ of \d+ shown.*?\)", text)
+    assert len(intervals) >= 7
+    assert len(counts) >= 6
+    missing = [found for found in (*intervals, *counts) if found not in VERDICTS]
+    assert not missing
+
+
+def row(claim, beginning):
+    """The quantity of a claim whose name begins so, from verdicts.json."""
+    verdicts = json.loads((ROOT / "results" / "small" / "verdicts.json").read_text())["verdicts"]
+    (entry,) = (v for v in verdicts if v["claim"] == claim)
+    (found,) = (q for q in entry["quantities"] if q["name"].startswith(beginning))
+    return found
+
+
+def test_what_would_have_been_shown_is_as_explained():
+    explained = {
+        "have had to be 0.875 to be shown": row("C4", "resnet8: final training loss, SNGD, α=0.5 − S-SNGD(v1)"),
+        "only a factor of 3.16 would have": row("C3", "batch-128: roughness of the training loss"),
+        "3 seeds 0.106 and": row("C6", "large-batch: final training loss, S-SGD −"),
+        "and 5.23 would have": row("C6", "large-batch: final test error in percentage points, S-SGD −"),
+    }
+    for phrase, quantity in explained.items():
+        assert f"{quantity['seen_from']:.3g}" in phrase
+        assert phrase in " ".join(REPRODUCTION.split())
+    lower = row("C2", "batch-128: final training loss")
+    assert f"training loss is lower by {-lower['value']:.3f}" in " ".join(REPRODUCTION.split())
+    assert row("C3", "resnet8: evaluations for the roughness of the training loss")["value"] == 3
+    assert "batch-32: roughness of the training loss along the curve (16 evaluations)" in VERDICTS
+    assert "Figure 2's runs have 16 and Figure 3's have 3" in " ".join(REPRODUCTION.split())
+
+
+def test_the_readings_are_as_explained():
+    verdicts = json.loads((ROOT / "results" / "small" / "verdicts.json").read_text())["verdicts"]
+    outcomes = {v["claim"]: {r["name"]: r["outcome"] for r in v["readings"]} for v in verdicts}
+    assert outcomes["C1"] == {"as in the figures": "open", "inputs scaled otherwise": "shown"}
+    assert set(outcomes["C2"].values()) == {"contradicted"}
+    assert set(outcomes["C4"].values()) == {"open"}
+    (c6,) = (v["readings"] for v in verdicts if v["claim"] == "C6")
+    (by_step,) = (reading for reading in c6 if reading["name"] == "poly by step")
+    assert by_step["outcome"] == "open"
+    assert by_step["changed"] == ["large-batch: final training loss, S-SGD − S-SNGD"]
+    (c1,) = (v["countings"] for v in verdicts if v["claim"] == "C1")
+    spider_ahead = [name for name in c1[-1]["changed"] if "SPIDER-SFO, α=0.1 −" in name]
+    assert (len(spider_ahead), c1[-1]["tally"]) == (4, {"of": 8, "shown": 4, "contradicted": 3})
+
+
+def test_the_seeds_apart_are_as_explained():
+    fig3 = stored("fig3", ROOT / "results" / "small" / "fig3")
+    losses = fig3["experiments"]["resnet8"]["arms"]["SNGD, α=0.5"]["final"]["train_loss"]
+    first, second, third = sorted(losses)
+    assert f"training losses of {first:.2f}, {second:.2f} and {third:.2f}" in " ".join(REPRODUCTION.split())
+
+
+def test_the_axis_ends_where_it_is_said_to():
+    fig2 = stored("fig2", ROOT / "results" / "small" / "fig2")
+    experiments = recount(fig2, COUNTINGS[-1])["experiments"]
+    ends = [f"{experiments[key]['epochs']:.2f}" for key in ("batch-32", "batch-128")]
+    assert f"{ends[0]} passes with batch size 32 and {ends[1]} with 128" in " ".join(REPRODUCTION.split())

@@ -14,18 +14,20 @@ from sngd.paper.closed_form.conformance import judge as judge_bounds
 from sngd.paper.closed_form.escape import judge as judge_escape
 from sngd.paper.reproduce import FIGURES, Figure, RunFigure
 from sngd.paper.verdicts import (
-    IN_PART,
-    NOT_REPRODUCED,
+    CONTRADICTED,
     NOT_TESTED,
-    REPRODUCED,
+    OPEN,
+    SHOWN,
     Evidence,
     ReadingOutcome,
+    Tally,
     Verdict,
     at_least,
 )
 from sngd.studies.execution.execution import Execution
 
-FIG1 = Path(__file__).parents[2] / "results" / "small" / "fig1" / "measurements.json"
+RESULTS = Path(__file__).parents[2] / "results" / "small"
+FIG1 = RESULTS / "fig1" / "measurements.json"
 
 
 def test_the_table_is_complete_and_every_figure_exists():
@@ -66,18 +68,18 @@ def outcome(evidence):
     return Verdict("C0", "", "", evidence).outcome
 
 
-def test_bounds_that_hold_are_reproduced(checked, scaled):
+def test_bounds_that_hold_are_shown(checked, scaled):
     evidence = judge_bounds(checked, scaled)
-    assert outcome(evidence) == REPRODUCED
+    assert outcome(evidence) == SHOWN
     assert evidence.quantities[0].measured == "0 of 4,000"
     (exponent,) = (q for q in evidence.quantities if q.name.startswith("exponent"))
-    assert (exponent.value, exponent.met) == (-3.9, None)
+    assert (exponent.value, exponent.answer) == (-3.9, None)
     assert "sngd, quadratic (theory: -4, the plans': -4; 95 % interval)" in exponent.name
 
 
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
-    [("lemma_violations", 1, NOT_REPRODUCED), ("outside", 1, IN_PART), ("caught", 0, IN_PART)],
+    [("lemma_violations", 1, CONTRADICTED), ("outside", 1, OPEN), ("caught", 0, OPEN)],
 )
 def test_a_failing_lemma_or_a_toothless_check_flips_c7(checked, scaled, key, value, expected):
     checked["families"]["saddle"][key] = value
@@ -88,7 +90,7 @@ def test_a_failing_lemma_or_a_toothless_check_flips_c7(checked, scaled, key, val
 
 def test_an_exceeded_bound_refutes_c7(checked, scaled):
     checked["families"]["network"]["runs"][2] = {"mean": 0.5, "bound": 0.4, "violated": True}
-    assert outcome(judge_bounds(checked, scaled)) == NOT_REPRODUCED
+    assert outcome(judge_bounds(checked, scaled)) == CONTRADICTED
 
 
 # ---- C8 ------------------------------------------------------------------------------------------------------
@@ -105,42 +107,42 @@ def escape(measured):
 
 
 def failures(evidence):
-    return [quantity.name for quantity in evidence.quantities if quantity.met is False]
+    return [quantity.name for quantity in evidence.quantities if quantity.answer not in (None, SHOWN)]
 
 
-def test_leaving_saddles_is_reproduced_in_part(escape):
+def test_leaving_saddles_is_open(escape):
     """NGD leaves first everywhere; but near the stable manifold its time does not level off, and Noisy-GD is first."""
     evidence = judge_escape(escape)
-    assert outcome(evidence) == IN_PART
+    assert outcome(evidence) == OPEN
     assert [name[:30] for name in failures(evidence)] == [
         "NGD's steps from near its stab",
         "runs of tensor decomposition i",
     ]
 
 
-def test_with_these_two_mended_it_is_reproduced(escape):
+def test_with_these_two_mended_it_is_shown(escape):
     steps = escape["from_manifold"]["steps"]
     steps["NGD, lr 0.1"] = [[30] * len(seeds) for seeds in steps["NGD, lr 0.1"]]
     steps["NGD, lr 0.1"][0] = [16] * len(steps["NGD, lr 0.1"][0])
     for curve in escape["tensor"]["losses"]["Saddle-NGD"]:
         curve[1] = 0.1
-    assert outcome(judge_escape(escape)) == REPRODUCED
+    assert outcome(judge_escape(escape)) == SHOWN
 
 
 @pytest.mark.parametrize("place", ["from_saddle", "from_manifold"])
 def test_one_gd_run_that_leaves_first_refutes_c8(escape, place):
     escape[place]["steps"]["GD, lr 0.1"][3][4] = 5
-    assert outcome(judge_escape(escape)) == NOT_REPRODUCED
+    assert outcome(judge_escape(escape)) == CONTRADICTED
 
 
 def test_a_stuck_run_counts_as_the_slowest(escape):
     escape["from_saddle"]["steps"]["NGD, lr 0.1"][3][4] = None
-    assert outcome(judge_escape(escape)) == NOT_REPRODUCED
+    assert outcome(judge_escape(escape)) == CONTRADICTED
 
 
 def test_sngd_that_stays_in_the_sharp_minimum_refutes_c8(escape):
     escape["trajectories"]["sharp_and_flat"]["SNGD"][-1] = [3.1, 0.0]
-    assert outcome(judge_escape(escape)) == NOT_REPRODUCED
+    assert outcome(judge_escape(escape)) == CONTRADICTED
 
 
 def test_gds_time_that_does_not_grow_is_a_part_missing(escape):
@@ -176,11 +178,11 @@ def studies(monkeypatch):
         return Figure("C0: nothing", dict, measure, draw)
 
     def judged(*measurements):
-        quantities = tuple(at_least("value", m["value"], 1) for m in measurements)
+        quantities = tuple(at_least("value", m["value"], 1, essential=True) for m in measurements)
         return Evidence(measurements[0].get("profile", "quick"), quantities, "none", 0.0)
 
     monkeypatch.setattr(reproduce, "FIGURES", {name: figure(name) for name in FIGURES})
-    table = {name: claim._replace(judge=judged) for name, claim in CLAIMS.items()}
+    table = {name: claim._replace(judge=judged, counted=False) for name, claim in CLAIMS.items()}
     monkeypatch.setattr(claims, "CLAIMS", table)
     return calls
 
@@ -194,7 +196,7 @@ def test_claims_are_measured_drawn_judged_and_written(studies, tmp_path):
     verdicts = reproduce_claims([], "quick", tmp_path, command="sngd reproduce claims", on_progress=told.append)
     runs, others = ["fig2", "fig3", "fig4"], ["conformance", "scaling", "fig1", "relaxed", "variance"]
     assert told == measured_figures(studies) == [*runs, *others, "alternatives"]
-    assert [v.outcome for v in verdicts] == [REPRODUCED] * 10
+    assert [v.outcome for v in verdicts] == [SHOWN] * 10
     assert verdicts[6].sources == ("conformance/measurements.json", "scaling/measurements.json")
     kept = json.loads((tmp_path / "relaxed" / "measurements.json").read_text("utf-8"))
     assert kept["command"] == "sngd reproduce claims"
@@ -203,7 +205,7 @@ def test_claims_are_measured_drawn_judged_and_written(studies, tmp_path):
     written = json.loads((tmp_path / "verdicts.json").read_text("utf-8"))
     assert written["profile"] == "quick"
     assert [v["outcome"] for v in written["verdicts"]] == [v.outcome for v in verdicts]
-    assert "## C9: reproduced" in (tmp_path / "verdicts.md").read_text("utf-8")
+    assert "## C9: shown (1 of 1 shown)" in (tmp_path / "verdicts.md").read_text("utf-8")
     assert written["studies"]["relaxed"] == {key: entry for key, entry in kept.items() if key != "measurements"}
 
 
@@ -249,7 +251,7 @@ def test_verdicts_follow_from_the_stored_measurements_alone(tmp_path):
     reproduce_claims(["C9", "C7"], "quick", tmp_path)
     path = tmp_path / "relaxed" / "measurements.json"
     path.write_text(path.read_text("utf-8").replace('"value":2.0', '"value":0.5'), "utf-8")
-    assert [v.outcome for v in judge(tmp_path, ["C7", "C9", "C10"])] == [REPRODUCED, NOT_REPRODUCED, NOT_TESTED]
+    assert [v.outcome for v in judge(tmp_path, ["C7", "C9", "C10"])] == [SHOWN, CONTRADICTED, NOT_TESTED]
     (tmp_path / "scaling" / "measurements.json").unlink()
     assert judge(tmp_path, ["C7"])[0].outcome == NOT_TESTED
 
@@ -258,7 +260,7 @@ def test_verdicts_follow_from_the_stored_measurements_alone(tmp_path):
 def test_claims_without_their_figures_are_not_tested(tmp_path):
     reproduce_claims(["C4"], "quick", tmp_path)
     outcomes = {verdict.claim: verdict.outcome for verdict in judge(tmp_path)}
-    assert outcomes == dict.fromkeys(CLAIMS, NOT_TESTED) | {"C4": REPRODUCED, "C5": REPRODUCED}
+    assert outcomes == dict.fromkeys(CLAIMS, NOT_TESTED) | {"C4": SHOWN, "C5": SHOWN}
 
 
 def test_options_reach_the_figures_made_of_runs(studies, monkeypatch, tmp_path):
@@ -284,26 +286,42 @@ def test_options_reach_the_figures_made_of_runs(studies, monkeypatch, tmp_path):
 @pytest.mark.usefixtures("studies")
 def test_ambiguous_claims_are_judged_under_each_reading_that_touches_them(tmp_path):
     verdicts = {verdict.claim: verdict for verdict in reproduce_claims([], "quick", tmp_path)}
-    base = ReadingOutcome("as in the figures", REPRODUCED)
-    assert verdicts["C1"].readings == (base, ReadingOutcome("scaled", REPRODUCED))
+    shown, refuted = Tally(1, 1, 0), Tally(1, 0, 1)
+    base = ReadingOutcome("as in the figures", SHOWN, shown)
+    assert verdicts["C1"].readings == (base, ReadingOutcome("scaled", SHOWN, shown))
     assert verdicts["C1"].depends_on == ()
     assert verdicts["C1"].sources == ("fig2/measurements.json", "alternatives/measurements.json")
-    assert verdicts["C4"].readings == (base, ReadingOutcome("by step", NOT_REPRODUCED, ("value",)))
+    assert verdicts["C4"].readings == (base, ReadingOutcome("by step", CONTRADICTED, refuted, ("value",)))
     assert verdicts["C4"].depends_on == ("by step",)
-    assert verdicts["C4"].outcome == REPRODUCED  # the verdict is the figure's own
+    assert verdicts["C4"].outcome == SHOWN  # the verdict is the figure's own
     assert [reading.name for reading in verdicts["C3"].readings] == ["as in the figures", "by step", "scaled"]
     assert verdicts["C6"].readings == ()  # Figure 4 is not among the alternatives here
     assert verdicts["C9"].readings == ()
     written = json.loads((tmp_path / "verdicts.json").read_text("utf-8"))
     assert written["verdicts"][3]["readings"][1] == {
         "name": "by step",
-        "outcome": NOT_REPRODUCED,
+        "outcome": CONTRADICTED,
+        "tally": {"of": 1, "shown": 0, "contradicted": 1},
         "changed": ["value"],
     }
     text = (tmp_path / "verdicts.md").read_text("utf-8")
     assert "| claim | as in the figures | scaled | by step | the verdict |" in text
-    assert "| C1 | reproduced | reproduced | – | does not depend on them |" in text
-    assert "| C4 | reproduced | – | not reproduced (1 changed) | depends on: by step |" in text
+    one, none = "shown (1 of 1 shown)", "contradicted (0 of 1 shown, 1 contradicted)"
+    assert f"| C1 | {one} | {one} | – | does not depend on them |" in text
+    assert f"| C4 | {one} | – | {none} | depends on: by step |" in text
+
+
+def test_claims_that_depend_on_it_are_judged_under_each_way_of_counting():
+    """By no way SNGD with α = 0.1 beats SPIDER-SFO, and SPIDER-SFO with α = 0.001 beats SNGD: the finding."""
+    verdicts = {verdict.claim: verdict for verdict in judge(RESULTS, ["C1", "C2", "C3"])}
+    assert verdicts["C3"].countings == ()
+    outcomes = {claim: [(way.name, way.outcome) for way in verdicts[claim].countings] for claim in ("C1", "C2")}
+    assert outcomes == {
+        "C1": [("every evaluation", SHOWN), ("differences once", OPEN), ("b a step", CONTRADICTED)],
+        "C2": [("every evaluation", CONTRADICTED), ("differences once", CONTRADICTED), ("b a step", SHOWN)],
+    }
+    for verdict in (verdicts["C1"], verdicts["C2"]):
+        assert (verdict.countings[0].outcome, verdict.countings[0].tally) == (verdict.outcome, verdict.tally)
 
 
 @pytest.mark.usefixtures("studies")
@@ -311,7 +329,7 @@ def test_without_alternatives_there_are_no_other_readings(tmp_path):
     reproduce_claims(["C1"], "quick", tmp_path)
     (tmp_path / "alternatives" / "measurements.json").unlink()
     (verdict,) = judge(tmp_path, ["C1"])
-    assert (verdict.outcome, verdict.readings) == (REPRODUCED, ())
+    assert (verdict.outcome, verdict.readings) == (SHOWN, ())
     assert verdict.sources == ("fig2/measurements.json",)
 
 
@@ -343,9 +361,9 @@ def test_stored_measurements_are_judged_without_measuring(tmp_path, monkeypatch)
     (tmp_path / "fig1").mkdir()
     (tmp_path / "fig1" / "measurements.json").write_bytes(FIG1.read_bytes())
     verdicts = {verdict.claim: verdict.outcome for verdict in reproduce_claims([], "small", tmp_path, stored_only=True)}
-    assert verdicts["C8"] == IN_PART
+    assert verdicts["C8"] == OPEN
     assert verdicts["C9"] == NOT_TESTED
-    assert "C8: reproduced in part" in (tmp_path / "verdicts.md").read_text()
+    assert "C8: open (10 of 12 shown, 2 contradicted)" in (tmp_path / "verdicts.md").read_text()
 
 
 @pytest.mark.usefixtures("studies")

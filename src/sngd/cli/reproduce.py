@@ -92,7 +92,7 @@ def _print_pictures(figure: str, pictures: Sequence[Path], folder: Path, as_json
 
 def _print_verdicts(verdicts: Sequence[Any], folder: Path, as_json: bool) -> None:
     from sngd.paper.verdicts import as_json as verdict_json
-    from sngd.paper.verdicts import cells, quantity_cells, reading_cells
+    from sngd.paper.verdicts import cells, counting_cells, quantity_cells, reading_cells
 
     if as_json:
         print_json({"folder": str(folder), "verdicts": [verdict_json(verdict) for verdict in verdicts]})
@@ -101,7 +101,10 @@ def _print_verdicts(verdicts: Sequence[Any], folder: Path, as_json: bool) -> Non
         if verdict.evidence:
             _print_table(f"{verdict.claim}: {verdict.text}", *quantity_cells(verdict.evidence))
     header, rows = cells(verdicts)
-    _print_table("verdicts", header[:3], [row[:3] for row in rows])
+    _print_table("verdicts", header[:4], [row[:4] for row in rows])
+    header, rows = counting_cells(verdicts)
+    if rows:
+        _print_table("by how SPIDER-SFO's gradients are counted", header, rows)
     header, rows = reading_cells(verdicts)
     if rows:  # a terminal's width; the file has the verdict under each reading
         title = f"where the paper is ambiguous: {', '.join(header[2:-1])}"

@@ -1,6 +1,7 @@
 """A measured number with its confidence interval, and Student's interval of a mean."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import cos, isfinite, nan, pi, sin, sqrt, tan
 from statistics import fmean, stdev
 from typing import NamedTuple
@@ -41,6 +42,7 @@ def mean_margin(values: Sequence[float], level: float = 0.95) -> float:
     return student_t(n - 1, level) * stdev(values) / sqrt(n)
 
 
+@lru_cache
 def student_t(dof: int, level: float = 0.95) -> float:
     """t with P(|T| ≤ t) = ``level`` in (0, 1) for Student's T with ``dof`` ≥ 1 degrees of freedom.
 

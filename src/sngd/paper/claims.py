@@ -11,8 +11,10 @@ from sngd.paper.closed_form import conformance, escape, relaxed, variance
 from sngd.paper.reproduce import FIGURES, Measurements, Provenance, provenance, reproduce, stored
 from sngd.paper.trained import judges
 from sngd.paper.trained.alternatives import Alternatives, ReadingMeasured
+from sngd.paper.trained.counting import COUNTINGS, recount
 from sngd.paper.trained.experiments import PROFILES
-from sngd.paper.verdicts import NOT_TESTED, Evidence, ReadingOutcome, Verdict, as_json, as_markdown
+from sngd.paper.trained.runs import FigureMeasured
+from sngd.paper.verdicts import NOT_TESTED, Answer, Evidence, ReadingOutcome, Verdict, as_json, as_markdown
 from sngd.studies.execution.execution import Execution
 from sngd.studies.markdown import markdown_table
 from sngd.training.folder_lock import FolderLock, locked, make_folder
@@ -24,7 +26,8 @@ _FILES = ("verdicts.json", "verdicts.md")
 class Claim(NamedTuple):
     """A claim, its place in the paper, the figures that measure it, and the judge of their measurements, in order.
 
-    If the paper is ``ambiguous`` here, ``alternatives`` measures the same figures under other readings.
+    If the paper is ``ambiguous`` here, ``alternatives`` measures the same figures under other readings. If the claim
+    depends on how SPIDER's gradients are ``counted``, it is judged under each way of counting too.
     """
 
     name: str
@@ -33,6 +36,7 @@ class Claim(NamedTuple):
     figures: tuple[str, ...]
     judge: Callable[..., Evidence]  # takes the figures' measurements; a test checks that their types fit
     ambiguous: bool = False
+    counted: bool = False  # not C3: a shorter axis has fewer evaluations; not C4: its plans are stretched over the axis
 
 
 ALTERNATIVES = "alternatives"
@@ -47,6 +51,7 @@ CLAIMS = {
             ("fig2",),
             judges.judge_large_rate,
             ambiguous=True,
+            counted=True,
         ),
         Claim(
             "C2",
@@ -55,6 +60,7 @@ CLAIMS = {
             ("fig2",),
             judges.judge_small_rate,
             ambiguous=True,
+            counted=True,
         ),
         Claim(
             "C3",
@@ -74,7 +80,7 @@ CLAIMS = {
         ),
         Claim(
             "C5",
-            "S-SNGD v2 equals SNGD with α = 0.5 until epoch 80",
+            "S-SNGD v2 equals SNGD with α = 0.5 until epoch 80 (a check of determinism)",
             "§6.2, Figure 3",
             ("fig3",),
             judges.judge_until_milestone,
@@ -248,6 +254,7 @@ def _verdict(claim: Claim, folder: Path, measurements: Mapping[str, Measurements
         return verdict
     with _judging(claim, folder, claim.figures):
         evidence = claim.judge(*(measurements[figure] for figure in claim.figures))
+        countings = _countings(claim, measurements) if claim.counted else ()
     found = measurements.get(ALTERNATIVES) if claim.ambiguous else None
     with _judging(claim, folder, [ALTERNATIVES]):
         readings = _readings(claim, cast(Alternatives, found)["alternatives"]) if found else ()
@@ -257,6 +264,7 @@ def _verdict(claim: Claim, folder: Path, measurements: Mapping[str, Measurements
         evidence=evidence,
         sources=tuple(f"{figure}/measurements.json" for figure in sources),
         readings=readings,
+        countings=countings,
     )
 
 
@@ -271,20 +279,31 @@ def _judging(claim: Claim, folder: Path, figures: Sequence[str]) -> Iterator[Non
         raise ValueError(f"{files}: {claim.name} cannot be judged by these measurements ({reason})") from error
 
 
+def _countings(claim: Claim, measurements: Mapping[str, Measurements]) -> tuple[ReadingOutcome, ...]:
+    """The claim judged by the same runs under each way to count SPIDER's gradients."""
+    figures = [cast(FigureMeasured, measurements[figure]) for figure in claim.figures]
+    return _outcomes(claim, {way.name: claim.judge(*(recount(figure, way) for figure in figures)) for way in COUNTINGS})
+
+
 def _readings(claim: Claim, alternatives: Mapping[str, ReadingMeasured]) -> tuple[ReadingOutcome, ...]:
     """The claim judged under each reading that changes one of its figures; other figures are the first reading's."""
     base = next(iter(alternatives.values()))["figures"]
-    readings: list[ReadingOutcome] = []
-    met: dict[str, bool | None] = {}
+    evidence = {}
     for name, reading in alternatives.items():
         figures = {**base, **reading["figures"]}
-        if not set(claim.figures) <= set(figures) or not set(claim.figures) & set(reading["figures"]):
-            continue
-        evidence = claim.judge(*(figures[figure] for figure in claim.figures))
-        outcome = Verdict(claim.name, claim.text, claim.where, evidence).outcome
-        if outcome == NOT_TESTED:
-            continue
-        met = met or {quantity.name: quantity.met for quantity in evidence.quantities}
-        changed = (q.name for q in evidence.quantities if q.met != met.get(q.name, q.met))
-        readings.append(ReadingOutcome(name, outcome, tuple(changed)))
+        if set(claim.figures) <= set(figures) and set(claim.figures) & set(reading["figures"]):
+            evidence[name] = claim.judge(*(figures[figure] for figure in claim.figures))
+    return _outcomes(claim, evidence)
+
+
+def _outcomes(claim: Claim, evidence: Mapping[str, Evidence]) -> tuple[ReadingOutcome, ...]:
+    """By reading, each compared with the first; nothing of readings that do not test the claim."""
+    verdicts = {name: Verdict(claim.name, claim.text, claim.where, found) for name, found in evidence.items()}
+    tested = {name: verdict for name, verdict in verdicts.items() if verdict.outcome != NOT_TESTED}
+    first: dict[str, Answer | None] = {}
+    readings = []
+    for name, verdict in tested.items():
+        first = first or {q.name: q.answer for q in verdict.required}
+        changed = tuple(q.name for q in verdict.required if q.answer != first.get(q.name, q.answer))
+        readings.append(ReadingOutcome(name, verdict.outcome, verdict.tally, changed))
     return tuple(readings)

@@ -233,34 +233,10 @@ def test_plateaus_of_measured_runs(tmp_path):
 # ---- alternatives --------------------------------------------------------------------------------------------
 
 
-def test_counting_a_difference_once():
-    period = 1024 + 15 * 64  # B = 1024, M = 16, b = 32
-    assert alternatives.count_once(0, 1024, 16, 32) == 0
-    assert alternatives.count_once(1024, 1024, 16, 32) == 1024
-    assert alternatives.count_once(1024 + 64, 1024, 16, 32) == 1024 + 32
-    assert alternatives.count_once(3 * period, 1024, 16, 32) == 3 * (1024 + 15 * 32)
-
-
-def test_recounted_arms_end_at_one_budget(tmp_path):
-    measured = runs.measure("fig2", "quick", fake("fig2", "quick", tmp_path, diverge={"SNGD, α=0.1": 2}))
-    before, after = measured["experiments"]["batch-32"], alternatives.recount(measured)["experiments"]["batch-32"]
-    budget = alternatives.count_once(4 * N, 1024, 16, 32) / N
-    assert after["epochs"] == pytest.approx(budget)
-    assert 3 < budget < 4
-    for arm in after["arms"].values():
-        assert arm["curves"]["grads_over_n"][-1] == after["epochs"]
-    spider, sngd = (after["arms"][label] for label in ("SPIDER-SFO, α=0.1", "SNGD, α=0.001"))
-    untouched = before["arms"]["SPIDER-SFO, α=0.1"]
-    assert spider["final"] == untouched["final"]
-    curve = before["arms"]["SNGD, α=0.001"]["curves"]["train_loss"][0]
-    assert sngd["final"]["train_loss"][0] == pytest.approx(curve[3] + (budget - 3) * (curve[4] - curve[3]))
-    assert after["arms"]["SNGD, α=0.1"]["final"]["train_loss"][0] is None  # the diverged one
-
-
 def test_readings_are_measured_and_keep_what_they_leave_alone(tmp_path):
     measured = alternatives.measure("quick", fake("alternatives", "quick", tmp_path))
     readings = measured["alternatives"]
-    assert list(readings) == [*READINGS, alternatives.COUNTED_ONCE]
+    assert list(readings) == list(READINGS)
     assert set(readings[BASE]["figures"]) == {"fig2", "fig3"}
     assert set(readings["no augmentation"]["figures"]) == {"fig3"}
     base, staged = (readings[name]["figures"]["fig3"]["experiments"]["resnet8"] for name in (BASE, "poly by step"))

@@ -36,6 +36,7 @@ from sngd.paper.verdicts import (
     error_rate,
     every,
     never,
+    reach_of_mean,
     reported,
 )
 from sngd.problems.analytic import Analytic, relaxed_smooth
@@ -282,6 +283,7 @@ def judge(measurements: Relaxed) -> Evidence:
     comparable = _comparable(measurements)
     thrown = [d for run in _runs_of(runs, _SGD, gradients[-1]) if run["lr"] in comparable for d in run["diverged"]]
     exponents = [_stability_exponent(measurements, seed) for seed in range(seeds)]
+    ratios = _unbudgeted_ratios(measurements)
     tuned = _tuned_calls(measurements)
     quantities = [
         never("runs of SNGD that diverge, at any lr", sum(diverging), len(diverging), essential=True),
@@ -303,11 +305,17 @@ def judge(measurements: Relaxed) -> Evidence:
             len(thrown),
             essential=True,
         ),
-        at_most("exponent of ‖∇F(w_0)‖ in SGD's largest stable lr (theory: −1)", mean_interval(exponents, LEVEL), -0.5),
+        at_most(
+            "exponent of ‖∇F(w_0)‖ in SGD's largest stable lr (theory: −1)",
+            mean_interval(exponents, LEVEL),
+            -0.5,
+            reach=reach_of_mean(exponents),
+        ),
         above(
             f"calls of SGD without budget, at its largest stable lr, over SNGD's {far}",
-            _unbudgeted_ratio(measurements),
+            Interval(*map(exp, mean_interval(ratios, LEVEL))),
             1,
+            reach=exp(reach_of_mean(ratios)) - 1,
         ),
         *_context(measurements, tuned),
     ]
@@ -389,13 +397,12 @@ def _tuned_calls(measurements: Relaxed) -> list[float | None]:
     return [min((calls for calls in at_start if calls is not None), default=None) for at_start in at_starts]
 
 
-def _unbudgeted_ratio(measurements: Relaxed) -> Interval:
-    """Geometric mean over seeds; a run that was given up, or has no stable rate, counts as ``PATIENCE``."""
+def _unbudgeted_ratios(measurements: Relaxed) -> list[float]:
+    """Logarithms, one a seed; a run that was given up, or has no stable rate, counts as ``PATIENCE``."""
     lr, farthest = _best_single_rate(measurements, _SNGD), measurements["gradients"][-1]
     slow = [calls or PATIENCE for calls in measurements["patient"][-1]["calls"]]
     quick = [calls or measurements["steps"] for calls in _runs_at(measurements, _SNGD, lr, farthest)["calls"]]
-    mean = mean_interval([log(a / b) for a, b in zip(slow, quick, strict=True)], LEVEL)
-    return Interval(*map(exp, mean))
+    return [log(a / b) for a, b in zip(slow, quick, strict=True)]
 
 
 def _context(measurements: Relaxed, tuned: Sequence[float | None]) -> Iterator[Quantity]:

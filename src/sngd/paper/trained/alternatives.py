@@ -1,20 +1,17 @@
 """Where the paper is ambiguous: the same experiments under other readings, so that the verdicts can be compared.
 
-Most readings need separate runs, see ``READINGS`` in ``experiments``. One does not: the way in which SPIDER's gradients
-are counted changes only the axis, so ``recount`` computes it from the measurements of existing runs.
+The readings, which need separate runs, are ``READINGS`` in ``experiments``. The way in which SPIDER's gradients are
+counted changes only the axis and needs none, see ``counting``.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, TypedDict
 
-import numpy as np
-
-from sngd.cost import differences
 from sngd.paper.trained.experiments import READINGS, experiments_by_reading
 from sngd.paper.trained.pictures import page_of
 from sngd.paper.trained.runs import (
@@ -30,11 +27,6 @@ from sngd.training.run_folder import Environment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-COUNTED_ONCE = "differences counted once"
-_WHAT = (
-    "the two gradients of a sample in SPIDER's difference count as one; every arm at the budget that SPIDER then has"
-)
 
 
 class ReadingMeasured(TypedDict):
@@ -72,8 +64,6 @@ def measure(profile: str, out: Path) -> Alternatives:
                 own = {key: _with_arms(found, over[key]["arms"] | found["arms"]) for key, found in own.items()}
             if own:
                 readings[name]["figures"][figure] = {"figure": figure, "profile": profile, "experiments": own}
-    spider = {figure: recount(found) for figure, found in readings[base]["figures"].items() if has_spider(found)}
-    readings[COUNTED_ONCE] = {"what": _WHAT, "figures": spider}
     return {
         "figure": "alternatives",
         "profile": profile,
@@ -85,67 +75,6 @@ def measure(profile: str, out: Path) -> Alternatives:
 
 def _with_arms(experiment: ExperimentMeasured, arms: dict[str, ArmMeasured]) -> ExperimentMeasured:
     return {**experiment, "arms": arms}
-
-
-# ---- counting ------------------------------------------------------------------------------------------------
-
-
-def has_spider(measurements: FigureMeasured) -> bool:
-    """Whether a figure has an arm to recount."""
-    return any("period" in arm["params"] for e in measurements["experiments"].values() for arm in e["arms"].values())
-
-
-def recount(measurements: FigureMeasured) -> FigureMeasured:
-    """A figure's measurements if a sample of SPIDER's difference counted once, not twice.
-
-    SPIDER's runs then spent less, so every arm is cut at the budget that the cheapest arm of its experiment ends with,
-    and its final values are those of its curve there (linear between evaluations; null after divergence).
-    """
-    experiments = {key: _recount_experiment(found) for key, found in measurements["experiments"].items()}
-    return {**measurements, "experiments": experiments}
-
-
-def _recount_experiment(experiment: ExperimentMeasured) -> ExperimentMeasured:
-    costs = {label: _costs(arm, experiment) for label, arm in experiment["arms"].items()}
-    budget = min(axis[-1] for label, axis in costs.items() if not experiment["arms"][label]["diverged"])
-    arms = {label: _cut_at_budget(arm, costs[label], budget) for label, arm in experiment["arms"].items()}
-    return {**experiment, "epochs": budget, "arms": arms}
-
-
-def _costs(arm: ArmMeasured, experiment: ExperimentMeasured) -> list[float]:
-    costs = arm["curves"]["grads_over_n"]
-    if "period" not in arm["params"]:
-        return costs
-    anchor, period, b = arm["params"]["anchor_batch_size"], arm["params"]["period"], experiment["batch_size"]
-    n = experiment["n"]
-    return [count_once(cost * n, anchor, period, b) / n for cost in costs]
-
-
-def count_once(calls: float, anchor: float, period: float, batch_size: int) -> float:
-    """Oracle calls of SPIDER with its difference samples counted once, from the number with them counted twice.
-
-    A period is an anchor and M − 1 differences, of which half the calls count.
-    """
-    twice = differences(anchor, batch_size, period)
-    once = twice._replace(between=batch_size)
-    periods, rest = divmod(calls, twice.of_a_period)
-    return float(periods * once.of_a_period + min(rest, anchor) + max(0, rest - anchor) / 2)
-
-
-def _cut_at_budget(arm: ArmMeasured, costs: Sequence[float], budget: float) -> ArmMeasured:
-    kept = [*(cost for cost in costs if cost < budget), budget]
-    losses, accuracies = ([_interpolate(kept, costs, seed) for seed in arm["curves"][key]] for key in CURVE_KEYS)
-    return {
-        **arm,
-        "final": {"train_loss": [seed[-1] for seed in losses], "test_accuracy": [seed[-1] for seed in accuracies]},
-        "curves": {"grads_over_n": kept, "train_loss": losses, "test_accuracy": accuracies},
-    }
-
-
-def _interpolate(wanted: Sequence[float], costs: Sequence[float], values: Sequence[float | None]) -> list[float | None]:
-    """Linear between the costs; null beyond the last value."""
-    numbers = np.interp(wanted, costs, np.array(values, dtype=np.float64), right=np.nan)  # null becomes NaN
-    return [None if np.isnan(number) else float(number) for number in numbers]
 
 
 # ---- drawn ---------------------------------------------------------------------------------------------------
