@@ -210,6 +210,12 @@ def test_nothing_to_certify(copy):
     assert str(error.value) == f"{copy}: no run has finished, there is nothing to certify"
 
 
+def test_rows_of_some_samples_are_no_measurement_of_f(copy):
+    assert standing(the(copy))["measurements"] == "measured"
+    edit_config(copy, eval_samples=5)
+    assert standing(the(copy))["measurements"] == "unchecked"
+
+
 # ---- constants that were measured ----------------------------------------------------------------------------
 
 

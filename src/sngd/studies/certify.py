@@ -483,6 +483,9 @@ def _measurements(runs: Sequence[Run], plan: StagePlan, key: str) -> tuple[list[
     """The curves of ‖∇F(w_t)‖, or ‖∇F(w_t)‖*, from w_0 to w_N, or none if a run has gaps."""
     curves = _curves(runs, key)
     size = "‖∇F‖" if key == "grad_norm" else "‖∇F‖*"
+    if some := runs[0].config.get("eval_samples"):
+        detail = f"rows have the mean over {some} samples, not F: train again without --eval-samples"
+        return [], Assumption("measurements", "unchecked", detail)
     for run, curve in zip(runs, curves, strict=True):
         ends = [curve[0][0], curve[-1][0]] if len(curve) > 1 else []
         if ends != [0, plan.steps] or len(curve) < len(run.curve):
