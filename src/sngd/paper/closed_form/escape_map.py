@@ -162,7 +162,8 @@ def _beside_manifold(generator: torch.Generator) -> Tensor:
 
 
 def _distance(generator: torch.Generator) -> Tensor:
-    return 10 ** (-12 + 11 * torch.rand((), generator=generator, dtype=torch.float64))
+    distance: Tensor = 10 ** (-12 + 11 * torch.rand((), generator=generator, dtype=torch.float64))
+    return distance
 
 
 def _in_hole(generator: torch.Generator) -> Tensor:
