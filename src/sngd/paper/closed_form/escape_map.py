@@ -170,7 +170,8 @@ def _in_hole(generator: torch.Generator) -> Tensor:
     """Uniform in the disc about the sharp minimum with half of the hole's width as its radius."""
     direction = torch.randn(2, generator=generator, dtype=torch.float64)
     radius = 0.15 * torch.rand((), generator=generator, dtype=torch.float64).sqrt()
-    return torch.tensor(SHARP, dtype=torch.float64) + radius * direction / direction.norm()
+    point: Tensor = torch.tensor(SHARP, dtype=torch.float64) + radius * direction / direction.norm()
+    return point
 
 
 def _is_lower(value: Callable[[Tensor], Tensor], saddle: Tensor, w: Tensor) -> Tensor:
