@@ -11,7 +11,7 @@
 | C5 | S-SNGD v2 equals SNGD until the milestone | ``trained/judges.py`` |
 | C6 | with large batches S-SNGD beats S-SGD | ``trained/judges.py`` |
 | C7 | the bounds of Theorems 1 to 4 hold | ``closed_form/conformance.py`` |
-| C8 | SNGD leaves saddles and sharp minima faster | ``closed_form/escape.py`` |
+| C8 | SNGD leaves saddles and sharp minima faster | ``closed_form/escape.py``, ``escape_map.py`` |
 | C9 | SNGD handles (L0, L1)-smooth objectives | ``closed_form/relaxed.py`` |
 | C10 | SPIDER's variance grows with α, SNGD's does not | ``closed_form/variance.py`` |
 

@@ -155,7 +155,8 @@ def reproduce(
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; {figure} has {', '.join(PROFILES)}")
     make_folder(out)
-    with locked(out, ("measurements.json", f"{figure}.png", f"{figure}.svg")) as lock:
+    pictures = (f"{name}.{suffix}" for name in (figure, f"{figure}-map") for suffix in ("png", "svg"))  # fig1 has two
+    with locked(out, ("measurements.json", *pictures)) as lock:
         measured = _measured(figure, profile, out, command, execution, reuse, lock)
         lock.check()
         return FIGURES[figure].draw(measured, out)
