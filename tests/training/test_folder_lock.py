@@ -74,7 +74,7 @@ def test_a_folder_that_is_half_deleted_is_lost_too(tmp_path, last):
             (tmp_path / "run" / last).unlink()
         return False
 
-    with pytest.raises(FileNotFoundError) as error:
+    with pytest.raises(FileNotFoundError, match=LOST) as error:
         train(CONFIG, tmp_path / "run", problem=small, should_stop=delete_it_then)
     assert error.value.filename.startswith(str(tmp_path / "run"))
     assert not (tmp_path / "run" / last).exists()

@@ -25,8 +25,12 @@ class FolderLock:
     def check(self) -> None:
         """FileNotFoundError if the folder is lost; call it before and after each write, which must not recreate it."""
         if self.lost():
-            reason = "deleted, moved or replaced while its files were being written; what was to come is lost"
-            raise FileNotFoundError(errno.ENOENT, reason, str(self._file.parent))
+            raise self.loss()
+
+    def loss(self) -> FileNotFoundError:
+        """The error that says that the folder is lost, or is being deleted."""
+        reason = "deleted, moved or replaced while its files were being written; what was to come is lost"
+        return FileNotFoundError(errno.ENOENT, reason, str(self._file.parent))
 
 
 @contextmanager
