@@ -147,6 +147,7 @@ def test_a_vit():
     assert found["head.weight"] == "sign"
 
 
+@pytest.mark.slow
 def test_gpt2_of_transformers():
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=2, n_embd=8, n_head=2, vocab_size=11, bos_token_id=0, eos_token_id=0)

@@ -483,6 +483,7 @@ def test_the_error_is_below_kappa_sigma(norm):
     assert 0.2 * most < noise.batch_error.low < noise.batch_error.value < noise.batch_error.high < most
 
 
+@pytest.mark.slow
 def test_the_interval_in_the_dual_norm_covers_the_truth():
     """Normal noise of deviation s_i in entry i: E‖∇f_b − ∇F‖* = Σ s_i √(2/(πb)). Error rate 5 %: 400 draws, 3σ = 13."""
     deviations = torch.tensor([0.5, 1.0, 2.0, 4.0, 0.1], dtype=torch.float64)

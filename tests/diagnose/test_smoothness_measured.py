@@ -391,6 +391,7 @@ def test_param_groups_bring_norms_and_radii():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("drawn", "of"), [(40, 20_000), (250, 500)])
 def test_the_interval_in_a_dual_norm_covers_the_truth(drawn, of):
     """95 % intervals, 150 batches: few miss, also where half of all samples are in the batch. L̂ = Σ|Hu| is known."""

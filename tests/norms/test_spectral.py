@@ -36,6 +36,7 @@ def reached(norm, relative):
     return torch.stack(out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("coefficients", "steps", "least", "low", "high", "never_above"),
     [

@@ -90,6 +90,7 @@ def test_a_problem_in_the_norm_of_signs(tmp_path):
     assert "in the norm sign(scaled=False)" in (tmp_path / "diagnosis.svg").read_text()
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_in_its_own_norm(tmp_path):
     config = RunConfig("digits-mlp:200", "scion", epochs=0.5, eval_every=0.1, batch_size=20, track="smoothness,noise")
     train(config, tmp_path / "run")

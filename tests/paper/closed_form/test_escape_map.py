@@ -126,6 +126,7 @@ def test_steps_out_of_a_quadratic_saddle_are_the_closed_forms(lr):
     assert ngd == math.ceil(0.99 / lr)
 
 
+@pytest.mark.slow
 def test_nothing_leaves_from_exactly_a_saddle_without_noise():
     saddle = places(3)["saddle"]._replace(draw_start=lambda _: torch.zeros(escape_map.DIM, dtype=DOUBLE))
     for method in ("GD", "NGD"):
@@ -193,6 +194,7 @@ def measured(short):  # noqa: ARG001
     return measure_map(**SMALL)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("short")
 def test_the_map_is_the_same_again_and_json(measured):
     assert measure_map(**SMALL) == measured
@@ -208,6 +210,7 @@ def test_the_compared_rate_is_the_tuned_one_and_its_steps_are_those_of_the_map(m
             assert sum(t is not None for t in found["steps"][row.label]) == left
 
 
+@pytest.mark.slow
 def test_the_map_is_drawn(measured, tmp_path):
     pictures = draw_map(measured, tmp_path / "map", "invented")
     assert [path.name for path in pictures] == ["map.png", "map.svg"]

@@ -377,6 +377,7 @@ def test_a_best_rate_at_the_end_of_the_grid_is_in_brackets(tmp_path):
     assert next(row for row in rows if row.startswith("| scion")) == "| scion | 0.003 | 0.003 | 0.003 | – | – |"
 
 
+@pytest.mark.slow
 def test_norms_are_drawn_with_their_tables(tmp_path):
     measured = norms.measure("quick", fake("norms", "quick", tmp_path / "runs"))
     pictures_made = norms.draw(measured, tmp_path)
