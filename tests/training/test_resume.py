@@ -181,6 +181,21 @@ def test_state_that_is_not_the_optimizers_is_refused_before_a_step(tmp_path, tin
         train(config, tmp_path, problem=tiny, resume=True)
 
 
+@pytest.mark.parametrize("method", ["adamw", "sngd", "muon-adamw"])
+@pytest.mark.parametrize("name", ["lr", "initial_lr"])
+@pytest.mark.parametrize("value", [torch.ones(5056), -1.0, float("nan"), "0.1", None], ids=str)
+def test_a_learning_rate_that_is_none_is_refused(tmp_path, tiny, method, name, value):
+    """The scheduler sets it again, but a tensor it fills in place; an attack with a tensor of many met it."""
+    if method == "muon-adamw" and not hasattr(torch.optim, "Muon"):
+        pytest.skip("torch has Muon from 2.9 on")
+    train(RunConfig("tiny", method, batch_size=7, epochs=2, threads=1), tmp_path, problem=tiny)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    state["loop"]["optimizer"]["param_groups"][0][name] = value
+    torch.save({**state, "finished": False}, tmp_path / "checkpoint.pt")
+    with pytest.raises(BrokenRun, match=rf"checkpoint\.pt: .*the optimizer's {name} must be finite and at least 0"):
+        train(RunConfig("tiny", method, batch_size=7, epochs=2, threads=1), tmp_path, problem=tiny, resume=True)
+
+
 def test_parameters_that_the_stored_method_does_not_have_name_the_run(tmp_path, tiny):
     train(RunConfig("tiny", "svrg", batch_size=7, epochs=4, threads=1), tmp_path, problem=tiny)
     path = tmp_path / "config.json"

@@ -1,6 +1,7 @@
 """What the engine runs: a method as a sequence of actions, each of known cost, between which a run can resume."""
 
 from collections.abc import Mapping, Sequence
+from math import inf
 from typing import Any, Protocol
 
 import torch
@@ -10,7 +11,7 @@ from torch.optim import Optimizer
 from sngd.checks import shown
 from sngd.estimators import Estimator
 from sngd.estimators.estimator import Batch, Loss
-from sngd.norms import L2, Product, product_of
+from sngd.norms import L2, Product, find_norm, product_of
 from sngd.optim import SNGD, StagewiseLR
 from sngd.stages import StagePlan
 from sngd.state import check_fits
@@ -107,7 +108,7 @@ def step_norm(loop: Loop, params: Sequence[Tensor]) -> Product:
     """
     optimizer = getattr(loop, "optimizer", None)
     groups = optimizer.param_groups if isinstance(optimizer, SNGD) else []
-    if all(isinstance(group["norm"], L2) for group in groups):
+    if all(isinstance(find_norm(group["norm"]), L2) for group in groups):
         return product_of(params)
     return product_of(params, groups, lr=loop.lr)
 
@@ -129,9 +130,16 @@ def _check_buffers(optimizer: Optimizer, saved: Mapping[int, Mapping[str, object
 
 
 def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]], plan: StagePlan) -> None:
-    """ValueError for an option that is not what the run's settings made it, unless the scheduler sets it again."""
+    """ValueError for an option that is not what the run's settings made it.
+
+    What the scheduler sets again must be a number, because it fills a tensor in place.
+    """
     scheduled = {"lr", "initial_lr", *(["momentum"] if plan.sets_momentum else [])}
     for own, group in zip(optimizer.state_dict()["param_groups"], saved, strict=True):
+        for name in scheduled & group.keys():
+            value = group[name]
+            if type(value) is not float or not 0 <= value < inf:
+                raise ValueError(f"the optimizer's {name} must be finite and at least 0, got {shown(value)}")
         for name in own.keys() & group.keys() - {"params", "perturbed"} - scheduled:
             value = group[name]
             if type(value) is not type(own[name]) or value != own[name]:
