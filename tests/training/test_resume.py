@@ -181,6 +181,15 @@ def test_state_that_is_not_the_optimizers_is_refused_before_a_step(tmp_path, tin
         train(config, tmp_path, problem=tiny, resume=True)
 
 
+def test_a_missing_option_of_the_optimizer_is_refused(tmp_path, tiny):
+    train(RunConfig("tiny", "adamw", batch_size=7, epochs=2, threads=1), tmp_path, problem=tiny)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    del state["loop"]["optimizer"]["param_groups"][0]["eps"]
+    torch.save({**state, "finished": False}, tmp_path / "checkpoint.pt")
+    with pytest.raises(BrokenRun, match=r"checkpoint\.pt: .*the optimizer's options lack eps"):
+        train(RunConfig("tiny", "adamw", batch_size=7, epochs=2, threads=1), tmp_path, problem=tiny, resume=True)
+
+
 @pytest.mark.parametrize("method", ["adamw", "sngd", "muon-adamw"])
 @pytest.mark.parametrize("name", ["lr", "initial_lr"])
 @pytest.mark.parametrize("value", [torch.ones(5056), -1.0, float("nan"), "0.1", None], ids=str)

@@ -97,8 +97,12 @@ class Composed:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         _check_buffers(self.optimizer, state["optimizer"]["state"])
         _check_options(self.optimizer, state["optimizer"]["param_groups"], self.plan)
+        options = [group.keys() for group in self.optimizer.param_groups]
         for name in ("estimator", "optimizer", "scheduler"):
             getattr(self, name).load_state_dict(state[name])
+        for own, group in zip(options, self.optimizer.param_groups, strict=True):
+            if missing := sorted(own - group.keys()):  # optimizers fill in what earlier versions did not save
+                raise ValueError(f"the optimizer's options lack {', '.join(missing)}")
 
 
 def step_norm(loop: Loop, params: Sequence[Tensor]) -> Product:
