@@ -367,6 +367,13 @@ def test_the_tables_of_norms(tmp_path):
     assert text.rstrip().splitlines()[-1].startswith("| muon | 0.003 | 0.003 | 0.003 | 0.003 | +0 |")
 
 
+def test_a_first_run_that_diverges_says_neither_n_nor_the_steps(tmp_path):
+    measured = norms.measure("quick", fake("norms", "quick", tmp_path, diverge={"sgd-momentum": 1}))
+    found = measured["experiments"]["digits-mlp"]
+    assert found["arms"]["sgd-momentum"]["train_loss"][0] is None
+    assert (found["n"], found["steps"]) == (N, 180)
+
+
 def test_a_best_rate_at_the_end_of_the_grid_is_in_brackets(tmp_path):
     measured = norms.measure("small", fake("norms", "small", tmp_path))
     widest = measured["experiments"]["width-256"]

@@ -15,11 +15,12 @@ from statistics import fmean, median
 from typing import TYPE_CHECKING, TypedDict, cast
 
 from sngd.diagnose.interval import mean_margin
-from sngd.paper.trained.experiments import NORM_EXPERIMENTS, Experiment
+from sngd.paper.trained.experiments import NORM_EXPERIMENTS, Arm, Experiment
+from sngd.paper.trained.runs import final_values, finished_runs, samples_of
 from sngd.paper.trained.sensitivity import FACTOR, plateau
 from sngd.studies.figures import DASH_LENGTHS, Style, plain_labels, plain_style, save, styles
 from sngd.studies.markdown import markdown_table
-from sngd.studies.runs import Run, Study, read_study, value
+from sngd.studies.runs import Study, read_study
 from sngd.training.run_folder import Environment, replace_file
 from sngd.training.schema import Count, NonNegative, Positive
 
@@ -85,40 +86,31 @@ def measure(profile: str, out: Path) -> Norms:
 
 def _measured(experiment: Experiment, study: Study) -> ProblemInNorms:
     assert study.tuning is not None
-    last = study.runs[0].answer
     return {
         "title": experiment.title,
         "problem": experiment.problem,
-        "n": round(last["oracle_calls"] / last["grads_over_n"]),
+        "n": samples_of(study),
         "batch_size": experiment.batch_size,
         "epochs": experiment.epochs,
-        "steps": last["step"],
+        "steps": max(run.answer.get("step", 0) for run in study.runs),  # one that diverges ends early
         "grid": list(experiment.grid),
-        "arms": {arm.label: _arm(arm.label, experiment, study) for arm in experiment.arms},
+        "arms": {arm.label: _arm(arm, experiment, study) for arm in experiment.arms},
     }
 
 
-def _arm(label: str, experiment: Experiment, study: Study) -> ArmInNorm:
+def _arm(arm: Arm, experiment: Experiment, study: Study) -> ArmInNorm:
     assert study.tuning is not None
-    runs = [run for run in study.arms.get(label, []) if run.finished and run.seed < experiment.seeds]
-    if len(runs) < experiment.seeds:
-        raise ValueError(
-            f"{study.folder}: {len(runs)} finished runs of {label!r}, must be {experiment.seeds}: run it again"
-        )
-    trials = {trial["lr"]: trial["train_loss"] for trial in study.tuning["outcomes"] if trial["label"] == label}
+    runs = finished_runs(arm, experiment, study)
+    trials = {trial["lr"]: trial["train_loss"] for trial in study.tuning["outcomes"] if trial["label"] == arm.label}
     return {
         "method": runs[0].settings.method,
         "lr": cast(float, runs[0].settings.lr),  # config.json has it resolved
         "losses": [trials[lr] for lr in experiment.grid],
-        "train_loss": [_final(run, "train_loss") for run in runs],
-        "test_loss": [_final(run, "test_loss") for run in runs],
-        "test_accuracy": [_final(run, "test_accuracy") for run in runs],
+        "train_loss": final_values(runs, "train_loss"),
+        "test_loss": final_values(runs, "test_loss"),
+        "test_accuracy": final_values(runs, "test_accuracy"),
         "ms_per_step": median(1000 * run.answer["seconds"] / max(1, run.answer["step"]) for run in runs),
     }
-
-
-def _final(run: Run, key: str) -> float | None:
-    return None if run.diverged else value(run.answer, key)
 
 
 # ---- tables --------------------------------------------------------------------------------------------------

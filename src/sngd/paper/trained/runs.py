@@ -135,13 +135,12 @@ def measure_experiments(experiments: Sequence[Experiment], out: Path) -> Experim
 
 
 def _measure_experiment(experiment: Experiment, study: Study) -> ExperimentMeasured:
-    arms = {arm.label: _measure_arm(arm, _finished_runs(arm, experiment, study)) for arm in experiment.arms}
-    last = next(run.answer for run in study.runs if run.answer.get("grads_over_n"))
+    arms = {arm.label: _measure_arm(arm, finished_runs(arm, experiment, study)) for arm in experiment.arms}
     tuning = study.tuning
     return {
         "title": experiment.title,
         "problem": experiment.problem,
-        "n": round(last["oracle_calls"] / last["grads_over_n"]),
+        "n": samples_of(study),
         "batch_size": experiment.batch_size,
         "epochs": experiment.epochs,
         "weight_decay": experiment.weight_decay,
@@ -151,13 +150,20 @@ def _measure_experiment(experiment: Experiment, study: Study) -> ExperimentMeasu
     }
 
 
-def _finished_runs(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
+def finished_runs(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
+    """The arm's runs of all seeds; ValueError if one is absent or has not finished."""
     runs = [run for run in study.arms.get(arm.label, []) if run.finished and run.seed < experiment.seeds]
     if len(runs) < experiment.seeds:
         raise ValueError(
             f"{study.folder}: {len(runs)} finished runs of {arm.label!r}, must be {experiment.seeds}: run it again"
         )
     return runs
+
+
+def samples_of(study: Study) -> int:
+    """n, from what a run counted."""
+    last = next(run.answer for run in study.runs if run.answer.get("grads_over_n"))
+    return round(last["oracle_calls"] / last["grads_over_n"])
 
 
 def _measure_arm(arm: Arm, runs: list[Run]) -> ArmMeasured:
@@ -171,7 +177,7 @@ def _measure_arm(arm: Arm, runs: list[Run]) -> ArmMeasured:
         "beyond": arm.beyond,
         "seeds": [run.seed for run in runs],
         "diverged": [run.seed for run in runs if run.diverged],
-        "final": {"train_loss": _final(runs, "train_loss"), "test_accuracy": _final(runs, "test_accuracy")},
+        "final": {"train_loss": final_values(runs, "train_loss"), "test_accuracy": final_values(runs, "test_accuracy")},
         "curves": {
             "grads_over_n": costs.tolist(),
             "train_loss": [_curve(run, "train_loss", costs) for run in runs],
@@ -180,7 +186,8 @@ def _measure_arm(arm: Arm, runs: list[Run]) -> ArmMeasured:
     }
 
 
-def _final(runs: Sequence[Run], key: str) -> list[float | None]:
+def final_values(runs: Sequence[Run], key: str) -> list[float | None]:
+    """What each run ended with; None if it diverged, or has no such number."""
     return [None if run.diverged else value(run.answer, key) for run in runs]
 
 
