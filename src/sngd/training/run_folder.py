@@ -100,6 +100,10 @@ class RunFolder:
             self._lock.check()
         try:
             yield
+        except FileNotFoundError:
+            if self._lock:  # the folder is being deleted, and the lock file may be the last to go
+                raise self._lock.loss() from None
+            raise
         finally:
             if self._lock:
                 self._lock.check()
@@ -125,15 +129,10 @@ class RunFolder:
     def append(self, row: Mapping[str, object]) -> None:
         """Add a row of metrics; a number that is not finite becomes null, which JSON can say."""
         opener = _open_existing if self._lock else None  # ``begin`` made the file: who deletes it, deletes the folder
-        try:
-            with self._writing(), _naming(self._metrics), open(self._metrics, "ab", opener=opener) as file:
-                file.write(as_lines([row]))
-                file.flush()
-                os.fsync(file.fileno())
-        except FileNotFoundError:
-            if self._lock:  # the folder is being deleted, and the lock file may be the last to go
-                raise self._lock.loss() from None
-            raise
+        with self._writing(), _naming(self._metrics), open(self._metrics, "ab", opener=opener) as file:
+            file.write(as_lines([row]))
+            file.flush()
+            os.fsync(file.fileno())
 
     def truncate(self, rows: int) -> None:
         """Keep the first ``rows`` rows of metrics.
