@@ -40,6 +40,7 @@ from sngd.checks import check_one_of, count
 from sngd.diagnose.interval import Interval, mean_margin, student_t
 from sngd.diagnose.objective import Objective
 from sngd.estimators.estimator import Batch, Loss
+from sngd.norms.global_norm import at_least_float32
 from sngd.norms.product import NormLike, Product, product_of
 
 METHODS = ("auto", "per-sample", "two-batch")
@@ -151,7 +152,7 @@ def _batch_error(objective: Objective, product: Product, batches: Tensor, level:
     with objective.repeatable(), torch.enable_grad():
         gradients = torch.stack([_batch_gradient(objective, indices) for indices in batches])
     objective.oracle_calls += batches.numel()
-    deviations = gradients.to(torch.promote_types(gradients.dtype, torch.float32))
+    deviations = gradients.to(at_least_float32(gradients.dtype))
     deviations -= deviations.mean(0)
     sizes = [product.dual(objective.split(deviation)).item() for deviation in deviations]
     u = len(batches)
@@ -264,7 +265,7 @@ def _groups(objective: Objective, batches: Tensor, at_once: int, gradients: Call
 
 def _moments(gradients: Tensor) -> _Moments:
     """Of gradients of shape (k, d), as one set; in single precision at least."""
-    gradients = gradients.to(torch.promote_types(gradients.dtype, torch.float32))
+    gradients = gradients.to(at_least_float32(gradients.dtype))
     ones = torch.ones(len(gradients), dtype=torch.float64, device=gradients.device)
     return _pool(_Moments(ones, gradients, torch.zeros_like(ones)))
 

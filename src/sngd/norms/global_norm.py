@@ -21,7 +21,7 @@ from sngd.sharding import (
 )
 
 # For norms in this range, the sum of squares, 1/norm and their products with common learning rates keep all digits.
-_ROOM = {torch.float32: (1e-15, 1e15), torch.float64: (1e-145, 1e145)}
+ROOM = {torch.float32: (1e-15, 1e15), torch.float64: (1e-145, 1e145)}
 _FACTOR = 100  # largest exponent of one multiplication: float32 holds 2^±100, but not the 2^±1074 of float64's range
 _NOWHERE: Mapping[Spread, torch.device] = MappingProxyType({})
 
@@ -81,7 +81,7 @@ def has_room(norm: Tensor, dtypes: Iterable[torch.dtype], *, communicates: bool)
             answer, so the narrower range is used.
     """
     wide = not communicates and all(dtype == torch.float64 for dtype in dtypes)
-    low, high = _ROOM[torch.float64 if wide else torch.float32]
+    low, high = ROOM[torch.float64 if wide else torch.float32]
     return low < norm.item() < high
 
 
@@ -112,9 +112,14 @@ def exponent_of_largest(
     return math.frexp(most)[1] if 0 < most < math.inf else None
 
 
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """The dtype for computing with tensors of ``dtype``: float32 for narrower ones, else ``dtype`` itself."""
+    return torch.promote_types(dtype, torch.float32)
+
+
 def times_power_of_two(tensors: Sequence[Tensor], exponent: int) -> list[Tensor]:
     """Each tensor times 2^exponent, in float32 or wider; exact, unless a result is subnormal or overflows."""
-    scaled = [t.to(torch.promote_types(t.dtype, torch.float32)) for t in tensors]
+    scaled = [t.to(at_least_float32(t.dtype)) for t in tensors]
     while scaled and exponent:
         part = max(-_FACTOR, min(_FACTOR, exponent))
         scaled = list(torch._foreach_mul(scaled, 2.0**part))

@@ -10,7 +10,15 @@ import torch
 from torch import Tensor
 
 from sngd.checks import shown
-from sngd.norms.global_norm import exponent_of_largest, has_room, host_may_read, ldexp, times_power_of_two
+from sngd.norms.global_norm import (
+    ROOM,
+    at_least_float32,
+    exponent_of_largest,
+    has_room,
+    host_may_read,
+    ldexp,
+    times_power_of_two,
+)
 
 
 class Weight(NamedTuple):
@@ -171,7 +179,7 @@ class Norm(ABC):
 
 def as_matrix(v: Tensor) -> Tensor:
     """The weight as a matrix (d_out, in·kernel), in float32 or wider."""
-    wide = v.to(torch.promote_types(v.dtype, torch.float32))
+    wide = v.to(at_least_float32(v.dtype))
     weight = weight_of(v.shape)
     return wide.reshape(weight.d_out, weight.columns)
 
@@ -195,14 +203,12 @@ def _norm_and_peak(m: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tenso
     Squares of m / peak stay in the dtype's range. Where those of m do so too, ‖m‖₂ and None.
     """
     norm = torch.linalg.vector_norm(m, dim=dim, keepdim=True)
-    if host_may_read(norm) and bool(((norm > _LOW) & (norm < _HIGH)).all()):
+    low, high = ROOM[torch.float32]
+    if host_may_read(norm) and bool(((norm > low) & (norm < high)).all()):
         return norm, None
     peak = m.abs().amax(dim, keepdim=True)
     peak = torch.where(peak == 0, 1, peak)
     return torch.linalg.vector_norm(m / peak, dim=dim, keepdim=True), peak
-
-
-_LOW, _HIGH = 1e-15, 1e15  # norms between them lose no digits to squares outside float32's range
 
 
 def inner(vs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:

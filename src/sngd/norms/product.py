@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sngd.checks import positive
+from sngd.norms.global_norm import global_norm, times_power_of_two
 from sngd.norms.l2 import L2
 from sngd.norms.names import find_norm
 from sngd.norms.norm import Norm, inner
@@ -105,13 +106,12 @@ class Product:
 
 
 def _joint_norm(vs: Sequence[Tensor]) -> Tensor:
-    norm: Tensor = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(v.double()) for v in vs]))
-    return norm
+    return global_norm([v.double() for v in vs])
 
 
 def _joint_units(vs: Sequence[Tensor]) -> list[Tensor]:
     norm = _joint_norm(vs)
-    wide = [v.to(torch.promote_types(v.dtype, torch.float32)) for v in vs]
+    wide = times_power_of_two(vs, 0)
     return [torch.where(norm > 0, v / norm.to(v.dtype), 0) for v in wide]
 
 

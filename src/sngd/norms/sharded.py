@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from sngd.norms.global_norm import square
+from sngd.norms.global_norm import at_least_float32, square
 from sngd.norms.norm import Norm, as_matrix, normalized, weight_of
 from sngd.sharding import is_dtensor, sharding_of
 
@@ -216,7 +216,7 @@ def _units_on_owners(
     """Each tensor is gathered on its owner, which computes its unit step and sends each rank its part."""
     for part, layout in zip(parts, layouts, strict=True):
         _check_part(part, layout)
-    wide = torch.promote_types(parts[0].dtype, torch.float32)
+    wide = at_least_float32(parts[0].dtype)
     route, here = _Route(layouts, wide), layouts[0].here
     gathered = route.to_owners({(i, here): part.to(route.nothing) for i, part in enumerate(parts)})
     items = list(gathered)

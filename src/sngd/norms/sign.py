@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from sngd.norms.global_norm import at_least_float32
 from sngd.norms.norm import Norm, Weight
 
 
@@ -28,7 +29,7 @@ class Sign(Norm):
     def units(self, vs: Sequence[Tensor]) -> list[Tensor]:
         if not vs:
             return []
-        wide = [v.to(torch.promote_types(v.dtype, torch.float32)).contiguous() for v in vs]
+        wide = [v.to(at_least_float32(v.dtype)).contiguous() for v in vs]
         signs = list(torch._foreach_sign(wide))
         torch._foreach_mul_(signs, [self.factor_of(v.shape) for v in vs])
         return signs

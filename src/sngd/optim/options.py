@@ -123,8 +123,3 @@ def check_shapes(
             continue
         for index, tensor in enumerate(tensors):
             check_fits(f"the {name}", name_of(params[index], groups), tensor, lists["weights"][index])
-
-
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """The dtype for computing with tensors of ``dtype``: float32 for narrower ones, else ``dtype`` itself."""
-    return torch.promote_types(dtype, torch.float32)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from sngd.norms import L2, Norm, find_norm, spelled
-from sngd.norms.global_norm import by_kind, host_may_read, ldexp
+from sngd.norms.global_norm import at_least_float32, by_kind, host_may_read, ldexp
 from sngd.optim.ball import BallPart
 from sngd.optim.clipped import warn_if_clipped
 from sngd.optim.fused import fused_is_right, fused_sngd
@@ -18,7 +18,6 @@ from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backw
 from sngd.optim.options import (
     BUFFERS,
     Number,
-    at_least_float32,
     check_buffers,
     check_lrs,
     check_norms,
