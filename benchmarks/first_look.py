@@ -23,7 +23,8 @@ from sngd.problems.models import mlp
 from sngd.problems.resnet import cifar_resnet
 from sngd.training import RunConfig
 from sngd.training.engine import RunState
-from sngd.training.run_folder import environment, write_json
+from sngd.training.environment import environment
+from sngd.training.run_folder import write_json
 
 
 def medians(sides: dict[str, Callable[[], None]], repetitions: int, warm_up: int) -> dict[str, float]:

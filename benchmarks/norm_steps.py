@@ -20,7 +20,8 @@ from torch import Tensor, nn
 import sngd
 from sngd.norms import Norm, Spectral
 from sngd.problems.gpt import GPT
-from sngd.training.run_folder import environment, write_json
+from sngd.training.environment import environment
+from sngd.training.run_folder import write_json
 
 PEER = "AdamW(fused)"
 

@@ -14,8 +14,9 @@ from sngd.paper.trained import alternatives, norms, pictures, runs, sensitivity
 from sngd.paper.trained.experiments import PROFILES
 from sngd.studies.execution.execution import Execution
 from sngd.studies.runs import seconds_spent, study_folders
+from sngd.training.environment import Environment, environment
 from sngd.training.folder_lock import FolderLock, locked, make_folder
-from sngd.training.run_folder import Environment, environment, write_json
+from sngd.training.run_folder import write_json
 from sngd.training.schema import NonNegative, check, read
 
 Measurements = Mapping[str, object]  # of any figure; the figure's schema says what there is

@@ -3,12 +3,9 @@
 import io
 import json
 import os
-import platform
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
@@ -19,15 +16,13 @@ from torch import Tensor
 from sngd.checks import cut
 from sngd.training.checkpoint_file import load
 from sngd.training.config import StoredConfig, read_config
+from sngd.training.environment import environment
 from sngd.training.folder_lock import FolderLock, locked, make_folder, temporary_name
 from sngd.training.metrics import Row, as_lines, lines_of, parse_rows, read_rows
 from sngd.training.schema import Count, Malformed, NonNegative, UnknownKey, check, content_of
 
 _FILES = ("config.json", "environment.json", "metrics.jsonl", "checkpoint.pt")
 _ADVICE = "; start again with --overwrite"
-
-
-Environment = dict[str, str | int | float | None]  # versions and machine
 
 
 class BrokenRun(ValueError):
@@ -317,32 +312,3 @@ def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
     """Write ``content`` as JSON; ``compact`` puts it in one line, for large files that nobody reads."""
     form: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 2}
     replace_file(path, json.dumps(content, **form, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-
-
-def environment() -> Environment:
-    """The versions and the machine of a run."""
-    return {
-        "sngd": _version("sngd"),
-        "torch": torch.__version__,
-        "numpy": _version("numpy"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -12,7 +12,7 @@ from sngd.paper.trained.experiments import EXPERIMENTS, Arm, Experiment, device_
 from sngd.studies.compare import compare
 from sngd.studies.execution.execution import Execution
 from sngd.studies.runs import Floats, Run, Study, Tuning, interpolate, read_study, value
-from sngd.training.run_folder import Environment
+from sngd.training.environment import Environment
 from sngd.training.schema import Count, NonNegative, Positive
 
 CurveKey = Literal["train_loss", "test_accuracy"]
