@@ -145,6 +145,8 @@ def test_a_loss_that_is_not_finite_from_the_start_is_no_matter_of_the_lr(sngd, t
             ["compare", "digits-mlp", "--tune", "--lr", "1"],
             "--tune chooses the learning rates: leave out --lr and @lr=",
         ),
+        (["compare", "digits-mlp", "--tune-epochs", "1"], "--tune-epochs is the budget of the search that --tune or "),
+        (["compare", "digits-mlp", "--tune", "--tune-epochs", "0"], "--tune-epochs must be a finite number greater "),
         (["report", "nowhere"], "nowhere: no such folder"),
     ],
 )
@@ -460,6 +462,19 @@ def test_compare_tunes_every_method_on_the_same_grid(sngd, tmp_path):
     runs = tmp_path / "runs" / "compare-digits-mlp" / "runs" / "sgd"
     assert sorted(os.listdir(runs)) == ["seed-7", "seed-9"]
     assert json.loads((runs / "seed-7" / "config.json").read_text())["lr"] == 0.3
+
+
+@pytest.mark.slow
+def test_compare_tunes_with_a_budget_of_its_own(sngd, tmp_path):
+    words = ["compare", "digits-mlp", "--methods", "sngd", "--seeds", "1", "--grid", "0.1", *FAST]
+    code, out, _ = sngd(*words, "--tune-epochs", "0.5")
+    assert code == 0
+    assert "every method tried lr 0.1 for 0.5 epochs on a seed of its own" in " ".join(out.split())
+    study = tmp_path / "runs" / "compare-digits-mlp"
+    assert json.loads((study / "tuning/sngd/lr-0.1/config.json").read_text())["epochs"] == 0.5
+    assert json.loads((study / "runs/sngd/seed-0/config.json").read_text())["epochs"] == 2
+    assert json.loads((study / "compare.json").read_text())["tuning"]["epochs"] == 0.5
+    assert "a budget of 0.5 #grad/n" in (study / "report.html").read_text()
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@
 |---|---|---|
 | C1 | SNGD with large α beats SPIDER-SFO | ``trained/judges.py`` |
 | C2 | with small α SPIDER-SFO converges faster | ``trained/judges.py`` |
-| C3 | SPIDER-SFO's curves vary, SNGD's are smooth | ``trained/judges.py`` |
+| C3 | SPIDER-SFO's curves vary, SNGD's are smooth | ``trained/variation.py`` |
 | C4 | S-SNGD beats SNGD and SPIDER-SFO | ``trained/judges.py`` |
 | C5 | S-SNGD v2 equals SNGD until the milestone | ``trained/judges.py`` |
 | C6 | with large batches S-SNGD beats S-SGD | ``trained/judges.py`` |

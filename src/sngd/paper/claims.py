@@ -9,7 +9,7 @@ from typing import NamedTuple, cast
 from sngd.checks import cut
 from sngd.paper.closed_form import conformance, escape, relaxed, variance
 from sngd.paper.reproduce import FIGURES, Measurements, Provenance, provenance, reproduce, stored
-from sngd.paper.trained import judges
+from sngd.paper.trained import judges, variation
 from sngd.paper.trained.alternatives import Alternatives, ReadingMeasured
 from sngd.paper.trained.counting import COUNTINGS, recount
 from sngd.paper.trained.experiments import PROFILES
@@ -66,9 +66,8 @@ CLAIMS = {
             "C3",
             "with large α SPIDER-SFO's curves vary strongly, SNGD's are smooth",
             "§6, Figures 2 and 3",
-            ("fig2", "fig3"),
-            judges.judge_variation,
-            ambiguous=True,
+            ("variation", "fig3"),
+            variation.judge_variation,
         ),
         Claim(
             "C4",

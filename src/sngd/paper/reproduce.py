@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar, ca
 import torch
 
 from sngd.paper.closed_form import any_norm, conformance, escape, relaxed, scaling, variance
-from sngd.paper.trained import alternatives, norms, pictures, runs, sensitivity
+from sngd.paper.trained import alternatives, norms, pictures, runs, sensitivity, variation
 from sngd.paper.trained.experiments import PROFILES
 from sngd.studies.execution.execution import Execution
 from sngd.studies.runs import seconds_spent, study_folders
@@ -64,8 +64,9 @@ class RunFigure(NamedTuple, Generic[M]):
     draw: Callable[[M, Path], list[Path]]
 
 
-def _curves(name: str, claim: str) -> RunFigure[runs.FigureMeasured]:
-    return RunFigure(claim, runs.FigureMeasured, partial(runs.run, name), partial(runs.measure, name), pictures.draw)
+def _curves(name: str, claim: str, table: runs.Table | None = None) -> RunFigure[runs.FigureMeasured]:
+    run, measure = partial(runs.run, name, table=table), partial(runs.measure, name, table=table)
+    return RunFigure(claim, runs.FigureMeasured, run, measure, pictures.draw)
 
 
 # Any: each figure's measurements have their own type, and a dict's type cannot depend on the key.
@@ -92,8 +93,9 @@ FIGURES: dict[str, Figure[Any] | RunFigure[Any]] = {
         variance.measure,
         variance.draw,
     ),
-    "fig2": _curves("fig2", "C1, C2, C3: SNGD and SPIDER-SFO on a small model, MNIST"),
-    "fig3": _curves("fig3", "C3, C4, C5: S-SNGD, SNGD and SPIDER-SFO on residual networks, CIFAR-10"),
+    "fig2": _curves("fig2", "C1, C2: SNGD and SPIDER-SFO on a small model, MNIST"),
+    "variation": _curves("variation", "C3: how much SNGD's and SPIDER-SFO's curves vary", variation.EXPERIMENTS),
+    "fig3": _curves("fig3", "C4, C5: S-SNGD, SNGD and SPIDER-SFO on residual networks, CIFAR-10"),
     "fig4": _curves("fig4", "C6: S-SNGD and S-SGD with large batches, equally tuned"),
     "sensitivity": RunFigure(
         "beyond the paper: how wide each method's plateau of learning rates is",

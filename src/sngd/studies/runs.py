@@ -44,6 +44,7 @@ class Tuning(TypedDict):
     """The search for learning rates before a comparison: every arm tried with every one of the grid."""
 
     grid: list[Positive]
+    epochs: NotRequired[Positive]  # the budget of a trial, if it is not that of the runs
     seed: Count
     outcomes: list[Trial]
     chosen: dict[str, Positive]  # by label

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 TITLES = {
     "fig2": "Figure 2: a small non-convex model",
+    "variation": "How much the curves of SNGD and SPIDER-SFO vary",
     "fig3": "Figure 3: large non-convex models",
     "fig4": "Figure 4: S-SNGD and S-SGD with large batches",
 }
