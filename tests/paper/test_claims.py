@@ -32,11 +32,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
 
 
 def test_the_table_is_complete_and_every_figure_exists():
-    assert list(CLAIMS) == [f"C{number}" for number in range(1, 11)]
+    assert list(CLAIMS) == [f"C{number}" for number in range(1, 16)]
     for claim in CLAIMS.values():
         assert claim.figures
         assert set(claim.figures) <= set(FIGURES)
-    assert claims.ALTERNATIVES in FIGURES
+    assert {claims.ALTERNATIVES, claims.COUNTING} <= set(FIGURES)
 
 
 def test_every_judge_takes_what_its_figures_measure():
@@ -237,8 +237,9 @@ def test_claims_are_measured_drawn_judged_and_written(studies, tmp_path):
     told = []
     verdicts = reproduce_claims([], "quick", tmp_path, command="sngd reproduce claims", on_progress=told.append)
     runs, others = ["fig2", "variation", "fig3", "fig4"], ["conformance", "scaling", "fig1", "relaxed", "variance"]
-    assert told == measured_figures(studies) == [*runs, *others, "alternatives"]
-    assert [v.outcome for v in verdicts] == [SHOWN] * 10
+    further = ["spider-sizes", "large-batches", "reduced-variance", "alternatives"]
+    assert told == measured_figures(studies) == [*runs, *others, *further]
+    assert [v.outcome for v in verdicts] == [SHOWN] * 15
     assert verdicts[6].sources == ("conformance/measurements.json", "scaling/measurements.json")
     kept = json.loads((tmp_path / "relaxed" / "measurements.json").read_text("utf-8"))
     assert kept["command"] == "sngd reproduce claims"
@@ -379,8 +380,8 @@ def test_without_alternatives_there_are_no_other_readings(tmp_path):
 
 
 def test_mistakes_are_named_and_nothing_is_written(tmp_path):
-    with pytest.raises(ValueError, match="unknown claim 'C11'; must be one of C1, C2, "):
-        reproduce_claims(["C11"], "quick", tmp_path)
+    with pytest.raises(ValueError, match="unknown claim 'C16'; must be one of C1, C2, "):
+        reproduce_claims(["C16"], "quick", tmp_path)
     with pytest.raises(ValueError, match="unknown profile 'huge'; claims have quick, small, paper"):
         reproduce_claims(["C9"], "huge", tmp_path)
     assert not list(tmp_path.iterdir())

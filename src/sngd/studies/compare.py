@@ -118,8 +118,9 @@ def compare(
         names = _arm_folders(arms, out)
         tuning = None
         if grid:
-            short = {} if tuning_epochs is None else {"epochs": tuning_epochs}
-            trials = [replace(arm, lr=lr, seed=TUNING_SEED, **short) for arm in arms for lr in grid]
+            trials = [
+                replace(arm, lr=lr, seed=TUNING_SEED, epochs=tuning_epochs or arm.epochs) for arm in arms for lr in grid
+            ]
             places = [out / "tuning" / names[str(trial.label)] / _lr_folder(trial.lr) for trial in trials]
             losses = do("tuning", list(map(Task, trials, places)), lock)
             chosen = _choose(trials, losses)
@@ -128,7 +129,9 @@ def compare(
                 Trial(label=str(t.label), lr=t.lr or 0.0, train_loss=loss)
                 for t, loss in zip(trials, losses, strict=True)
             ]
-            tuning = Tuning(grid=list(grid), seed=TUNING_SEED, outcomes=outcomes, chosen=chosen, **short)
+            tuning = Tuning(grid=list(grid), seed=TUNING_SEED, outcomes=outcomes, chosen=chosen)
+            if tuning_epochs is not None:
+                tuning["epochs"] = tuning_epochs
         runs = [replace(arm, seed=seed) for seed in seeds for arm in arms]
         folders = [Path("runs", names[str(run.label)], f"seed-{run.seed}") for run in runs]
         comparison = Comparison(

@@ -19,8 +19,9 @@ its other runs, which favors the competitor; if there are no other runs, the com
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from math import exp, log
 from typing import NamedTuple, cast
@@ -65,21 +66,52 @@ def _mean_losses(arm: ArmMeasured) -> Values:
     ]
 
 
+def _final_test_losses(arm: ArmMeasured) -> Values:
+    return list(arm["final"].get("test_loss", ()))
+
+
 LOSS = Criterion("final training loss", _final_losses)
 ERROR = Criterion("final test error in percentage points", _final_errors)
 ALONG = Criterion("mean training loss along the curve", _mean_losses)
+TEST_LOSS = Criterion("final test loss", _final_test_losses)
 FINAL = (LOSS, ERROR)
 
 
 def compare(
     key: str, experiment: ExperimentMeasured, criterion: Criterion, winner: str, loser: str, level: float = LEVEL
 ) -> Quantity | None:
-    """How much more ``loser`` has than ``winner``, which must be positive; None if one of them was not run."""
+    """How much more ``loser`` has than ``winner``, which must be positive; None if one was not run, or not measured."""
     if not has_arms(experiment, winner, loser):
         return None
     name = f"{key}: {criterion.name}, {loser} − {winner}"
     ours, theirs = (criterion.values(experiment["arms"][label]) for label in (winner, loser))
+    if not ours or not theirs:  # not measured
+        return None
     return compare_values(name, ours, theirs, level)
+
+
+class Pair(NamedTuple):
+    """Two arms of an experiment, by their labels; the claim says that ``winner`` ends with less than ``loser``."""
+
+    key: str  # the experiment's
+    experiment: ExperimentMeasured
+    winner: str
+    loser: str
+
+
+def final_comparisons(pairs: Iterable[Pair]) -> list[Comparison]:
+    """Each pair's final training loss and test error."""
+    return [
+        partial(compare, pair.key, pair.experiment, criterion, pair.winner, pair.loser)
+        for pair in pairs
+        for criterion in FINAL
+    ]
+
+
+def final_test_losses(pairs: Iterable[Pair]) -> list[Quantity]:
+    """Each pair's final test loss, as context."""
+    found = [as_context(compare(pair.key, pair.experiment, TEST_LOSS, pair.winner, pair.loser)) for pair in pairs]
+    return [quantity for quantity in found if quantity]
 
 
 def compare_values(name: str, ours: Values, theirs: Values, level: float, *, ratio: bool = False) -> Quantity:

@@ -7,7 +7,6 @@ made, and what follows from them.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from itertools import product
 from statistics import fmean
 
@@ -16,10 +15,13 @@ from sngd.paper.trained.comparing import (
     ALONG,
     FINAL,
     LEVEL,
+    Pair,
     as_context,
     compare,
     departures_of,
     evidence_of,
+    final_comparisons,
+    final_test_losses,
     has_arms,
 )
 from sngd.paper.trained.runs import ArmMeasured, ExperimentMeasured, FigureMeasured
@@ -31,22 +33,22 @@ from sngd.training.plan_words import build_plan
 
 def judge_large_rate(fig2: FigureMeasured) -> Evidence:
     """C1 from Figure 2: final training loss and test accuracy of SNGD, α = 0.1, against SPIDER-SFO's two curves."""
-    comparisons = [
-        partial(compare, key, experiment, criterion, "SNGD, α=0.1", competitor)
+    pairs = [
+        Pair(key, experiment, "SNGD, α=0.1", competitor)
         for key, experiment in fig2["experiments"].items()
-        for competitor, criterion in product(("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.001"), FINAL)
+        for competitor in ("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.001")
     ]
-    return evidence_of([fig2], comparisons)
+    return evidence_of([fig2], final_comparisons(pairs), final_test_losses(pairs))
 
 
 def judge_small_rate(fig2: FigureMeasured) -> Evidence:
     """C2 from Figure 2: SPIDER-SFO against SNGD, both with α = 0.001, as §6.1 says: "in terms of both training loss and
     test accuracy after 20 epochs". The mean along the curve is context."""
     arms = ("SPIDER-SFO, α=0.001", "SNGD, α=0.001")
-    experiments = fig2["experiments"].items()
-    comparisons = [partial(compare, key, found, criterion, *arms) for key, found in experiments for criterion in FINAL]
-    along = [as_context(compare(key, found, ALONG, *arms)) for key, found in experiments]
-    return evidence_of([fig2], comparisons, [quantity for quantity in along if quantity])
+    pairs = [Pair(key, experiment, *arms) for key, experiment in fig2["experiments"].items()]
+    along = [as_context(compare(pair.key, pair.experiment, ALONG, *arms)) for pair in pairs]
+    context = [*(quantity for quantity in along if quantity), *final_test_losses(pairs)]
+    return evidence_of([fig2], final_comparisons(pairs), context)
 
 
 # ---- C4, C6: large models, large batches ---------------------------------------------------------------------
@@ -57,22 +59,18 @@ STAGED = ("S-SNGD(v1), α=0.5", "S-SNGD(v2), α=0.5")
 def judge_stages(fig3: FigureMeasured) -> Evidence:
     """C4 from Figure 3: both S-SNGD against SNGD and SPIDER-SFO with either α."""
     competitors = [f"{method}, α={lr}" for method in ("SNGD", "SPIDER-SFO") for lr in (0.5, 0.1)]
-    comparisons = [
-        partial(compare, key, experiment, criterion, staged, competitor)
+    pairs = [
+        Pair(key, experiment, staged, competitor)
         for key, experiment in fig3["experiments"].items()
-        for staged, competitor, criterion in product(STAGED, competitors, FINAL)
+        for staged, competitor in product(STAGED, competitors)
     ]
-    return evidence_of([fig3], comparisons, _best_accuracy(fig3))
+    return evidence_of([fig3], final_comparisons(pairs), [*final_test_losses(pairs), *_best_accuracy(fig3)])
 
 
 def judge_large_batch(fig4: FigureMeasured) -> Evidence:
     """C6 from Figure 4: S-SNGD against S-SGD, each with the learning rate that its tuning chose."""
     experiments = fig4["experiments"]
-    comparisons = [
-        partial(compare, key, experiment, criterion, "S-SNGD", "S-SGD")
-        for key, experiment in experiments.items()
-        for criterion in FINAL
-    ]
+    pairs = [Pair(key, experiment, "S-SNGD", "S-SGD") for key, experiment in experiments.items()]
     tunings = [experiment["tuning"] for experiment in experiments.values() if has_arms(experiment, "S-SNGD", "S-SGD")]
     fair = sum(tuning is not None and "S-SGD" not in tuning["at_edge"] for tuning in tunings)
     # If a competitor's best rate is at the end of the grid, a better one may lie outside: the comparison is unfair.
@@ -83,7 +81,8 @@ def judge_large_batch(fig4: FigureMeasured) -> Evidence:
         for key, experiment in experiments.items()
         for label in (experiment["tuning"]["at_edge"] if experiment["tuning"] else [])
     ]
-    return evidence_of([fig4], comparisons, [*tuned, *_against_others(fig4), *_best_accuracy(fig4)], edges)
+    context = [*final_test_losses(pairs), *_against_others(fig4), *_best_accuracy(fig4)]
+    return evidence_of([fig4], final_comparisons(pairs), [*tuned, *context], edges)
 
 
 def _against_others(fig4: FigureMeasured) -> Iterator[Quantity]:

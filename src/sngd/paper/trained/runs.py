@@ -67,6 +67,8 @@ class Finals(TypedDict):
 
     train_loss: list[float | None]
     test_accuracy: list[float | None]  # in [0, 1]
+    test_loss: NotRequired[list[float | None]]  # earlier measurements have none
+    grad_norm: NotRequired[list[float | None]]  # ‖∇F‖, where it was measured
 
 
 class Curves(TypedDict):
@@ -185,13 +187,23 @@ def _measure_arm(arm: Arm, runs: list[Run]) -> ArmMeasured:
         "beyond": arm.beyond,
         "seeds": [run.seed for run in runs],
         "diverged": [run.seed for run in runs if run.diverged],
-        "final": {"train_loss": final_values(runs, "train_loss"), "test_accuracy": final_values(runs, "test_accuracy")},
+        "final": _finals(runs),
         "curves": {
             "grads_over_n": costs.tolist(),
             "train_loss": [_curve(run, "train_loss", costs) for run in runs],
             "test_accuracy": [_curve(run, "test_accuracy", costs) for run in runs],
         },
     }
+
+
+def _finals(runs: Sequence[Run]) -> Finals:
+    found: Finals = {
+        "train_loss": final_values(runs, "train_loss"),
+        "test_accuracy": final_values(runs, "test_accuracy"),
+        "test_loss": final_values(runs, "test_loss"),
+    }
+    norms = final_values(runs, "grad_norm")
+    return found if norms.count(None) == len(norms) else {**found, "grad_norm": norms}
 
 
 def final_values(runs: Sequence[Run], key: str) -> list[float | None]:

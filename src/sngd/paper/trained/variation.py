@@ -6,7 +6,6 @@ A curve's roughness needs many evaluations, so these are runs of their own. Figu
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import pairwise
 from math import sqrt
@@ -15,8 +14,11 @@ from typing import NamedTuple
 
 from sngd.diagnose.interval import Interval
 from sngd.paper.trained.comparing import (
+    LEVEL,
     TINY,
+    Pair,
     Values,
+    as_context,
     compare_values,
     count_divergence,
     curves_of,
@@ -112,6 +114,16 @@ class _Curve(NamedTuple):
 
 
 _CURVES = (_Curve("training loss", "train_loss", 1), _Curve("test error", "test_accuracy", 100))
+
+
+def roughness_ratios(pair: Pair) -> list[Quantity]:
+    """Of both curves, the loser's over the winner's, as context; empty if there are too few evaluations."""
+    arms = [pair.experiment["arms"][label] for label in (pair.winner, pair.loser)]
+    if _count_evaluations(arms) < EVALUATIONS:
+        return []
+    names = (pair.winner, pair.loser)
+    found = [as_context(_variation_along(pair.key, pair.experiment, curve, *names, LEVEL)) for curve in _CURVES]
+    return [quantity for quantity in found if quantity]
 
 
 def _variation_along(
