@@ -52,9 +52,9 @@ def test_every_judge_takes_what_its_figures_measure():
 @pytest.fixture
 def checked():
     family = {"instances": 20, "steps": 1000, "lemma_violations": 0, "outside": 0, "caught": 19, "caught_by_theorem": 9}
-    comparison = {"mean": 0.2, "bound": 0.4, "violated": False}
+    comparisons = {"mean": [0.2] * 5, "bound": [0.4] * 5, "violated": []}
     names = ("quadratic", "saddle", "exponential", "network")
-    families = {name: {**family, "runs": [comparison] * 5} for name in names}
+    families = {name: {**family, "runs": {"sngd": comparisons}} for name in names}
     return copy.deepcopy({"profile": "quick", "seeds": 8, "error_rate": 1e-3, "families": families})
 
 
@@ -90,7 +90,7 @@ def test_a_failing_lemma_or_a_toothless_check_flips_c7(checked, scaled, key, val
 
 
 def test_an_exceeded_bound_refutes_c7(checked, scaled):
-    checked["families"]["network"]["runs"][2] = {"mean": 0.5, "bound": 0.4, "violated": True}
+    checked["families"]["network"]["runs"]["sngd"]["violated"].append(2)
     assert outcome(judge_bounds(checked, scaled)) == CONTRADICTED
 
 

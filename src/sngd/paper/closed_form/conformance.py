@@ -19,7 +19,7 @@ To see that the checks can fail, they are repeated with wrong constants, a quart
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, TypedDict
@@ -69,25 +69,32 @@ class Slack(TypedDict):
     counts: list[Count]
 
 
-class AgainstBound(TypedDict):
-    """What a plan's runs on one instance measured, against the bound of their theorem, see ``measure``."""
+class AgainstBound(NamedTuple):
+    """What a plan's runs on one instance measured, against the bound of their theorem."""
 
     theorem: str
-    lr: Positive
-    batch_size: Count | None
-    steps: Count
-    gap: NonNegative
-    mean: NonNegative
-    standard_error: NonNegative
-    bound: NonNegative
+    lr: float
+    batch_size: int | None
+    steps: int
+    gap: float
+    mean: float
+    standard_error: float
+    bound: float
     violated: bool
 
 
-class Compared(AgainstBound):
-    """The same with the instance's index and the name of the run."""
+class Compared(TypedDict):
+    """A plan's comparisons with the bound of its theorem, in lists with an entry an instance, see ``measure``."""
 
-    instance: Count
-    run: str
+    theorem: str
+    lr: list[Positive]
+    batch_size: list[Count | None]
+    steps: list[Count]
+    gap: list[NonNegative]
+    mean: list[NonNegative]
+    standard_error: list[NonNegative]
+    bound: list[NonNegative]
+    violated: list[Count]
 
 
 class Family(TypedDict):
@@ -102,7 +109,7 @@ class Family(TypedDict):
     caught_by_theorem: Count
     largest_lemma_ratio: NonNegative
     slack: Slack
-    runs: list[Compared]
+    runs: dict[str, Compared]
 
 
 class Conformance(TypedDict):
@@ -133,10 +140,10 @@ def measure(profile: str = "quick") -> Conformance:
             * ``caught``: instances in which the lemma fails at one step at least if L (L0 and L1) is divided by 4;
               ``caught_by_theorem``: those in which a bound is then violated;
             * ``slack``: shares (right side − ‖∇F‖)/right side, counted between ``edges``: ``counts``;
-            * ``runs``: a list of comparisons, one for each instance and run: ``instance`` (its index), ``run`` ("ngd",
-              "sngd", "s-sngd:harmonic" or "s-sngd:geometric"), ``theorem``, ``lr`` (of the first step),
-              ``batch_size`` (None: all samples), ``steps``, ``gap`` (Δ or δ), ``mean`` (measured E‖∇F(w̄)‖),
-              ``standard_error``, ``bound``, ``violated``.
+            * ``runs``: by plan ("ngd", "sngd", "s-sngd:harmonic" or "s-sngd:geometric") its ``theorem`` and, in lists
+              with an entry an instance, ``lr`` (of the first step), ``batch_size`` (None: all samples), ``steps``,
+              ``gap`` (Δ or δ), ``mean`` (measured E‖∇F(w̄)‖), ``standard_error`` and ``bound``; ``violated`` lists the
+              instances in which the bound is. Numbers have 9 digits.
 
     Raises:
         ValueError: no such profile.
@@ -181,7 +188,8 @@ _Total = Literal["instances", "steps", "lemma_violations", "outside", "caught", 
 def summary(measurements: Conformance) -> Summary:
     """The verdict's numbers, from what ``measure`` returned."""
     families = measurements["families"]
-    runs = [run for family in families.values() for run in family["runs"]]
+    runs = [run for family in families.values() for run in family["runs"].values()]
+    ratios = [mean / bound for run in runs for mean, bound in zip(run["mean"], run["bound"], strict=True)]
 
     def total(key: _Total, names: tuple[str, ...] = tuple(families)) -> int:
         return sum(families[name][key] for name in names)
@@ -192,9 +200,9 @@ def summary(measurements: Conformance) -> Summary:
         "steps": total("steps"),
         "lemma_violations": total("lemma_violations"),
         "outside": total("outside"),
-        "comparisons": len(runs),
-        "theorem_violations": sum(run["violated"] for run in runs),
-        "largest_ratio": max(run["mean"] / run["bound"] for run in runs),
+        "comparisons": len(ratios),
+        "theorem_violations": sum(len(run["violated"]) for run in runs),
+        "largest_ratio": max(ratios),
         "error_rate": measurements["error_rate"],
         "caught": total("caught"),
         "caught_share": total("caught") / total("instances"),
@@ -210,7 +218,7 @@ def student(level: float) -> float:
 
 
 def _family(number: int, draw_instance: Callable[[Generator], Instance], instances: int, quantile: float) -> Family:
-    runs: list[Compared] = []
+    runs: dict[str, list[AgainstBound]] = {run: [] for run in _PLANS}
     slacks = []
     lemma_violations = outside = caught = caught_by_theorem = 0
     for index in range(instances):
@@ -227,8 +235,8 @@ def _family(number: int, draw_instance: Callable[[Generator], Instance], instanc
             lemma_violations += failures
             outside += int((path.distances > instance.reach * (1 + TOLERANCE)).sum())
             lemma_catches |= _check_lemma(suspect.smoothness, plan, path)[1] > 0
-            theorem_catches |= _compare(suspect, plan, batch_size, path, quantile)["violated"]
-            runs.append({"instance": index, "run": run, **_compare(instance, plan, batch_size, path, quantile)})
+            theorem_catches |= _compare(suspect, plan, batch_size, path, quantile).violated
+            runs[run].append(_compare(instance, plan, batch_size, path, quantile))
         caught += lemma_catches
         caught_by_theorem += theorem_catches
     shares = np.concatenate(slacks)
@@ -242,8 +250,26 @@ def _family(number: int, draw_instance: Callable[[Generator], Instance], instanc
         "caught_by_theorem": caught_by_theorem,
         "largest_lemma_ratio": float(1 - shares.min()),
         "slack": {"edges": _EDGES.tolist(), "counts": np.histogram(shares.clip(0, 1), _EDGES)[0].tolist()},
-        "runs": runs,
+        "runs": {run: _as_lists(compared) for run, compared in runs.items()},
     }
+
+
+def _as_lists(compared: Sequence[AgainstBound]) -> Compared:
+    return {
+        "theorem": compared[0].theorem,
+        "lr": [_rounded(c.lr) for c in compared],
+        "batch_size": [c.batch_size for c in compared],
+        "steps": [c.steps for c in compared],
+        "gap": [_rounded(c.gap) for c in compared],
+        "mean": [_rounded(c.mean) for c in compared],
+        "standard_error": [_rounded(c.standard_error) for c in compared],
+        "bound": [_rounded(c.bound) for c in compared],
+        "violated": [index for index, c in enumerate(compared) if c.violated],
+    }
+
+
+def _rounded(number: float) -> float:
+    return float(f"{number:.9g}")
 
 
 def wrong(smoothness: Smoothness) -> Smoothness:
@@ -361,17 +387,8 @@ def _compare(instance: Instance, plan: StagePlan, batch_size: int | None, path: 
     if len(gaps) > 1:
         error = gaps.std().item() / sqrt(len(gaps))
     theorem, gap, bound = _bound(instance, plan, batch_size, path)
-    return {
-        "theorem": theorem,
-        "lr": plan[0].lr,
-        "batch_size": batch_size,
-        "steps": plan.steps,
-        "gap": gap,
-        "mean": mean,
-        "standard_error": error,
-        "bound": bound.total,
-        "violated": mean - bound.total > quantile * error + TOLERANCE * bound.total,
-    }
+    violated = mean - bound.total > quantile * error + TOLERANCE * bound.total
+    return AgainstBound(theorem, plan[0].lr, batch_size, plan.steps, gap, mean, error, bound.total, violated)
 
 
 def _bound(instance: Instance, plan: StagePlan, batch_size: int | None, path: Walk) -> tuple[str, float, Bound]:
@@ -416,9 +433,8 @@ def _draw_theorems(ax: Axes, families: Mapping[str, Family]) -> None:
     look = styles(tuple(families))
     for name, family in families.items():
         for run, marker in _MARKERS.items():
-            shown = [entry for entry in family["runs"] if entry["run"] == run]
-            bounds, means = [entry["bound"] for entry in shown], [entry["mean"] for entry in shown]
-            color = look[name].color
+            found, color = family["runs"][run], look[name].color
+            bounds, means = found["bound"], found["mean"]
             ax.scatter(bounds, means, s=6, marker=marker, color=color, alpha=0.5, linewidths=0.5, rasterized=True)
         ax.scatter([], [], color=look[name].color, s=25, label=name)
     for run, marker in _MARKERS.items():
