@@ -278,6 +278,22 @@ def harmonic(rho: float, stages: int, distance: float) -> StagePlan:
     return StagePlan(Stage.covering(rho / t, distance, weight=t / rho) for t in range(1, stages + 1))
 
 
+def harmonic_even(rho: float, stages: int, distance: float) -> StagePlan:
+    """α_t and M_t of `harmonic`, and p_{t+1} = M_t α_t, which is S where nothing is rounded (Remark 1).
+
+    Every iterate is drawn with a weight of its learning rate. For this the objective need not be bounded from above:
+    the bound speaks of F(w_0) alone.
+
+    Args:
+        rho, stages, distance: see `harmonic`.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+    plan = harmonic(rho, stages, distance)
+    return StagePlan(replace(stage, weight=stage.steps * stage.lr) for stage in plan)
+
+
 def geometric(rho: float, stages: int, distance: float) -> StagePlan:
     """α_t = ρ^(t + 1), M_t = ⌈S/α_t⌉, p_{t+1} = (2ρ)^−(t + 1) for t = 0 … T − 1 (Corollary 2).
 
