@@ -3,11 +3,15 @@
 import re
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 
 import pytest
 
+from sngd.studies.runs import all_runs
+
 DOCS = Path(__file__).parent.parent / "docs"
+RESULTS = DOCS.parent / "results"
 PAGES = sorted(DOCS.glob("*.md"))
 LIBRARY_WARNINGS = [  # that a reader of the page gets too, and that say nothing about it
     "`isinstance(treespec, LeafSpec)` is deprecated",  # lightning 2.6
@@ -53,3 +57,18 @@ def test_no_snippet_is_left_out():
 @pytest.mark.parametrize(("page", "link"), LINKS)
 def test_every_link_leads_somewhere(page, link):
     assert (page.parent / link).exists()
+
+
+def test_the_noise_scales_told_are_those_of_the_run():
+    (run,) = all_runs(RESULTS / "mnist-tracked")
+    first, *later = [(row["noise_scale"], row["noise_scale_low"], row["noise_scale_high"]) for row in run.rows]
+    known = [scale for scale, _, _ in later if scale is not None]
+    text = " ".join((DOCS / "constants.md").read_text("utf-8").split())
+    assert "{:.0f} [{:.0f}, {:.0f}] at initial weights".format(*first) in text
+    assert f"between {min(known):.0f} and {max(known):,.0f} after that" in text
+    assert [place for place, (scale, _, _) in enumerate(later, 1) if scale is None] == [8, 9]
+    assert "after passes 8 and 9 the gradient cannot be told from noise" in text
+    holds = [low <= 900 <= (high or inf) for _, low, high in later]
+    assert holds == [True] * 7 + [False] * 3
+    assert all(low > 900 for _, low, _ in later[7:])
+    assert "contain 900 from the first pass to the seventh and lie above 900 later" in text

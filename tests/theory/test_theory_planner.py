@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import theory as reference
@@ -221,6 +221,25 @@ def test_integer_plans_are_close_to_the_best_by_brute_force(sigma):
             best = min(best, b * np.ceil(gap / (lrs[ok] * left[ok])).min())
     assert best <= planned * 1.005  # the grid's own error
     assert planned <= best * 1.03
+
+
+@settings(max_examples=60)
+@given(
+    L=st.floats(0.1, 10), L1=st.floats(0.1, 30), sigma=st.floats(0.05, 5), gap=st.floats(0.05, 10),
+    target=st.floats(0.5, 10), relaxed=st.booleans(),
+)  # fmt: skip
+def test_no_whole_number_of_samples_a_step_is_cheaper(L, L1, sigma, gap, target, relaxed):
+    """Where few steps or few samples a step are enough, rounding the best real number can cost a third."""
+    smoothness = RelaxedSmooth(L, L1) if relaxed else Smooth(L)
+    planned = plan("sngd", smoothness, sigma, gap, target=target)
+    c, k = smoothness.factor, smoothness.curvature
+    best = math.inf
+    for b in range(1, 5 * planned.batch_size + 20):
+        rest = target - 2 * c * sigma / math.sqrt(b)
+        lr = min(rest / (2 * k), smoothness.max_lr)
+        if rest > k * lr > 0:
+            best = min(best, b * math.ceil(c * gap / (lr * (rest - k * lr)) * (1 - 1e-12)))
+    assert planned.oracle_calls == best
 
 
 def test_sgd_is_planned_with_the_best_lr_and_batch():

@@ -16,7 +16,7 @@ So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖*: with
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil, exp, isclose, log, sqrt
+from math import ceil, exp, inf, isclose, log, sqrt
 from typing import Any
 
 from sngd.checks import non_negative, positive, shown
@@ -131,8 +131,8 @@ def plan(
 
     `epsilon` gives the theorem's own choice, for SNGD α = 2ε/L, b = ⌈σ²/ε²⌉ and ⌈LΔ/(2ε²)⌉ steps (Theorem 1), or
     α = min{ε/L0, 1/(2 L1)}, b = ⌈σ²/ε²⌉ and ⌈Δ/(αε)⌉ steps (Theorem 2). `target` τ gives the cheapest run under the
-    bound: for real numbers that is the theorem's choice at ε = τ/4 (τ/8 for Theorem 2, if αL1 ≤ ½ does not bind); what
-    rounding b up saves goes into longer steps. For `nsgd-momentum`, which takes one sample a step, nothing is
+    bound: for real numbers that is the theorem's choice at ε = τ/4 (τ/8 for Theorem 2, if αL1 ≤ ½ does not bind); for
+    SNGD the whole numbers about it are tried. For `nsgd-momentum`, which takes one sample a step, nothing is
     published: ε means the cheapest run for the target 4ε.
 
     Args:
@@ -246,14 +246,58 @@ def _published(problem: _Problem) -> tuple[float, int, float]:
 
 
 def _cheapest(problem: _Problem) -> tuple[float, int, float]:
-    """The same for the fewest oracle calls; the shares are derived in docs/theory.md, under "The cheapest run"."""
+    """The same for the fewest oracle calls, in whole numbers of samples and steps.
+
+    docs/theory.md derives the best b of real numbers, under "The cheapest run". The best whole numbers are near it, but
+    not always next to it: with few steps, or few samples a step, rounding one of them up costs much. So whole numbers
+    are tried about it, of b if there are fewer of these than of steps, and otherwise of N.
+    """
     c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
     _, target = problem.accuracy(4 * c)
-    curvature = min(target / 4, k * max_lr)
-    batch_size = _batch_size(2 * c * problem.noise / ((target - curvature) * 2 / 3))
+    real = _batch_size(2 * c * problem.noise / ((target - min(target / 4, k * max_lr)) * 2 / 3))
+    steps = _ceil(_steps_for(problem, real))
+    if real <= steps:
+        batch_size = _about(real, lambda b: b * _steps_for(problem, b), lambda b: b * _ceil(_steps_for(problem, b)))
+    else:
+        number = _about(
+            steps, lambda n: n * _samples_for(problem, n), lambda n: n * _batch_size(sqrt(_samples_for(problem, n)))
+        )
+        batch_size = _batch_size(sqrt(_samples_for(problem, number)))
     rest = target - 2 * c * problem.noise / sqrt(batch_size)
     free_lr = rest / (2 * k)
     return free_lr, batch_size, rest - k * min(free_lr, max_lr)
+
+
+def _steps_for(problem: _Problem, batch_size: int) -> float:
+    """N, a real number, at the best α for this b; infinite if noise leaves nothing."""
+    c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
+    rest = problem.accuracy(4 * c)[1] - 2 * c * problem.noise / sqrt(batch_size)
+    lr = min(rest / (2 * k), max_lr)
+    return c * problem.gap / (lr * (rest - k * lr)) if rest > k * lr > 0 else inf
+
+
+def _samples_for(problem: _Problem, steps: int) -> float:
+    """b, a real number, for so many steps with the best α; infinite if they are too few whatever b is."""
+    c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
+    free_lr = sqrt(c * problem.gap / (k * steps))  # progress and curvature are equal
+    lr = min(free_lr, max_lr)
+    noise = problem.accuracy(4 * c)[1] - k * lr - c * problem.gap / (lr * steps)
+    return (2 * c * problem.noise / noise) ** 2 if noise > 0 else inf
+
+
+_TRIED = 10_000  # whole numbers on each side; further away the loss by rounding is less than one in ten thousand
+
+
+def _about(start: int, real: Callable[[int], float], whole: Callable[[int], float]) -> int:
+    """The whole number near ``start`` ≥ 1 with the least ``whole``, which is at least ``real``, that has one valley."""
+    best, least = start, whole(start) if real(start) < inf else inf
+    for direction in (1, -1):
+        for number in range(start + direction, max(0, start + direction * _TRIED), direction):
+            if real(number) >= least and least < inf:
+                break
+            if real(number) < inf and whole(number) < least:
+                best, least = number, whole(number)
+    return best
 
 
 def _harmonic(name: str, problem: _Problem) -> Plan:
