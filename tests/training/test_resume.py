@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sngd.training import METHODS, RunConfig, engine, train
+from sngd.training import METHODS, Interrupted, RunConfig, engine, train
 from sngd.training.run_folder import BrokenRun, RunFolder
 
 CONFIG = RunConfig(
@@ -203,6 +203,16 @@ def test_a_learning_rate_that_is_none_is_refused(tmp_path, tiny, method, name, v
     torch.save({**state, "finished": False}, tmp_path / "checkpoint.pt")
     with pytest.raises(BrokenRun, match=rf"checkpoint\.pt: .*the optimizer's {name} must be finite and at least 0"):
         train(RunConfig("tiny", method, batch_size=7, epochs=2, threads=1), tmp_path, problem=tiny, resume=True)
+
+
+def test_a_learning_rate_may_be_a_whole_number(tmp_path, tiny):
+    config = RunConfig("tiny", "s-sngd", lr=1, batch_size=7, epochs=2, threads=1)
+    once = train(config, tmp_path / "once", problem=tiny)
+    steps = iter(range(5))
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "twice", problem=tiny, should_stop=lambda: next(steps, 9) > 3)
+    again = train(config, tmp_path / "twice", problem=tiny, resume=True)
+    assert {**again, "seconds": 0} == {**once, "seconds": 0}
 
 
 def test_parameters_that_the_stored_method_does_not_have_name_the_run(tmp_path, tiny):

@@ -42,7 +42,7 @@ from sngd.paper.trained.runs import ArmMeasured, ExperimentMeasured, FigureMeasu
 from sngd.paper.trained.sharpness import Sharpness, measure_sharpness, stored_sharpness
 from sngd.paper.verdicts import Evidence, Quantity, above, reach_of_mean
 from sngd.studies.execution.execution import Execution
-from sngd.studies.figures import DASH_LENGTHS, Style, plain_style, save, styles
+from sngd.studies.figures import DASH_LENGTHS, Style, plain_labels, plain_style, save, styles
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,11 +70,10 @@ def _experiment(problem: str, batch_size: int, epochs: float = 40, seeds: int = 
 
 
 BATCH_SIZES = (128, 512, 2048, 8192)
-_SMALL = [_experiment(problem, b) for problem in ("mnist-mlp", "fashion-mlp") for b in BATCH_SIZES]
 EXPERIMENTS = {
     "quick": [_experiment("digits-mlp", b, 8, 2) for b in (64, 256)],
-    "small": [*_SMALL, FIG4_SMALL],
-    "paper": [*_SMALL, FIG4],
+    "small": [*(_experiment("mnist-mlp", b) for b in BATCH_SIZES), FIG4_SMALL],
+    "paper": [*(_experiment(problem, b) for problem in ("mnist-mlp", "fashion-mlp") for b in BATCH_SIZES), FIG4],
 }
 
 
@@ -257,7 +256,7 @@ def _draw_by_size(
             line.set_dashes(DASH_LENGTHS[dash])
     batch_sizes = [experiment["batch_size"] for experiment in sizes.values()]
     ax.set(xscale="log", yscale="log")
+    plain_labels(ax.yaxis, *ax.get_ylim())
     ax.set_xticks(batch_sizes, [str(b) for b in batch_sizes])
     ax.xaxis.set_minor_locator(NullLocator())
-    ax.yaxis.set_major_formatter("{x:g}")
     ax.grid(True, which="major", color="#dddddd", linewidth=0.6)

@@ -21,7 +21,7 @@ from sngd.paper.trained.pictures import page_of
 from sngd.paper.trained.runs import ExperimentMeasured, FigureMeasured
 from sngd.paper.trained.variation import roughness_ratios
 from sngd.paper.verdicts import Evidence
-from sngd.studies.figures import plain_style, save
+from sngd.studies.figures import plain_labels, plain_style, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -108,14 +108,15 @@ def _draw_finals(ax: Axes, experiment: ExperimentMeasured, criterion: Criterion)
             values = [value for value in criterion.values(arms[_label(*size, lr)]) if value is not None]
             ax.plot([place + shift] * len(values), values, color=color, marker="_", linestyle="none", markersize=7)
             if values:
-                label = f"SPIDER-SFO, α={lr:g}" if place == 0 else None
+                label = f"SPIDER-SFO, α={lr:g} *" if place == 0 else None
                 ax.plot(place + shift, fmean(values), color=color, marker="o", linestyle="none", label=label)
     values = [value for value in criterion.values(arms[COMPETITOR]) if value is not None]
     if values:
         ax.axhline(fmean(values), color="#333333", linewidth=1.2, label=COMPETITOR)
         ax.axhspan(min(values), max(values), color="#333333", alpha=0.15, linewidth=0)
+    finals = [value for arm in arms.values() for value in criterion.values(arm) if value is not None]
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:g}")
+    plain_labels(ax.yaxis, min(finals), max(finals))
     ax.set_xticks(range(len(sizes)), [f"{anchor}, {period}" for anchor, period in sizes], rotation=35, ha="right")
     ax.set_ylabel(criterion.name)
     ax.grid(True, axis="y", color="#dddddd", linewidth=0.6)
