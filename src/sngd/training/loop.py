@@ -79,7 +79,8 @@ class Composed:
 
     @property
     def iterate_weight(self) -> float:
-        return self.plan.iterate_weight(self.scheduler.last_epoch)
+        """Relative to the first iterate's, so that a constant plan of any length has the same: 1."""
+        return self.plan.iterate_weight(self.scheduler.last_epoch) / self.plan.iterate_weight(0)
 
     @property
     def skipped_steps(self) -> int:

@@ -35,12 +35,13 @@ def run(figure: str, profile: str, out: Path, command: str, execution: Execution
         Interrupted: ``execution.should_stop`` said so; the same call goes on.
     """
     device = device_of(profile, execution.ray.gpus if execution.ray else None)
-    for experiment in EXPERIMENTS[figure][profile]:
+    experiments = EXPERIMENTS[figure][profile]
+    for number, experiment in enumerate(experiments, 1):
         compare(
             experiment.configs(device),
             range(experiment.seeds),
             out / experiment.name,
-            execution.titled(f"{figure}, {experiment.name}"),
+            execution.titled(f"{figure}, study {number} of {len(experiments)}, {experiment.name}"),
             grid=experiment.grid or None,
             command=command,
         )
