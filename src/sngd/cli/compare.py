@@ -94,9 +94,8 @@ def _numbers(text: str, name: str) -> list[float]:
 
 
 def _print_study(study: Any, folder: Path, as_json: bool) -> None:
-    from sngd.studies.lead import statements
     from sngd.studies.table import as_json as table_json
-    from sngd.studies.table import cells
+    from sngd.studies.table import cells, findings
 
     page = folder / "report.html"
     if as_json:
@@ -112,6 +111,6 @@ def _print_study(study: Any, folder: Path, as_json: bool) -> None:
     if study.tuning:
         grid = ", ".join(f"{lr:g}" for lr in study.tuning["grid"])
         out.print(f"equal tuning: every method tried lr {grid} on a seed of its own and kept the lowest training loss")
-    for statement in statements(study):
-        out.print(f"{statement}.", soft_wrap=True, highlight=False)
+    for sentence in findings(study):
+        out.print(f"{sentence}.", soft_wrap=True, highlight=False)
     out.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 # Okabe and Ito's colours, which colour-blind readers can distinguish; no two of 35 arms share colour and dash.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # plotly's names
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 DASH_LENGTHS = {"solid": (), "dash": (6, 2.5), "dot": (1.5, 1.5), "dashdot": (6, 2, 1.5, 2), "longdash": (11, 3)}
 
 _LEGEND_WIDTH = 45  # characters; longer labels are wrapped
@@ -48,6 +48,7 @@ class Panel(NamedTuple):
 
 
 TRAIN_LOSS = Panel("train_loss", "training loss", 1, True)
+TEST_LOSS = Panel("test_loss", "test loss", 1, True)
 TEST_ACCURACY = Panel("test_accuracy", "test accuracy (%)", 100, False)
 GRAD_NORM = Panel("grad_norm", "gradient norm", 1, True)
 LR = Panel("lr", "learning rate", 1, True)
@@ -59,7 +60,7 @@ HESSIAN = Panel("hessian_max", "largest eigenvalue of the Hessian (smallest: thi
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
     """Each arm's colour and dash; figures and report use the same."""
-    return {label: Style(_COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]) for i, label in enumerate(labels)}
+    return {label: Style(COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]) for i, label in enumerate(labels)}
 
 
 def bands(study: Study, panel: Panel) -> dict[str, Band]:
