@@ -391,7 +391,7 @@ def test_on_a_narrow_screen_the_first_column_stays_and_the_legend_folds(tmp_path
 
 @pytest.mark.slow
 def test_dark_screens(tmp_path, browser):
-    path = write_report(write_study(tmp_path, {f"m{i}": 0.02 * (i + 1) for i in range(7)}))
+    path = write_report(write_study(tmp_path, {f"m{i}": 0.02 * (i + 1) for i in range(12)}))
     for scheme, is_dark in (("light", False), ("dark", True)):
         context = browser.new_context(color_scheme=scheme)
         page = context.new_page()
@@ -408,7 +408,7 @@ def test_dark_screens(tmp_path, browser):
         )
         assert (luminance(back) < 0.1) is (luminance(column) < 0.1) is is_dark
         lines = page.eval_on_selector_all("#chart-train_loss .mean", "all => all.map(p => getComputedStyle(p).stroke)")
-        assert len(set(lines)) == 7
+        assert len(set(lines)) == 12
         assert min(contrast(color, back) for color in (ink, label)) > 7
         assert min(contrast(color, back) for color in lines) > 2.2  # Okabe and Ito's orange and blue on white
         context.close()
@@ -478,9 +478,9 @@ def test_every_chart_says_what_it_shows(tmp_path):
 def test_the_page_has_the_colours_of_the_figures():
     css = (Path(report.__file__).parent / "page" / "style.css").read_text(encoding="utf-8")
     light, dark = css.split("@media (prefers-color-scheme: dark)")[:2]
-    hues = dict(re.findall(r"--hue-(\d): (#\w{6})", light))
+    hues = dict(re.findall(r"--hue-(\d+): (#\w{6})", light))
     assert [hues[str(i)] for i in range(len(COLORS))] == [color.lower() for color in COLORS]
-    assert re.findall(r"--hue-(\d): (#\w{6})", dark) == [("6", "#ffffff")]  # black would be lost
+    assert "--hue-6: #ffffff" in dark  # black would be lost
 
 
 def test_one_method_alone_has_sentences_of_its_own(tmp_path):
