@@ -19,6 +19,7 @@ from torch import Tensor
 from sngd.checks import cut
 from sngd.iterates import RandomIterate
 from sngd.problems import Problem, load_problem
+from sngd.problems.columns import materialized
 from sngd.problems.problem import Samples
 from sngd.state import saved_generator
 from sngd.training.config import RunConfig
@@ -358,7 +359,7 @@ class RunState:
         return self.ranks.mean_loss(self._local_loss, self.model, batch)
 
     def _local_loss(self, model: Forward, batch: Samples) -> Tensor:
-        inputs, targets = batch
+        inputs, targets = materialized(batch)
         if self.problem.prepare is not None:
             inputs = self.problem.prepare(inputs)
         return self.problem.loss(model(inputs), targets)
