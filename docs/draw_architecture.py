@@ -79,7 +79,8 @@ def _imported_from(node: ast.ImportFrom, path: Path) -> set[str]:
     """`from sngd import stages` imports a room, `from sngd.stages import poly` names out of one."""
     if node.module is None or node.level:
         raise ValueError(f"{path}, line {node.lineno}: write the import in full, from sngd.… import …")
-    return {f"sngd.{alias.name}" for alias in node.names} if node.module == "sngd" else {node.module}
+    rooms_named = {f"sngd.{alias.name}" for alias in node.names if alias.name != "__version__"}
+    return rooms_named if node.module == "sngd" else {node.module}
 
 
 @cache

@@ -14,12 +14,12 @@ from sngd.problems import Problem
 
 
 def spirals() -> Problem:
-    return Problem(build_model, nn.functional.cross_entropy, train=points(1000, seed=1), test=points(500, seed=2))
+    return Problem(build_model, nn.functional.cross_entropy, train=points(4000, seed=1), test=points(500, seed=2))
 
 
 def build_model() -> nn.Module:
     """A new model at each call, so that every run starts from weights of its own."""
-    return nn.Sequential(nn.Linear(2, 64), nn.ELU(), nn.Linear(64, 64), nn.ELU(), nn.Linear(64, 2))
+    return nn.Sequential(nn.Linear(2, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
 
 
 def points(n: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Gradient estimators by themselves: what they fill in, what they cost, and that nothing but the weights changes."""
 
 import copy
+import doctest
 import io
 import re
 
@@ -10,6 +11,7 @@ from torch import nn
 
 from sngd import SNGD
 from sngd.estimators import SCSG, SVRG, Full, MiniBatch, Spider
+from sngd.estimators import estimator as estimator_module
 
 GENERATOR_SEED = 11
 
@@ -308,3 +310,9 @@ def test_unused_and_frozen_parameters(finite_sum):
 def test_bad_arguments_are_named(build, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         build(nn.Linear(1, 1))
+
+
+def test_the_example_with_a_data_loader_and_a_closure():
+    result = doctest.testmod(estimator_module)
+    assert result.attempted > 15
+    assert result.failed == 0

@@ -235,10 +235,13 @@ def measured_figures(calls):
 
 def test_claims_are_measured_drawn_judged_and_written(studies, tmp_path):
     told = []
-    verdicts = reproduce_claims([], "quick", tmp_path, command="sngd reproduce claims", on_progress=told.append)
+    verdicts = reproduce_claims(
+        [], "quick", tmp_path, command="sngd reproduce claims", on_progress=lambda *step: told.append(step)
+    )
     runs, others = ["fig2", "variation", "fig3", "fig4"], ["conformance", "scaling", "fig1", "relaxed", "variance"]
-    further = ["spider-sizes", "large-batches", "reduced-variance", "alternatives"]
-    assert told == measured_figures(studies) == [*runs, *others, *further]
+    figures = [*runs, *others, "spider-sizes", "large-batches", "reduced-variance", "alternatives"]
+    assert measured_figures(studies) == figures
+    assert told == [(figure, index, len(figures)) for index, figure in enumerate(figures)]
     assert [v.outcome for v in verdicts] == [SHOWN] * 15
     assert verdicts[6].sources == ("conformance/measurements.json", "scaling/measurements.json")
     kept = json.loads((tmp_path / "relaxed" / "measurements.json").read_text("utf-8"))

@@ -9,6 +9,7 @@ from torch import nn
 from sngd.problems import Problem
 from sngd.problems.problem import classifies, initial_loss_not_finite
 
+SAMPLES = "must be a tuple of two tensors (inputs, targets), a Dataset or a DataLoader"
 INPUTS, LABELS = torch.zeros(4, 3), torch.tensor([0, 1, 1, 0])
 GOOD = {
     "build_model": lambda: nn.Linear(3, 2),
@@ -77,17 +78,17 @@ def test_integers_with_one_score_a_class_are_labels(
         (
             {"train": INPUTS},
             TypeError,
-            "train must be a tuple of two tensors (inputs, targets), got a value of type Tensor",
+            f"train {SAMPLES}, got a value of type Tensor",
         ),
         (
             {"train": (INPUTS, [0, 1, 1, 0])},
             TypeError,
-            "train must be a tuple of two tensors (inputs, targets), got the tuple (Tensor, list)",
+            f"train {SAMPLES}, got the tuple (Tensor, list)",
         ),
         (
             {"test": (INPUTS, LABELS, LABELS)},
             TypeError,
-            "test must be a tuple of two tensors (inputs, targets), got the tuple (Tensor, Tensor, Tensor)",
+            f"test {SAMPLES}, got the tuple (Tensor, Tensor, Tensor)",
         ),
         ({"train": (INPUTS, LABELS[:3])}, ValueError, "train has 4 inputs and 3 targets, must be as many"),
         ({"test": (INPUTS[:0], LABELS[:0])}, ValueError, "test has no samples, must have at least 1"),

@@ -11,11 +11,13 @@ import pytest
 import torch
 
 from sngd.problems import load_problem
+from sngd.training import RunConfig, train
 
 PRELUDE = """\
 import torch
 from torch import nn
 from sngd.problems import Problem
+from sngd.training import RunConfig, train
 x, y = torch.zeros(4, 3), torch.tensor([0, 1, 1, 0])
 build_model = lambda: nn.Linear(3, 2)
 loss = nn.functional.cross_entropy
@@ -47,20 +49,13 @@ def refused(path: Path, name: str = "make") -> str:
 # --- what works
 
 
-def test_the_example_is_a_problem_that_can_be_learnt() -> None:
+def test_the_example_is_learnt_with_the_default_method(tmp_path: Path) -> None:
+    """As ``sngd train examples/my_problem.py:spirals`` does it."""
     spec = f"{Path(__file__).parents[2]}/examples/my_problem.py:spirals"
     problem = load_problem(spec)
-    assert (problem.name, problem.n) == (spec, 1000)
-    assert problem.test is not None
-    torch.manual_seed(0)
-    model = problem.build_model()
-    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    for _ in range(200):
-        optimizer.zero_grad()
-        problem.loss(model(problem.train[0]), problem.train[1]).backward()
-        optimizer.step()
-    inputs, targets = problem.test
-    assert (model(inputs).argmax(1) == targets).float().mean() > 0.9
+    assert (problem.name, problem.n) == (spec, 4000)
+    row = train(RunConfig(spec, "sngd", threads=1), tmp_path)
+    assert row["test_accuracy"] > 0.95
 
 
 def test_a_name_of_its_own_is_kept(write: Write) -> None:

@@ -2,14 +2,16 @@ import html.parser
 import json
 import re
 import shutil
-import time
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 from fake_runs import write_comparison, write_run, write_study
 
+from sngd.studies import report
 from sngd.studies.certify import certify
+from sngd.studies.figures import COLORS
 from sngd.studies.publish import publish
 from sngd.studies.report import write_report
 from sngd.studies.runs import read_study
@@ -123,7 +125,7 @@ def test_settings_common_and_different(tmp_path):
 def test_numbers_that_json_lacks_never_reach_the_page(tmp_path, test):
     write_run(tmp_path / "a", "sgd", 0, diverge=3, test=test)
     write_run(tmp_path / "b", "sngd", 0, test=test)
-    charts = page_of(tmp_path).partition("</head>")[2]
+    charts = page_of(tmp_path).partition("</head>")[2].partition("<script>")[0]
     assert "NaN" not in charts
     assert "Infinity" not in charts
     assert ('id="chart-test_accuracy"' in charts) is test
@@ -229,7 +231,7 @@ def open_page(browser):
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: requests.append(request.url))
         page.goto(path.resolve().as_uri())
-        page.wait_for_selector(".plotly-graph-div .xtick", state="attached")
+        page.wait_for_selector("svg.plot .tick.x", state="attached")
         return page
 
     yield open_
@@ -239,30 +241,47 @@ def open_page(browser):
     assert len([url for url in requests if url.startswith("file:")]) == 1  # the page itself
 
 
-def shown(page, chart):
-    """Which traces of a chart are visible, by arm: the mean line and the band under it."""
-    script = """id => {
-        const plot = document.getElementById(id);
-        return plot.data.map((trace, i) => [trace.legendgroup, plot._fullData[i].visible]);
-    }"""
+def drawn(page, chart):
+    """What a chart draws of each arm: ["band", "mean"], or without a band."""
+    script = """id => [...document.querySelectorAll(`#${id} path[data-arm]`)]
+        .filter(path => path.getAttribute("d"))
+        .map(path => [path.dataset.arm, path.getAttribute("class")])"""
     groups = {}
-    for group, is_visible in page.evaluate(script, f"chart-{chart}"):
-        groups.setdefault(group, []).append(is_visible)
+    for arm, kind in page.evaluate(script, f"chart-{chart}"):
+        groups.setdefault(arm, []).append(kind)
     return groups
+
+
+def overlapping(page):
+    """Labels of axes that lie over one another or leave their chart: in each chart, and along each axis."""
+    return page.evaluate(
+        """() => [...document.querySelectorAll("svg.plot")].flatMap(svg => ["x", "y"].flatMap(axis => {
+        const labels = [...svg.querySelectorAll(`.tick.${axis}`)], frame = svg.getBoundingClientRect();
+        const boxes = labels.map(label => label.getBoundingClientRect());
+        const wrong = boxes.filter(box => box.left < frame.left - 1 || box.right > frame.right + 1);
+        for (const [i, a] of boxes.entries()) for (const b of boxes.slice(i + 1)) {
+            const apart = axis === "x" ? a.right < b.left || b.right < a.left : a.bottom <= b.top || b.bottom <= a.top;
+            if (!apart) wrong.push(b);
+        }
+        if (labels.length < 2) wrong.push(frame);
+        return wrong.map(box => `${svg.id} ${axis}`);
+    }))"""
+    )
 
 
 @pytest.mark.slow
 def test_a_click_on_the_legend_hides_curve_and_band_everywhere(tmp_path, open_page):
     page = open_page(write_report(write_study(tmp_path)))
-    assert shown(page, "train_loss") == {f"arm-{i}": [True, True] for i in range(3)}
+    both = ["band", "mean"]
+    assert drawn(page, "train_loss") == {f"arm-{i}": both for i in range(3)}
     entry = page.get_by_role("button", name="sngd", exact=True)
     entry.click()
     assert entry.get_attribute("aria-pressed") == "false"
-    for chart in ("train_loss", "test_accuracy", "grad_norm"):
-        assert shown(page, chart) == {"arm-0": [True, True], "arm-1": [False, False], "arm-2": [True, True]}
-    assert shown(page, "lr")["arm-1"] == [False]  # no band: all seeds have one learning rate
+    for chart in ("train_loss", "test_loss", "test_accuracy", "grad_norm"):
+        assert drawn(page, chart) == {"arm-0": both, "arm-2": both}
+    assert drawn(page, "lr") == {"arm-0": ["mean"], "arm-2": ["mean"]}  # no band: all seeds have one learning rate
     entry.press("Enter")  # by keyboard, and back
-    assert shown(page, "train_loss")["arm-1"] == [True, True]
+    assert drawn(page, "train_loss")["arm-1"] == both
 
 
 @pytest.mark.slow
@@ -270,41 +289,141 @@ def test_a_click_on_the_legend_hides_thin_lines_too(tmp_path, open_page):
     for label in ("sgd", "sngd"):
         write_run(tmp_path / label, label, tracked=True)
     page = open_page(write_report(tmp_path))
+    widths = (
+        """[...document.querySelectorAll("#chart-hessian_max path.mean")].map(p => p.getAttribute("stroke-width"))"""
+    )
+    assert page.evaluate(widths) == ["2.2", "2.2", "1.1", "1.1"]
     page.get_by_role("button", name="sngd", exact=True).click()
     for chart in ("smoothness_along", "hessian_max"):
-        assert shown(page, chart) == {"arm-0": [True, True], "arm-1": [False, False]}
-    widths = "document.getElementById('chart-hessian_max').data.map(trace => trace.line.width)"
-    assert page.evaluate(widths) == [2.2, 2.2, 1.1, 1.1]
-    levels = "document.getElementById('chart-noise_scale').data.map(trace => trace.y[0])"
-    assert page.evaluate(levels) == [10, 10, 32]  # the last one is the batch size
+        assert drawn(page, chart) == {"arm-0": ["mean", "mean"]}
+    assert page.text_content("#chart-noise_scale g .tick") == "batch size 32"
+    level = page.locator("#chart-noise_scale .reference").get_attribute("y1")
+    ticks = page.eval_on_selector_all(
+        "#chart-noise_scale .tick.y", "labels => labels.map(l => [Number(l.textContent), Number(l.getAttribute('y'))])"
+    )
+    above = min(place for number, place in ticks if number < 32)
+    assert max(place for number, place in ticks if number > 32) < float(level) + 4.5 < above
 
 
 @pytest.mark.slow
 def test_the_switch_changes_the_axis(tmp_path, open_page):
     page = open_page(write_report(write_study(tmp_path)))
-    kind = "document.getElementById('chart-train_loss')._fullLayout.yaxis.type"
-    other = "document.getElementById('chart-grad_norm')._fullLayout.yaxis.type"
     switch = page.get_by_role("group", name="Axis of training loss")
-    assert page.evaluate(kind) == "log"
+
+    def kinds():
+        return [page.get_attribute(f"#chart-{key}", "data-axis") for key in ("train_loss", "grad_norm")]
+
+    assert kinds() == ["log", "log"]
+    assert overlapping(page) == []
     switch.get_by_role("button", name="linear").click()
-    assert (page.evaluate(kind), page.evaluate(other)) == ("linear", "log")
+    assert kinds() == ["linear", "log"]
+    assert overlapping(page) == []
     switch.get_by_role("button", name="log").click()
-    assert page.evaluate(kind) == "log"
+    assert kinds() == ["log", "log"]
     assert page.get_by_role("group", name="Axis of test accuracy").count() == 0
 
 
 @pytest.mark.slow
-def test_charts_fit_wide_and_narrow_screens(tmp_path, open_page):
+def test_the_mouse_reads_values_and_zooms(tmp_path, open_page):
     page = open_page(write_report(write_study(tmp_path)))
+    page.locator("#chart-train_loss").scroll_into_view_if_needed()
+    box = page.locator("#chart-train_loss").bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + 100
+    page.mouse.move(*middle)
+    lines = page.locator(".chart .tip").first.inner_text().splitlines()
+    assert lines[0] == "#grad/n 5"
+    loss = read_study(tmp_path).arms["sgd"][0].rows[5]["train_loss"]
+    name, mean, low, high = re.fullmatch(r"(\S+): (\S+) \[(\S+), (\S+)\]", lines[1]).groups()
+    assert name == "sgd"
+    assert float(low) <= min(float(mean), loss) + 1e-3
+    assert float(high) >= max(float(mean), loss) - 1e-3
+
+    def last_tick():
+        return float(page.locator("#chart-train_loss .tick.x").last.text_content())
+
+    assert last_tick() == 10
+    page.mouse.down()
+    page.mouse.move(middle[0] - 100, middle[1] + 80, steps=3)
+    page.mouse.up()
+    assert last_tick() < 6
+    page.mouse.dblclick(*middle)
+    assert last_tick() == 10
+
+
+def four_decades(tmp_path):
+    """Curves that fall through several decades, by many methods with long names."""
+    floors = {f"spider-sfo lr={10.0**-i} period={i}": 10.0 ** -(i + 1) for i in range(8)}
+    return write_study(tmp_path, floors, seeds=1, epochs=25)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("study", [write_study, four_decades])
+def test_charts_fit_wide_and_narrow_screens(tmp_path, open_page, study):
+    page = open_page(write_report(study(tmp_path)))
     overflow = """() => Math.max(...[...document.querySelectorAll(".chart")].map(
-        chart => chart.querySelector(".main-svg").clientWidth - chart.clientWidth))"""
-    for width in (1280, 400):
+        chart => chart.querySelector(".plot").getBoundingClientRect().width - chart.getBoundingClientRect().width))"""
+    for width in (1400, 390):
         page.set_viewport_size({"width": width, "height": 900})
-        deadline = time.monotonic() + 10  # the charts follow the window after a moment
-        while page.evaluate(overflow) > 0 and time.monotonic() < deadline:
-            page.wait_for_timeout(50)
+        page.wait_for_timeout(200)  # the charts follow the window after a moment
         assert page.evaluate(overflow) <= 0
         assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert overlapping(page) == []
+
+
+@pytest.mark.slow
+def test_on_a_narrow_screen_the_first_column_stays_and_the_legend_folds(tmp_path, browser, open_page):
+    path = write_report(four_decades(tmp_path))
+    assert open_page(path).get_attribute(".legend", "open") == ""
+    page = browser.new_page(viewport={"width": 390, "height": 900})
+    page.goto(path.resolve().as_uri())
+    page.wait_for_selector("svg.plot .tick.x", state="attached")
+    assert page.get_attribute(".legend", "open") is None
+    assert page.locator(".legend").bounding_box()["height"] < 60
+    box = page.get_by_role("region", name="Results")
+    name = box.locator("tbody th").first
+    before = name.bounding_box()["x"]
+    assert name.bounding_box()["width"] < 200  # numbers fit beside it
+    box.evaluate("box => box.scrollLeft = 300")
+    assert name.bounding_box()["x"] == before
+    assert name.inner_text() == "spider-sfo lr=1.0 period=0"
+    page.close()
+
+
+@pytest.mark.slow
+def test_dark_screens(tmp_path, browser):
+    path = write_report(write_study(tmp_path, {f"m{i}": 0.02 * (i + 1) for i in range(12)}))
+    for scheme, is_dark in (("light", False), ("dark", True)):
+        context = browser.new_context(color_scheme=scheme)
+        page = context.new_page()
+        page.goto(path.resolve().as_uri())
+        page.wait_for_selector("svg.plot .tick.x", state="attached")
+        styles = [
+            ("body", "backgroundColor"),
+            ("body", "color"),
+            (".plot .tick", "fill"),
+            ("thead th", "backgroundColor"),
+        ]
+        back, ink, label, column = (
+            page.eval_on_selector(where, f"element => getComputedStyle(element).{name}") for where, name in styles
+        )
+        assert (luminance(back) < 0.1) is (luminance(column) < 0.1) is is_dark
+        lines = page.eval_on_selector_all("#chart-train_loss .mean", "all => all.map(p => getComputedStyle(p).stroke)")
+        assert len(set(lines)) == 12
+        assert min(contrast(color, back) for color in (ink, label)) > 7
+        assert min(contrast(color, back) for color in lines) > 2.2  # Okabe and Ito's orange and blue on white
+        context.close()
+
+
+def luminance(color):
+    """Of "rgb(…)", as the accessibility guidelines define it."""
+    parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return sum(weight * part for weight, part in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def contrast(one, other):
+    low, high = sorted([luminance(one), luminance(other)])
+    return (high + 0.05) / (low + 0.05)
 
 
 @pytest.mark.slow
@@ -312,8 +431,8 @@ def test_a_label_cannot_run_code(tmp_path, open_page):
     write_run(tmp_path / "a", EVIL, config={"method": "sngd"})
     write_comparison(tmp_path, methods=[EVIL], seeds=[0], command=EVIL)
     page = open_page(write_report(tmp_path))
-    page.hover("#chart-train_loss .nsewdrag")  # the hover text has the label too
-    page.wait_for_selector("#chart-train_loss .hoverlayer text")
+    page.hover("#chart-train_loss")  # the hover text has the label too
+    assert EVIL in page.locator(".chart .tip").first.inner_text()
     assert page.evaluate("window.broken") is None
     assert page.evaluate("document.querySelectorAll('img').length") == 0
     assert json.dumps(EVIL)[1:-1].replace('\\"', '"') in page.inner_text(".legend")
@@ -328,10 +447,56 @@ def test_the_page_names_itself(tmp_path, open_page):
 
 
 @pytest.mark.slow
-def test_no_button_sends_the_data_anywhere(tmp_path, open_page):
+def test_a_chart_can_be_saved(tmp_path, open_page):
     page = open_page(write_report(write_run(tmp_path / "a")))
-    titles = "[...document.querySelectorAll('#chart-train_loss .modebar-btn')].map(b => b.dataset.title)"
-    assert page.evaluate(titles) == ["Download plot as a PNG", "Zoom", "Pan", "Reset axes"]
     with page.expect_download() as download:  # which the content security policy must allow
-        page.locator("#chart-train_loss .modebar-btn").first.click(force=True)
-    assert download.value.suggested_filename.endswith(".png")
+        page.get_by_role("button", name="Save the chart of training loss as SVG").click()
+    assert download.value.suggested_filename == "chart-train_loss.svg"
+    picture = ElementTree.parse(download.value.path()).getroot()
+    strokes = [path.get("stroke") for path in picture.iter("{http://www.w3.org/2000/svg}path")]
+    assert "rgb(0, 114, 178)" in strokes  # colours are written out, as the file has no style sheet
+
+
+# ---- what the page weighs and says ---------------------------------------------------------------------------
+
+
+def test_the_page_is_small_and_needs_nothing(tmp_path):
+    path = write_report(write_study(tmp_path))
+    assert path.stat().st_size < 100_000
+    assert not re.search(r"(src|href)=[\"']?(https?:)?//", path.read_text(encoding="utf-8"))
+
+
+def test_every_chart_says_what_it_shows(tmp_path):
+    page = page_of(write_study(tmp_path))
+    charts = re.findall(r'<svg class="plot" id="chart-(\w+)" role="img" aria-label="([^"]+)">', page)
+    assert [key for key, _ in charts] == ["train_loss", "test_loss", "test_accuracy", "grad_norm", "lr"]
+    assert page.count('<svg class="plot"') == len(charts)
+    last = [run.rows[-1]["train_loss"] for run in read_study(tmp_path).arms["sgd"]]
+    assert charts[0][1].startswith(f"Training loss against #grad/n; at the end: sgd {sum(last) / 3:.4g}, sngd ")
+
+
+def test_the_page_has_the_colours_of_the_figures():
+    css = (Path(report.__file__).parent / "page" / "style.css").read_text(encoding="utf-8")
+    light, dark = css.split("@media (prefers-color-scheme: dark)")[:2]
+    hues = dict(re.findall(r"--hue-(\d+): (#\w{6})", light))
+    assert [hues[str(i)] for i in range(len(COLORS))] == [color.lower() for color in COLORS]
+    assert "--hue-6: #ffffff" in dark  # black would be lost
+
+
+def test_one_method_alone_has_sentences_of_its_own(tmp_path):
+    write_study(tmp_path, {"sgd": 0.1})
+    text = visible(page_of(tmp_path))
+    assert "nothing to compare" not in text
+    runs = read_study(tmp_path).arms["sgd"]
+    end = sum(run.rows[-1]["train_loss"] for run in runs) / 3
+    start = sum(run.rows[0]["train_loss"] for run in runs) / 3
+    assert f"sgd ended at #grad/n = 10 with training loss {end:.4f} ± " in text
+    assert f"Its training loss went from {start:.4g} to {end:.4g}." in text
+
+
+def test_a_loss_that_was_lower_before_is_told(tmp_path):
+    write_run(tmp_path / "a", answer={"test_loss": 0.5})
+    text = visible(page_of(tmp_path))
+    before = read_study(tmp_path).runs[0].rows[-2]["test_loss"]
+    assert "with one seed (seed noise unknown)." in text
+    assert f"to 0.5, and was lowest, {before:.4g}, at #grad/n = 9." in text

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from sngd.cli.console import out, print_json
+from sngd.cli.console import out, print_json, print_table
 from sngd.cli.options import Data, Json, Smoothness0, Smoothness1, SmoothnessL, smoothness_of
 
 
@@ -34,12 +33,11 @@ def certify(
         print_json({"folder": str(folder), "certificates": [certificate.as_json() for certificate in found]})
         return
     for certificate in found:
-        table = Table(title=f"{certificate.label}: {certificate.verdict}", title_justify="left")
-        for name in ("assumption", "status", "why"):
-            table.add_column(name, overflow="fold")
+        rows: list[list[str | Text]] = []
         for assumption in certificate.assumptions:
             color = "green" if assumption.status in ("given", "measured") else "red"
-            table.add_row(assumption.name, Text(assumption.status, color), assumption.detail)
-        out.print(table)
+            rows.append([assumption.name, Text(assumption.status, color), assumption.detail])
+        header = ["assumption", "status", "why"]
+        print_table(header, rows, title=f"{certificate.label}: {certificate.verdict}", text=header)
         out.print(certificate.statement, soft_wrap=True, highlight=False)
     out.print(f"written: {folder / 'certificate.json'}", soft_wrap=True, highlight=False)

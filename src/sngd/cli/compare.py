@@ -7,16 +7,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
-from sngd.cli.console import DIVERGED, out, print_json
+from sngd.cli.console import DIVERGED, out, print_json, print_table
 from sngd.cli.many import execution_here_or_on_ray, watched
-from sngd.cli.options import Json, file_name
+from sngd.cli.options import Json, completing, file_name
 from sngd.cli.settings import made_from_options, run_config
 from sngd.cli.torchrun import refuse_several_processes
 from sngd.studies.execution.execution import Execution
-from sngd.training import RunConfig
+from sngd.training import METHODS, RunConfig
 
 
 @made_from_options(
@@ -25,7 +24,11 @@ from sngd.training import RunConfig
 def compare(
     *,
     methods: Annotated[
-        str, typer.Option(help="Methods, each with its own settings if need be: sgd,sngd@lr=0.5,s-sngd@plan=multistep")
+        str,
+        typer.Option(
+            help="Methods, each with its own settings if need be: sgd,sngd@lr=0.5,s-sngd@plan=multistep",
+            autocompletion=completing(METHODS),
+        ),
     ] = "sgd,sngd,s-sngd",
     seeds: Annotated[str, typer.Option(help="How many seeds (3 is 0,1,2), or a list of them: 4,5,6")] = "3",
     config: RunConfig,
@@ -101,23 +104,16 @@ def _numbers(text: str, name: str) -> list[float]:
 
 
 def _print_study(study: Any, folder: Path, as_json: bool) -> None:
-    from sngd.studies.lead import statements
     from sngd.studies.table import as_json as table_json
-    from sngd.studies.table import cells
+    from sngd.studies.table import cells, findings
 
     page = folder / "report.html"
     if as_json:
         print_json({"folder": str(folder), "report": str(page), **table_json(study)})
         return
     header, rows = cells(study)
-    shown = [i for i, name in enumerate(header) if name != "test loss"]  # a terminal's width; the report has it
-    table = Table(title=study.problem)
-    for i in shown:
-        table.add_column(header[i], justify="right" if i else "left", no_wrap=i > 0, overflow="fold")  # labels fold
-    for row in rows:
-        chosen = [row[i] for i in shown]
-        table.add_row(*(Text(f"{cell.text} *", "bold green") if cell.best else cell.text for cell in chosen))
-    out.print(table)
+    shown = [[Text(f"{cell.text} *", "bold green") if cell.best else cell.text for cell in row] for row in rows]
+    print_table(header, shown, title=study.problem, drop=("test loss", "#grad/n", "seeds", "lr", "training loss"))
     out.print("mean ± standard deviation over seeds; * best mean")
     for label, runs in study.arms.items():
         if diverged := sum(run.diverged for run in runs):
@@ -127,6 +123,6 @@ def _print_study(study: Any, folder: Path, as_json: bool) -> None:
         budget = f" for {study.tuning['epochs']:g} epochs" if "epochs" in study.tuning else ""
         tried = f"every method tried lr {grid}{budget} on a seed of its own and kept the lowest training loss"
         out.print(f"equal tuning: {tried}")
-    for statement in statements(study):
-        out.print(f"{statement}.", soft_wrap=True, highlight=False)
+    for sentence in findings(study):
+        out.print(f"{sentence}.", soft_wrap=True, highlight=False)
     out.print(f"report: {page}", soft_wrap=True, highlight=False)

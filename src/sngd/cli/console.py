@@ -3,13 +3,15 @@
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, Task, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from sngd import training
@@ -25,6 +27,44 @@ def print_json(content: Any) -> None:
     """Print ``content`` as JSON; numbers that are not finite, which JSON does not have, become null."""
     finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
     print(json.dumps(finite, indent=2, ensure_ascii=False))
+
+
+def print_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str | Text]],
+    *,
+    title: str | None = None,
+    text: Collection[str] = (),
+    drop: Sequence[str] = (),
+) -> None:
+    """Print a table that fits the terminal.
+
+    The first column and those in ``text`` may fold at spaces. The others hold numbers, which are never cut. If the
+    terminal is too narrow, columns in ``drop`` are left out, the first of them first, and a line names them.
+    """
+    columns = dict(zip(header, zip(*rows, strict=True) if rows else ((),) * len(header), strict=True))
+    folding = {header[0], *text}
+    left_out: list[str] = []
+    for name in drop:
+        if 1 + sum(_least_width(key, cells, key in folding) for key, cells in columns.items()) <= out.width:
+            break
+        left_out += [name] if columns.pop(name, None) is not None else []
+    table = Table(title=title, title_justify="left")
+    for key in columns:
+        table.add_column(
+            key, justify="left" if key in folding else "right", no_wrap=key not in folding, overflow="fold"
+        )
+    for row in zip(*columns.values(), strict=True):
+        table.add_row(*row)
+    out.print(table)
+    if left_out:
+        out.print(f"left out, because the terminal is narrow: {', '.join(left_out)}; --json has all", highlight=False)
+
+
+def _least_width(key: str, cells: Sequence[str | Text], folds: bool) -> int:
+    """Of a column, with a space on both sides and a line."""
+    texts = [key, *map(str, cells)]
+    return 3 + max(cell_len(part) for text in texts for part in (text.split() or [""] if folds else [text]))
 
 
 @contextmanager

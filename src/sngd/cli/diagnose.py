@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from sngd.cli.console import out, print_json, progress_bars
+from sngd.cli.console import out, print_json, print_table, progress_bars
 from sngd.cli.options import Data, Device, Json, Norm, file_name
 from sngd.cli.torchrun import refuse_several_processes
 from sngd.training.folder_lock import make_folder
@@ -68,13 +67,11 @@ def diagnose(
     out.print(f"{found.target}: {found.where}; n = {found.n:,}, d = {found.dim:,}", soft_wrap=True, highlight=False)
     if not found.norm.is_euclidean:
         out.print(f"in the norm {found.norm}; κ = {found.norm.kappa:.4g}", soft_wrap=True, highlight=False)
-    table = Table()
-    for name in ("quantity", "value", "interval", "calls"):
-        table.add_column(name, justify="left" if name == "quantity" else "right", no_wrap=name != "quantity")
-    for quantity, interval, calls in found.table():
-        ends = f"[{interval.low:.4g}, {interval.high:.4g}]"
-        table.add_row(quantity, f"{interval.value:.4g}", ends, calls)
-    out.print(table)
+    rows = [
+        [quantity, f"{interval.value:.4g}", f"[{interval.low:.4g}, {interval.high:.4g}]", calls]
+        for quantity, interval, calls in found.table()
+    ]
+    print_table(["quantity", "value", "interval", "calls"], rows, drop=("calls", "interval"))
     if found.curvature:
         out.print(f"by its curvature the point is: {found.curvature.kind}")
     for path in written:

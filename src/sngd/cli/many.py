@@ -69,7 +69,9 @@ class RunsOverview:
         self.overview(index, progress)
         if index not in self.running:
             config = self.configs[index]
-            self.running[index] = self.bars.add_task(f"  {config.label}, seed {config.seed}", total=1.0, loss="")
+            rate = "" if config.lr is None else f", lr {config.lr:g}"
+            described = f"  {config.label}{rate}, seed {config.seed}"
+            self.running[index] = self.bars.add_task(described, total=1.0, loss="")
         share = min(1.0, progress.oracle_calls / max(1, progress.budget))
         self.bars.update(self.running[index], completed=share, loss=loss(progress), visible=share < 1)
         self._show_all()

@@ -1,5 +1,6 @@
 """Options that several commands share, and the parsing of their values."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,18 @@ from sngd.problems import PROBLEMS
 from sngd.slug import slug
 from sngd.theory import RelaxedSmooth, Smooth, Smoothness
 from sngd.training.config import SETTINGS
+
+
+def completing(names: Iterable[str]) -> Callable[[str], list[str]]:
+    """What Typer asks for the words that a shell can complete a beginning to; after a comma, another of ``names``."""
+    names = list(names)
+
+    def complete(incomplete: str) -> list[str]:
+        before, comma, begun = incomplete.rpartition(",")
+        return [f"{before}{comma}{name}" for name in names if name.startswith(begun)]
+
+    return complete
+
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines, nothing else, on standard output.")]
 Norm = Annotated[

@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from sngd.cli.console import out, print_json
+from sngd.cli.console import out, print_json, print_table
 from sngd.cli.options import Data, Json, Norm, Smoothness0, Smoothness1, SmoothnessL, smoothness_of
 
 
@@ -54,14 +53,21 @@ def plan(
         shown = [{**p.as_json(), **in_norm} for p in plans]
         print_json(shown[0] if len(plans) == 1 else shown)
         return
-    table = Table()
-    table.add_column("method", no_wrap=True)
-    for name in ("lr", "batch size", "steps", "calls", "guarantee"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for p in plans:
-        lr = f"{p.lr:.4g}" + (f" → {p.stages[-1].lr:.2g}" if p.stages else "")
-        table.add_row(p.method, lr, f"{p.batch_size:,}", f"{p.steps:,}", f"{p.oracle_calls:,}", f"{p.guarantee:.4g}")
-    out.print(table)
+    print_table(
+        ["method", "lr", "batch size", "steps", "calls", "guarantee"],
+        [
+            [
+                p.method,
+                f"{p.lr:.4g}" + (f" → {p.stages[-1].lr:.2g}" if p.stages else ""),
+                f"{p.batch_size:,}",
+                f"{p.steps:,}",
+                f"{p.oracle_calls:,}",
+                f"{p.guarantee:.4g}",
+            ]
+            for p in plans
+        ],
+        drop=("steps", "batch size", "calls", "lr"),
+    )
     if weights:
         out.print(weights, soft_wrap=True, highlight=False)
     if epsilon is not None:

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
-from sngd.cli.console import out, print_json
+from sngd.cli.console import out, print_json, print_table
 from sngd.cli.many import execution_here_or_on_ray, watched
 from sngd.cli.options import Json
 from sngd.cli.settings import made_from_options
@@ -63,10 +62,11 @@ def reproduce(
     folder = folder or Path("runs", f"reproduce-{what}-{profile}")
     command = shlex.join(["sngd", *sys.argv[1:]])
     with watched(execution) as (watched_execution, bars):
-        present = bars.add_task(what, total=None, loss="")
+        present = bars.add_task(f"{what}, profile {profile}", total=None, loss="")
 
-        def tell(figure: str) -> None:
-            bars.update(present, description=f"{figure}, profile {profile}")
+        def tell(figure: str, index: int, count: int) -> None:
+            description = f"study {index + 1} of {count}: {figure}, profile {profile}"
+            bars.update(present, description=description, completed=index, total=count)
 
         if what == "all":
             verdicts = claims.reproduce_all(profile, folder, command, watched_execution, on_progress=tell)
@@ -76,7 +76,6 @@ def reproduce(
                 names, profile, folder, command, watched_execution, on_progress=tell, stored_only=stored
             )
         else:
-            tell(what)
             pictures = measure_and_draw(what, profile, folder, command, watched_execution)
     if what in ("all", "claims"):
         _print_verdicts(verdicts, folder, as_json)
@@ -118,9 +117,4 @@ def _print_verdicts(verdicts: Sequence[Any], folder: Path, as_json: bool) -> Non
 
 
 def _print_table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    table = Table(title=title, title_justify="left")
-    for name in header:
-        table.add_column(name, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    out.print(table)
+    print_table(header, rows, title=title, text=header, drop=header[:0:-1])

@@ -1,6 +1,6 @@
 """Make a command's arguments from options, such as a run's settings from the options that ``RunConfig`` declares."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING
 from functools import wraps
 from inspect import Parameter, Signature, signature
@@ -8,9 +8,16 @@ from typing import Annotated, Any, get_origin
 
 import typer
 
-from sngd.training import RunConfig
+from sngd.cli.options import completing
+from sngd.problems import PROBLEMS
+from sngd.training import METHODS, RunConfig
 from sngd.training.config import SETTINGS, Setting
+from sngd.training.plan_words import PLANS, SPELLINGS
 from sngd.training.schema import declared
+
+_NAMES: dict[str, Iterable[str]] = {"problem": PROBLEMS, "method": METHODS, "plan": PLANS}  # that a shell can complete
+
+PLANS_HELP = "\n".join(["A stage plan (--plan) is one of", *SPELLINGS]).replace("[", r"\[")
 
 Command = Callable[..., None]
 Maker = Callable[..., Any]
@@ -70,11 +77,12 @@ def _show(function: Callable[..., Any], options: Sequence[Parameter]) -> None:
 def _option(setting: Setting) -> Parameter:
     kind, about = declared(setting.type)
     words, default = setting.help.replace("[", r"\["), setting.default
+    names = completing(_NAMES.get(setting.name, about.one_of))
     if default is MISSING:
-        shown: Any = typer.Argument(help=words)
+        shown: Any = typer.Argument(help=words, autocompletion=names)
         default = Parameter.empty
     else:
-        shown = typer.Option(*(about.options or ()), help=words)
+        shown = typer.Option(*(about.options or ()), help=words, autocompletion=names)
     if get_origin(kind) is Mapping:  # NAME=VALUE, again and again
         kind, default = list[str] | None, None
     return Parameter(setting.name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, shown])

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from sngd import training
-from sngd.cli.console import DIVERGED, loss, out, print_json, progress_bars, stop_on_interrupt
+from sngd.cli.console import DIVERGED, loss, out, print_json, print_table, progress_bars, stop_on_interrupt
 from sngd.cli.many import warn
 from sngd.cli.options import Data, Json, Overwrite, TensorBoard, file_name
 from sngd.cli.settings import made_from_options, run_config
@@ -33,13 +32,17 @@ def train(
         Path | None, typer.Option("--out", help="The run's folder. (default: runs/PROBLEM/METHOD/seed-SEED)")
     ] = None,
     tensorboard: TensorBoard = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with an interrupted run, or with more --epochs.")
+    ] = False,
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Train one model with one method.
 
     Ctrl-C saves and stops; --resume goes on, also after a kill or a power cut, and ends with the same weights.
+
+    With more --epochs, --resume extends a run of the plan 'constant'; other plans depend on the number of epochs.
 
     A run whose training loss is no longer finite has diverged: it stops, with exit code 3. --resume says so again.
 
@@ -62,6 +65,7 @@ def train(
             data=data,
             problem=(lambda: loaded) if loaded else None,
             resume=resume,
+            extend=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
             ranks=ranks,
@@ -91,8 +95,9 @@ def _exclude(context: typer.Context, option: str, settings: Collection[str]) -> 
 
 
 def _print_row(row: dict[str, Any]) -> None:
-    table = Table()
-    for key in row:
-        table.add_column("#grad/n" if key == "grads_over_n" else key.replace("_", " "), no_wrap=True)
-    table.add_row(*(f"{value:.5g}" for value in row.values()))
-    out.print(table)
+    """Accuracy in percent, as in all tables; in files and JSON it is in [0, 1]."""
+    shown = {"#grad/n" if key == "grads_over_n" else key.replace("_", " "): f"{v:.5g}" for key, v in row.items()}
+    if "test_accuracy" in row:
+        del shown["test accuracy"]
+        shown["test accuracy (%)"] = f"{100 * row['test_accuracy']:.2f}"
+    print_table(list(shown), [list(shown.values())], drop=("grad norm", "test loss", "train loss"))

@@ -26,6 +26,36 @@ class Estimator:
     ``loss`` calls the wrapped model, which averages gradients over the ranks. Batch sizes and oracle calls are those of
     one rank.
 
+    Example:
+        A ``DataLoader`` gives batches of one size, here 20. SPIDER's anchor takes 100 samples, five of them:
+
+        >>> import torch
+        >>> from itertools import count
+        >>> from torch.utils.data import DataLoader, TensorDataset
+        >>> from sngd import SNGD
+        >>> from sngd.estimators import Spider
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(1000, 5)
+        >>> loader = DataLoader(TensorDataset(x, (x[:, 0] > 0).long()), batch_size=20, shuffle=True, drop_last=True)
+        >>> batches = (batch for _ in count() for batch in loader)  # pass after pass, without end
+        >>> def draw(size):
+        ...     parts = zip(*(next(batches) for _ in range(size // 20)))
+        ...     return [torch.cat(part) for part in parts]
+        >>> model = torch.nn.Linear(5, 2)
+        >>> def loss(batch):
+        ...     inputs, targets = batch
+        ...     return torch.nn.functional.cross_entropy(model(inputs), targets)
+        >>> estimator = Spider(model, anchor_batch_size=100, batch_size=20, period=10)
+        >>> optimizer = SNGD(model.parameters(), lr=0.05)
+        >>> for step in range(100):
+        ...     batch = draw(estimator.next_batch_size)
+        ...     value = optimizer.step(lambda: estimator.estimate(loss, batch))  # fills p.grad, returns the loss
+        >>> bool(value < 0.2), estimator.oracle_calls
+        (True, 4600)
+
+        The closure makes one estimate each time it is called. So it is for optimizers that call it once a step, as all
+        of torch's do but LBFGS.
+
     Attributes:
         oracle_calls: number of gradients ∇f(w; a), each of one sample at one point, evaluated so far on this rank.
     """

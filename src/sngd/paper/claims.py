@@ -22,6 +22,8 @@ from sngd.training.run_folder import replace_file, write_json
 
 _FILES = ("verdicts.json", "verdicts.md")
 
+OnFigure = Callable[[str, int, int], None]  # (name, how many came before it, how many there are)
+
 
 class Claim(NamedTuple):
     """A claim, its place in the paper, the figures that measure it, and the judge of their measurements, in order.
@@ -155,7 +157,7 @@ def reproduce_claims(
     command: str = "",
     execution: Execution = Execution(),
     *,
-    on_progress: Callable[[str], None] = lambda _: None,
+    on_progress: OnFigure = lambda *_: None,
     stored_only: bool = False,
 ) -> list[Verdict]:
     """Measure what is missing, draw it, and judge: ``out`` gets a folder for each figure, verdicts.json, verdicts.md.
@@ -169,7 +171,8 @@ def reproduce_claims(
         out: folder, made if need be.
         command: the command line, kept with what it measured and with the verdicts.
         execution: how runs are done, see ``reproduce``.
-        on_progress: told the name of each figure before it is measured or drawn.
+        on_progress: told the name of each figure before it is measured or drawn, how many came before it, and how many
+            there are.
         stored_only: measure and draw nothing; claims whose figures are not there are not tested.
 
     Returns:
@@ -190,8 +193,9 @@ def reproduce_claims(
     else:
         make_folder(out)
     with locked(out, _FILES) as lock:
-        for figure in [] if stored_only else _figures(chosen):
-            on_progress(figure)
+        figures = [] if stored_only else _figures(chosen)
+        for index, figure in enumerate(figures):
+            on_progress(figure, index, len(figures))
             lock.check()
             reproduce(figure, profile, out / figure, command, execution, reuse=True)
         return _judged(out, profile, command, only, lock)
@@ -239,15 +243,15 @@ def reproduce_all(
     command: str = "",
     execution: Execution = Execution(),
     *,
-    on_progress: Callable[[str], None] = lambda _: None,
+    on_progress: OnFigure = lambda *_: None,
 ) -> list[Verdict]:
     """Every figure, also those that no claim needs, and then ``reproduce_claims``, whose arguments these are."""
     if profile not in PROFILES:
         raise ValueError(f"unknown profile {profile!r}; claims have {', '.join(PROFILES)}")
     make_folder(out)
     with locked(out, _FILES) as lock:
-        for figure in FIGURES:
-            on_progress(figure)
+        for index, figure in enumerate(FIGURES):
+            on_progress(figure, index, len(FIGURES))
             lock.check()
             reproduce(figure, profile, out / figure, command, execution, reuse=True)
         return _judged(out, profile, command, (), lock)

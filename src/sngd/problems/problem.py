@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from sngd.problems.columns import Column, columns_of
+
 Samples = tuple[Tensor, Tensor]
+CHUNK = 4096  # samples looked at together
 
 
 class DataError(ValueError):
@@ -20,7 +24,9 @@ class Problem:
     Args:
         build_model: builds a *new* model with freshly drawn weights at each call; takes no arguments.
         loss: maps the model's outputs and the targets of a batch to the scalar *mean* over that batch.
-        train: inputs and targets; the first dimension of both counts the n samples.
+        train: inputs and targets, two tensors whose first dimension counts the n samples. Or a
+            ``torch.utils.data.Dataset`` of pairs, which may be larger than memory, or a ``DataLoader`` of one; see
+            below.
         test: the same for held-out samples, or None.
         name: what tables and pictures call it.
         augment: random variation of a batch's inputs, or None: maps inputs and a generator to as many inputs,
@@ -32,12 +38,20 @@ class Problem:
             instance bytes to normalized floats, or None if they are the same. Applied at every evaluation, in
             training and test, on the inputs' device.
 
+    A ``Dataset`` has ``__len__`` and ``__getitem__``, and gives the same pair for the same index at every call: random
+    variation belongs into `augment`, so that it can be repeated. Its samples are read when they are needed, in the
+    process of the run, and never all at once: mini-batches as they are drawn, evaluations and full batches in chunks.
+    Batches, oracle calls and resuming are those of a problem with tensors, bit for bit. Of a ``DataLoader`` the dataset
+    and the ``collate_fn`` are used. Its batch size, order (shuffled or not) and workers are not, because a run draws
+    its batches itself, by --batch-size and --sampling. A loader of an ``IterableDataset``, or with a sampler that gives
+    samples other chances, is refused.
+
     All tensors are on the CPU; the engine moves them to its device once. When the targets are integers and the
     model's outputs have one dimension more, they are taken for class labels and for one score a class: then
     accuracy is reported too, see `classifies`.
 
     Raises:
-        TypeError: for a field of the wrong type.
+        TypeError: for a field of the wrong type, or a dataset whose samples are no pairs of tensors.
         ValueError: for samples that are none, or not as many targets as inputs.
 
     Example, least squares in ten variables::
@@ -48,8 +62,8 @@ class Problem:
 
     build_model: Callable[[], nn.Module]
     loss: Callable[[Tensor, Tensor], Tensor]
-    train: Samples
-    test: Samples | None = None
+    train: Any  # Samples, or two columns that stand for them
+    test: Any = None
     name: str = ""
     augment: Callable[[Tensor, torch.Generator], Tensor | Samples] | None = None
     prepare: Callable[[Tensor], Tensor] | None = None
@@ -62,6 +76,8 @@ class Problem:
             )
         if isinstance(self.loss, type) or not callable(self.loss):
             raise TypeError(f"loss must be a function of (outputs, targets), got {_kind(self.loss)}")
+        object.__setattr__(self, "train", columns_of("train", self.train))
+        object.__setattr__(self, "test", columns_of("test", self.test))
         _check_samples("train", self.train)
         if self.test is not None:
             _check_samples("test", self.test)
@@ -77,10 +93,12 @@ class Problem:
         """Number of training samples."""
         return len(self.train[0])
 
-    def augmented(self, samples: Samples, generator: torch.Generator) -> Samples:
+    def augmented(self, samples: Any, generator: torch.Generator) -> Samples:
         """Training samples as `augment` varies them; without it, as they are."""
         if self.augment is None:
-            return samples
+            return cast(Samples, samples)
+        if isinstance(samples[0], Column):
+            raise ValueError("augment varies mini-batches of a Dataset, and all its samples were asked for at once")
         varied = self.augment(samples[0], generator)
         return varied if isinstance(varied, tuple) else (varied, samples[1])
 
@@ -105,16 +123,21 @@ def initial_loss_not_finite(problem: Problem) -> str:
     return f"The training loss is not finite at the initial weights: {cause}."
 
 
-def share_not_finite(tensor: Tensor) -> float:
+def share_not_finite(numbers: Tensor | Column) -> float:
     """The share, in [0, 1], of a tensor's numbers that are NaN or infinite."""
-    return 1 - int(tensor.isfinite().sum()) / max(1, tensor.numel())
+    finite = total = 0
+    for part in numbers.split(CHUNK):
+        finite, total = finite + int(part.isfinite().sum()), total + part.numel()
+    return 1 - finite / max(1, total)
 
 
 def _check_samples(field: str, samples: object) -> None:
-    if not isinstance(samples, tuple) or [isinstance(part, Tensor) for part in samples] != [True, True]:
-        raise TypeError(f"{field} must be a tuple of two tensors (inputs, targets), got {_kind(samples)}")
+    if not isinstance(samples, tuple) or [isinstance(part, Tensor | Column) for part in samples] != [True, True]:
+        raise TypeError(
+            f"{field} must be a tuple of two tensors (inputs, targets), a Dataset or a DataLoader, got {_kind(samples)}"
+        )
     inputs, targets = samples
-    if inputs.dim() == 0 or targets.dim() == 0:
+    if isinstance(inputs, Tensor) and isinstance(targets, Tensor) and 0 in (inputs.dim(), targets.dim()):
         raise ValueError(f"{field} has a tensor of no dimensions, the first dimension must count samples")
     if len(inputs) != len(targets):
         raise ValueError(f"{field} has {len(inputs)} inputs and {len(targets)} targets, must be as many")

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sngd.problems.columns import materialized
 from sngd.problems.problem import Problem, Samples, share_not_finite
 
 _REQUIRED = ("build_model", "loss", "train")
@@ -133,7 +134,7 @@ def _try(problem: Problem) -> None:
 
 
 def _try_samples(problem: Problem, model: nn.Module, field: str, samples: Samples) -> None:
-    inputs, targets = (part[:2] for part in samples)
+    inputs, targets = materialized(tuple(part[:2] for part in samples))
     if problem.augment is not None and field == "train":
         count, varied = len(inputs), problem.augmented((inputs, targets), torch.Generator().manual_seed(0))
         if len(varied) != len(_PARTS):

@@ -32,6 +32,7 @@ from sngd.diagnose.interval import Interval
 from sngd.norms import Product
 from sngd.problems import Problem, load_problem
 from sngd.problems.analytic import Analytic
+from sngd.problems.columns import materialized
 from sngd.problems.registry import ANALYTIC
 from sngd.stages import StagePlan
 from sngd.studies.runs import Run, Study, read_study, value
@@ -459,7 +460,7 @@ def _same_function(load: Callable[[], Problem]) -> Assumption:
         return Assumption("objective", "violated", detail)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = problem.build_model()
-        x, y = problem.train[0][:64], problem.train[1][:64]
+        x, y = materialized((problem.train[0][:64], problem.train[1][:64]))
         x = x if problem.prepare is None else problem.prepare(x)
         training, evaluation = (problem.loss(model.train(mode)(x), y) for mode in (True, False))
     if not torch.equal(training, evaluation):

@@ -332,16 +332,13 @@ def draw(diagnosis: Diagnosis, folder: Path) -> list[Path]:
         return []
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
-    columns = min(2, len(panels))
+    columns = 2 if len(panels) == 4 else len(panels)
     rows = -(-len(panels) // columns)
     with plain_style():
         figure = Figure(figsize=(6 * columns, 4.2 * rows), layout="constrained")
-        axes = figure.subplots(rows, columns, squeeze=False).flat
-        for ax, panel in zip(axes, panels, strict=False):
+        for ax, panel in zip(figure.subplots(rows, columns, squeeze=False).flat, panels, strict=True):
             panel(ax)
             ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
-        for ax in list(axes)[len(panels) :]:
-            ax.remove()
         norm = "" if diagnosis.norm.is_euclidean else f"\nin the norm {diagnosis.norm}"
         figure.suptitle(f"{diagnosis.target}\n{diagnosis.where}{norm}".replace("$", r"\$"), fontsize=10)
         return save(figure, folder / "diagnosis", dpi=130)
@@ -374,7 +371,7 @@ def _errorbars(ax: Axes, xs: Sequence[float], intervals: Sequence[Interval], col
 
 def _draw_fit(ax: Axes, diagnosis: Diagnosis) -> None:
     norms, measured = zip(*(point for row in diagnosis.rows if (point := _smoothness_point(row))), strict=True)
-    points = ax.scatter(norms, measured, c=range(len(norms)), cmap="viridis", s=22, zorder=3)
+    points = ax.scatter(norms, measured, c=range(len(norms)), cmap="viridis", s=22, zorder=3, clip_on=False)
     ax.figure.colorbar(points, ax=ax, label="evaluation")
     ends = [0.0, max(norms)]
     looks = {"middle": ("#0072B2", "-"), "envelope": ("#D55E00", "--")}

@@ -24,12 +24,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-# Okabe and Ito's colours, which colour-blind readers can distinguish; no two of 35 arms share colour and dash.
-_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")  # plotly's names
+# Okabe and Ito's colours, which colour-blind readers can distinguish, and five more; no two of 60 arms share colour and
+# dash.
+COLORS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"),
+    *("#8B0057", "#7A8B00", "#808080", "#5B3FBF", "#7A4B20"),
+)
+_DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 DASH_LENGTHS = {"solid": (), "dash": (6, 2.5), "dot": (1.5, 1.5), "dashdot": (6, 2, 1.5, 2), "longdash": (11, 3)}
 
 _LEGEND_WIDTH = 45  # characters; longer labels are wrapped
+
+MOST_LINES = 10  # in a figure of a study
 
 COST_AXIS = "#grad/n (gradient evaluations / training samples)"
 
@@ -48,6 +54,7 @@ class Panel(NamedTuple):
 
 
 TRAIN_LOSS = Panel("train_loss", "training loss", 1, True)
+TEST_LOSS = Panel("test_loss", "test loss", 1, True)
 TEST_ACCURACY = Panel("test_accuracy", "test accuracy (%)", 100, False)
 GRAD_NORM = Panel("grad_norm", "gradient norm", 1, True)
 LR = Panel("lr", "learning rate", 1, True)
@@ -59,7 +66,7 @@ HESSIAN = Panel("hessian_max", "largest eigenvalue of the Hessian (smallest: thi
 
 def styles(labels: Sequence[str]) -> dict[str, Style]:
     """Each arm's colour and dash; figures and report use the same."""
-    return {label: Style(_COLORS[i % len(_COLORS)], _DASHES[i % len(_DASHES)]) for i, label in enumerate(labels)}
+    return {label: Style(COLORS[i % len(COLORS)], _DASHES[i % len(_DASHES)]) for i, label in enumerate(labels)}
 
 
 def bands(study: Study, panel: Panel) -> dict[str, Band]:
@@ -100,37 +107,53 @@ def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``curves.png`` and ``curves.svg`` into ``folder`` (made if absent).
 
     One panel each for training loss (logarithmic when all of it is positive) and test accuracy; a panel
-    without data is left out, and with none there is no figure.
+    without data is left out, and with none there is no figure. Of more than ``MOST_LINES`` arms the figure has those
+    of lowest final training loss, and says so; report and table have all.
 
     Returns:
         The files written, in that order; empty if nothing was measured.
     """
-    panels = [(panel, bands(study, panel)) for panel in (TRAIN_LOSS, TEST_ACCURACY)]
+    shown = _best(study)
+    panels = [
+        (panel, {label: curve for label, curve in bands(study, panel).items() if label in shown})
+        for panel in (TRAIN_LOSS, TEST_ACCURACY)
+    ]
     panels = [(panel, curves) for panel, curves in panels if curves]
     if not panels:
         return []
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
     with plain_style():
-        columns = _columns(study.labels, len(panels))
-        height = 4.1 + 0.22 * math.ceil(len(study.labels) / columns)  # inches; a row of the legend takes 0.22
+        columns = _columns(shown, len(panels))
+        height = 4.1 + 0.22 * math.ceil(len(shown) / columns)  # inches; a row of the legend takes 0.22
         figure = Figure(figsize=(4.8 * len(panels), height), layout="constrained")
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        look = styles(study.labels)
+        look = styles(shown)
         lines: dict[str, Line2D] = {}
         for ax, (panel, curves) in zip(axes, panels, strict=True):
             lines |= draw_panel(ax, panel, curves, look)
-        shown = [label for label in study.labels if label in lines]
+        drawn = [label for label in shown if label in lines]
         figure.legend(
-            [lines[label] for label in shown],
-            [_literal("\n".join(wrap(label, _LEGEND_WIDTH))) for label in shown],
+            [lines[label] for label in drawn],
+            [_literal("\n".join(wrap(label, _LEGEND_WIDTH))) for label in drawn],
             loc="outside lower center",
             ncols=columns,
             frameon=False,
             handlelength=3.2,
         )
-        figure.suptitle(f"{_literal(study.problem)}\n{band_note(study)}", fontsize=10)
+        left_out = "" if len(shown) == len(study.labels) else f"; the {len(shown)} best of {len(study.labels)}"
+        figure.suptitle(f"{_literal(study.problem)}\n{band_note(study)}{left_out}", fontsize=10)
         return save(figure, Path(folder) / "curves", dpi=160)
+
+
+def _best(study: Study) -> list[str]:
+    """The arms to draw, in the study's order: of more than can be told apart those of lowest final training loss."""
+    if len(study.labels) <= MOST_LINES:
+        return list(study.labels)
+    curves = bands(study, TRAIN_LOSS)
+    last = {label: curve.mean[-1] for label, curve in curves.items() if math.isfinite(curve.mean[-1])}
+    best = sorted(last, key=last.__getitem__)[:MOST_LINES]
+    return [label for label in study.labels if label in best]
 
 
 def plain_style() -> AbstractContextManager[None]:

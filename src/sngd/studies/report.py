@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from sngd.studies.certify import Entry, is_certified, shown_certificates
 from sngd.studies.figures import (
+    COLORS,
     DASH_LENGTHS,
     GRAD_NORM,
     HESSIAN,
@@ -21,6 +22,7 @@ from sngd.studies.figures import (
     NOISE_SCALE,
     SMOOTHNESS,
     TEST_ACCURACY,
+    TEST_LOSS,
     TRAIN_LOSS,
     Panel,
     Style,
@@ -30,16 +32,13 @@ from sngd.studies.figures import (
     view,
     wants_log,
 )
-from sngd.studies.lead import statements
 from sngd.studies.runs import Band, Run, Study, read_study, value
-from sngd.studies.table import DIFFERENCE_NOTE, SPREAD_NOTE, behind, cells
+from sngd.studies.table import DIFFERENCE_NOTE, SPREAD_NOTE, behind, cells, findings
 from sngd.training.folder_lock import make_folder
 from sngd.training.run_folder import replace_file
 
-_BUTTONS = ["toImage", "zoom2d", "pan2d", "resetScale2d"]  # named, because plotly's own choice has one that uploads
-_FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 _TRACKED = (SMOOTHNESS, NOISE_SCALE, HESSIAN)
-_PANELS = (TRAIN_LOSS, TEST_ACCURACY, GRAD_NORM, LR, *_TRACKED)
+_PANELS = (TRAIN_LOSS, TEST_LOSS, TEST_ACCURACY, GRAD_NORM, LR, *_TRACKED)
 
 
 def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
@@ -67,8 +66,6 @@ def write_report(folder: str | os.PathLike[str], out: str | os.PathLike[str] | N
 
 def page_of(study: Study) -> str:
     """The page itself, in HTML, as ``write_report`` describes it."""
-    from plotly.offline import get_plotlyjs
-
     title = f"{study.problem}: {', '.join(study.labels)}"
     return f"""<!DOCTYPE html>
 <html lang="en">
@@ -81,7 +78,6 @@ style-src 'unsafe-inline'; img-src data: blob:">
 <link rel="icon" href="data:image/svg+xml;base64,{b64encode(_part("icon.svg").strip().encode()).decode()}">
 <style>
 {_part("style.css")}</style>
-<script>{get_plotlyjs()}</script>
 </head>
 <body>
 <main>
@@ -111,7 +107,7 @@ def _part(name: str) -> str:
 
 
 def _findings(study: Study) -> str:
-    sentences = [*statements(study), *_incomplete(study)]
+    sentences = [*findings(study), *_incomplete(study)]
     return f'<p class="findings">{" ".join(escape(sentence) + "." for sentence in sentences)}</p>'
 
 
@@ -185,21 +181,27 @@ def _curves(study: Study) -> str:
     )
     return _section(
         "Curves",
-        f'<div class="legend" role="group" aria-label="Methods shown">{legend}</div>'
+        '<details class="legend" open><summary>Methods shown</summary>'
+        f'<div role="group" aria-label="Methods shown">{legend}</div></details>'
         f'<p class="note">{note[0].upper() + note[1:]}</p><div class="charts">{figures}</div>',
     )
 
 
 def _legend_entry(index: int, label: str, style: Style) -> str:
-    dash = " ".join(str(1.6 * length) for length in DASH_LENGTHS[style.dash])
     swatch = (
         f'<svg width="34" height="10" aria-hidden="true"><line x1="0" y1="5" x2="34" y2="5" '
-        f'stroke="{style.color}" stroke-width="3" stroke-dasharray="{dash}"/></svg>'
+        f'stroke="{_hue(style)}" stroke-width="3" stroke-dasharray="{_dashes(style)}"/></svg>'
     )
-    return f'<button type="button" aria-pressed="true" data-arm="arm-{index}">{swatch}{escape(label)}</button>'
+    return f'<button type="button" aria-pressed="true" data-toggle="arm-{index}">{swatch}{escape(label)}</button>'
 
 
-_Trace = dict[str, object]  # of plotly's, in its own words
+def _hue(style: Style) -> str:
+    """The style's colour as the page knows it; page/style.css has it for light and dark screens."""
+    return f"var(--hue-{COLORS.index(style.color)})"
+
+
+def _dashes(style: Style) -> str:
+    return " ".join(f"{1.6 * length:g}" for length in DASH_LENGTHS[style.dash])
 
 
 class _Line(NamedTuple):
@@ -220,12 +222,34 @@ def _lines(study: Study, panel: Panel) -> list[_Line]:
 
 
 def _chart(panel: Panel, lines: list[_Line], look: dict[str, Style], references: Sequence[float]) -> str:
+    """The numbers of a chart and an empty picture, which page/script.js draws as wide as the screen allows."""
     log = wants_log(panel, {line.name: line.curve for line in lines})
-    switch = _axis_switch(panel) if log else ""
+    title = panel.title[0].upper() + panel.title[1:]
+    numbers = {
+        "log": log,
+        "view": None if log or panel in _TRACKED else view({line.name: line.curve for line in lines}),
+        "lines": [_numbers(line, look[line.label], list(look).index(line.label)) for line in lines],
+        "references": [{"y": size, "text": f"batch size {size:g}"} for size in references],
+    }
+    content = json.dumps(numbers, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")  # no tag, no end
+    save = f'<button type="button" data-save aria-label="Save the chart of {escape(panel.title)} as SVG">Save</button>'
+    words = escape(_in_words(title, lines))
     return (
-        f'<figure class="chart"><figcaption>{escape(panel.title[0].upper() + panel.title[1:])}{switch}</figcaption>'
-        f"{_plot(panel, lines, look, references, log)}</figure>"
+        f'<figure class="chart"><figcaption>{escape(title)}<div>{_axis_switch(panel) if log else ""}{save}</div>'
+        f'</figcaption><svg class="plot" id="chart-{panel.key}" role="img" aria-label="{words}"></svg>'
+        '<div class="tip" aria-hidden="true" hidden></div>'
+        f'<script type="application/json">{content}</script></figure>'
     )
+
+
+def _in_words(title: str, lines: list[_Line]) -> str:
+    """What a chart shows, for those who do not see it: where each line ends."""
+    ends = [f"{line.name} {_short(_last(line.curve))}" for line in lines]
+    return f"{title} against #grad/n; at the end: {', '.join(ends)}"
+
+
+def _last(curve: Band) -> float | None:
+    return next((float(number) for number in curve.mean[::-1] if math.isfinite(number)), None)
 
 
 def _axis_switch(panel: Panel) -> str:
@@ -236,84 +260,19 @@ def _axis_switch(panel: Panel) -> str:
     return f'<span class="switch" role="group" aria-label="Axis of {escape(panel.title)}">{buttons}</span>'
 
 
-def _plot(panel: Panel, lines: list[_Line], look: dict[str, Style], references: Sequence[float], log: bool) -> str:
-    import plotly.graph_objects as go
-    from plotly.io import to_html
-
-    figure = go.Figure()
-    order = list(look)
-    axis = {"linecolor": "#8c959f", "ticks": "outside"}
-    limits = None if log or panel in _TRACKED else view({line.name: line.curve for line in lines})
-    for line in lines:
-        group = f"arm-{order.index(line.label)}"
-        if (line.curve.high > line.curve.low).any():
-            figure.add_trace(_band_trace(line.curve, look[line.label], group))
-        figure.add_trace(_mean_trace(line, look[line.label], group))
-    for batch_size in references:
-        figure.add_trace(_reference_trace(batch_size, max(line.curve.cost[-1] for line in lines)))
-    figure.update_yaxes(type="log" if log else "linear")
-    figure.update_layout(
-        template="plotly_white",
-        showlegend=False,  # the page's own legend serves all charts, and the keyboard
-        hovermode="x unified",
-        margin={"l": 58, "r": 14, "t": 28, "b": 46},
-        font={"family": _FONT, "size": 13, "color": "#1f2328"},  # as in page/style.css
-        xaxis=axis | {"title": {"text": "#grad/n"}, "rangemode": "tozero"},
-        yaxis=axis | {"nticks": 5, "tickformat": "~g", "automargin": True, "range": limits},
-    )
-    return str(
-        to_html(
-            figure,
-            include_plotlyjs=False,  # once, in the page's head
-            full_html=False,
-            default_height="330px",
-            div_id=f"chart-{panel.key}",
-            config={"responsive": True, "displaylogo": False, "modeBarButtons": [_BUTTONS]},
-        )
-    )
-
-
-def _mean_trace(line: _Line, style: Style, group: str) -> _Trace:
-    curve = line.curve
-    spread = list(zip(_round_for_chart(curve.low), _round_for_chart(curve.high), strict=True))
-    varies = (curve.high > curve.low).any()
+def _numbers(line: _Line, style: Style, index: int) -> dict[str, object]:
+    """A line in the words of page/script.js; seeds that all agree have no band."""
+    curve, varies = line.curve, (line.curve.high > line.curve.low).any()
     return {
-        "type": "scatter",
-        "mode": "lines",
-        "name": escape(line.name),  # plotly reads names as HTML
-        "legendgroup": group,
+        "arm": f"arm-{index}",
+        "name": line.name,
+        "color": _hue(style),
+        "dash": _dashes(style),
+        "width": line.width,
         "x": _round_for_chart(curve.cost),
         "y": _round_for_chart(curve.mean),
-        "customdata": spread,
-        "line": {"color": style.color, "dash": style.dash, "width": line.width},
-        "hovertemplate": "%{y:.4g}" + (" [%{customdata[0]:.4g}, %{customdata[1]:.4g}]" if varies else ""),
-    }
-
-
-def _reference_trace(batch_size: float, end: float) -> _Trace:
-    return {
-        "type": "scatter",
-        "mode": "lines+text",
-        "x": [0, float(end)],
-        "y": [batch_size] * 2,
-        "text": ["", f"batch size {batch_size:g}"],
-        "textposition": "top left",
-        "line": {"color": "#57606a", "dash": "dot", "width": 1.2},
-        "hoverinfo": "skip",
-    }
-
-
-def _band_trace(curve: Band, style: Style, group: str) -> _Trace:
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "legendgroup": group,
-        "x": [*_round_for_chart(curve.cost), *_round_for_chart(curve.cost[::-1])],
-        "y": [*_round_for_chart(curve.high), *_round_for_chart(curve.low[::-1])],
-        "fill": "toself",
-        "fillcolor": f"rgba({', '.join(str(int(style.color[i : i + 2], 16)) for i in (1, 3, 5))}, 0.2)",
-        "line": {"width": 0, "color": style.color},
-        "hoverinfo": "skip",
+        "low": _round_for_chart(curve.low) if varies else None,
+        "high": _round_for_chart(curve.high) if varies else None,
     }
 
 

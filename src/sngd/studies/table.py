@@ -6,9 +6,11 @@ import statistics
 from dataclasses import dataclass
 from typing import NamedTuple, TypedDict
 
+import numpy as np
+
 from sngd.studies.lead import METRICS, Ranking, answers_of, exponent, format_difference, lead, statements
 from sngd.studies.markdown import markdown_table
-from sngd.studies.runs import Run, Study, Tuning, value
+from sngd.studies.runs import Run, Study, Tuning, band, value
 
 SPREAD_NOTE = "Mean ± sample standard deviation over seeds, at the end of each run; best mean in bold"
 DIFFERENCE_NOTE = "Differences: mean over paired seeds ± half of its 95 % interval"
@@ -110,6 +112,43 @@ def behind(study: Study) -> tuple[list[str], list[list[str]]] | None:
 def _behind(ranking: Ranking, label: str) -> str:
     found = [format_difference(lead, METRICS[ranking.key].percent) for lead in ranking.leads if lead.other == label]
     return found[0] if found else "best" if label == ranking.best else "–"
+
+
+def findings(study: Study) -> list[str]:
+    """What the study found, a sentence each: which arm is best, or of one arm alone where it ended and on which way."""
+    if len(study.arms) > 1:
+        return statements(study)
+    (summary,) = summarize(study)
+    measured = [
+        f"{metric.name} {format_spread(spread, metric.percent)}{' %' if metric.percent else ''}"
+        for key, metric in METRICS.items()
+        if (spread := getattr(summary, key))
+    ]
+    if not measured:
+        return statements(study)
+    seeds = f"over {summary.finished} seeds" if summary.finished > 1 else "with one seed (seed noise unknown)"
+    diverged = f"; {summary.diverged} of them diverged and are left out" if summary.diverged else ""
+    ended = (
+        f"{summary.label} ended at #grad/n = {_number_text(summary.budget)} with {_joined(measured)}, {seeds}{diverged}"
+    )
+    return [ended, *_course(study, "train_loss"), *_course(study, "test_loss")]
+
+
+def _joined(parts: list[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _course(study: Study, key: str) -> list[str]:
+    """How the mean of a loss went, and whether it was lower before the end by more than a hundredth."""
+    curve = band(study.runs, key)
+    if curve is None or not np.isfinite(curve.mean).all() or len(curve.mean) < 2:
+        return []
+    name, first, last = METRICS[key].name, curve.mean[0], curve.mean[-1]
+    went = f"Its {name} went from {first:.4g} to {last:.4g}"
+    least = int(np.argmin(curve.mean))
+    if curve.mean[least] >= last - 0.01 * abs(last):
+        return [went]
+    return [f"{went}, and was lowest, {curve.mean[least]:.4g}, at #grad/n = {curve.cost[least]:.4g}"]
 
 
 def format_spread(spread: Spread | None, percent: bool = False) -> str:
@@ -235,7 +274,7 @@ def as_markdown(study: Study) -> str:
     header, rows = cells(study)
     texts = [[f"**{cell.text}**" if cell.best else cell.text for cell in row] for row in rows]
     lines = [markdown_table(header, texts), "", f"{SPREAD_NOTE}.", ""]
-    lines += [f"* {statement}." for statement in statements(study)]
+    lines += [f"* {sentence}." for sentence in findings(study)]
     if differences := behind(study):
         lines += ["", markdown_table(*differences), "", f"{DIFFERENCE_NOTE}."]
     return "\n".join(lines) + "\n"

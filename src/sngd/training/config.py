@@ -12,7 +12,7 @@ from sngd.checks import shown
 from sngd.problems.registry import BATCH_SIZE, default_batch_size
 from sngd.stages import StagePlan
 from sngd.training.methods import METHODS, check_parameters, find_method, parameter_values
-from sngd.training.plan_words import SPELLING, build_plan, inline
+from sngd.training.plan_words import build_plan, inline
 from sngd.training.sampler import SAMPLERS
 from sngd.training.schema import ONE_LINE, Declared, check, check_value, declared, read
 from sngd.training.tracking import tracked_names, tracking_cost
@@ -53,7 +53,10 @@ class RunConfig:
     # Methods that share a seed share these two; the random output is drawn by it, too.
     seed: Annotated[int, Declared(ge=0, help="Draws initial weights and sample order.")] = 0
     weight_decay: Annotated[float, Declared(ge=0, help="λ: adds λw to every gradient.")] = 0.0
-    plan: Annotated[str | None, Declared(help=f"Stage plan: {SPELLING}. (default: the method's)")] = None
+    plan: Annotated[
+        str | None,
+        Declared(help="Stage plan, in the words that 'sngd train --help' ends with. (default: the method's)"),
+    ] = None
     params: Annotated[
         Mapping[str, float],
         Declared(help="A parameter of the method's own, as NAME=VALUE; repeatable.", options=("--param", "-p")),

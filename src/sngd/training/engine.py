@@ -19,10 +19,12 @@ from torch import Tensor
 from sngd.checks import cut
 from sngd.iterates import RandomIterate
 from sngd.problems import Problem, load_problem
+from sngd.problems.columns import materialized
 from sngd.problems.problem import Samples
 from sngd.state import saved_generator
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import evaluate
+from sngd.training.extend import check_extension, extended
 from sngd.training.loop import step_norm
 from sngd.training.methods import Setting, find_method, recorded_parameters
 from sngd.training.metrics import Row
@@ -55,6 +57,7 @@ def train(
     data: Path | None = None,
     problem: Callable[[], Problem] | None = None,
     resume: bool = False,
+    extend: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
     ranks: Ranks = ALONE,
@@ -76,6 +79,8 @@ def train(
         data: folder of data sets, see ``sngd.problems.load_problem``.
         problem: loads the problem; default: ``load_problem(config.problem, data)``. A finished run does not load it.
         resume: go on with the run in the folder; start it if there is none.
+        extend: with ``resume``, a run of a constant plan may go on to more epochs than it was begun with. It ends as a
+            run that was begun with so many, bit for bit.
         overwrite: delete the run in the folder and start again.
         tensorboard: write the rows as TensorBoard event files too, in the folder's ``tensorboard``.
         ranks: this process among those of the run.
@@ -97,7 +102,7 @@ def train(
             events = kept.enter_context(EventFiles(folder)) if tensorboard and ranks.first else None
             if ranks.first:
                 kept.enter_context(files.locked())
-            found = _find(files, config, resume, overwrite) if ranks.first else None
+            found = _find(files, config, resume, extend, overwrite) if ranks.first else None
         settings, checkpoint, rows = _Found(*ranks.from_first(found and tuple(found)))
         config = RunConfig(**settings)
         if rows is not None:
@@ -116,6 +121,9 @@ def train(
             if ranks.first:
                 if checkpoint is None:
                     files.begin(config.to_json())
+                elif files.read_config().get("epochs") != config.epochs:
+                    files.save_checkpoint(run.state_dict(finished=False))  # before: one that ended would stay so
+                    files.write_config(config.to_json())
                 files.truncate(run.rows)
                 if events:
                     events.begin(files.rows())
@@ -131,16 +139,31 @@ class _Found(NamedTuple):
     rows: int | None  # of metrics, if the run has ended
 
 
-def _find(files: RunFolder, config: RunConfig, resume: bool, overwrite: bool) -> _Found:
+def _find(files: RunFolder, config: RunConfig, resume: bool, extend: bool, overwrite: bool) -> _Found:
     begun = files.exists() and not overwrite
     if begun and not resume:
         raise ValueError(f"{files.path}: holds a run already; --resume goes on with it, --overwrite throws it away")
     if not begun:
         return _Found(config.resolved().to_json(), None, None)
-    settings, checkpoint = _agree(config, files).to_json(), files.load_checkpoint()
+    known, checkpoint = _agree(config, files, extend), files.load_checkpoint()
+    settings = known.to_json()
+    if files.read_config().get("epochs") != known.epochs:
+        return _Found(settings, _extended(files, checkpoint, known), None)
     if checkpoint is None:  # if there is a final row the run has ended, and its weights were not kept
         return _Found(settings, None, files.final_rows() or None)
     return _Found(settings, None, checkpoint["rows"]) if checkpoint["finished"] else _Found(settings, checkpoint, None)
+
+
+def _extended(files: RunFolder, checkpoint: Checkpoint | None, config: RunConfig) -> Checkpoint | None:
+    """The checkpoint to go on from to more epochs; None if the run was killed before the first one."""
+    try:
+        if checkpoint is None:
+            if files.final_rows():
+                raise ValueError("it has ended, and its weights were not kept")
+            return None
+        return extended(checkpoint, files.rows()[: checkpoint["rows"]], config.eval_every)
+    except ValueError as error:
+        raise ValueError(f"{files.path}: cannot go on to {config.epochs:g} epochs: {error}") from None
 
 
 @contextmanager
@@ -169,8 +192,8 @@ def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ra
     return cast(Row, ranks.from_first(rows)[-1])
 
 
-def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
-    """The folder's settings. ValueError if ``config`` gives other ones."""
+def _agree(config: RunConfig, files: RunFolder, extend: bool) -> RunConfig:
+    """The folder's settings, with the epochs of ``config`` if it may ``extend`` them. ValueError for other settings."""
     stored = files.read_config()
     try:
         known = RunConfig(**stored)
@@ -178,6 +201,12 @@ def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
     except ValueError as error:
         raise ValueError(f"{files.path / 'config.json'}: {error}") from None
     known = replace(known, params=recorded_parameters(known.method, known.params))
+    if extend and config.epochs > known.epochs:
+        try:
+            check_extension(known, config.epochs)
+        except ValueError as error:
+            raise ValueError(f"{files.path}: cannot go on to {config.epochs:g} epochs: {error}") from None
+        known = replace(known, epochs=config.epochs)
     given = {key: value for key, value in config.to_json().items() if key in stored and value is not None}
     given["params"] = {**known.params, **config.params}
     try:
@@ -330,7 +359,7 @@ class RunState:
         return self.ranks.mean_loss(self._local_loss, self.model, batch)
 
     def _local_loss(self, model: Forward, batch: Samples) -> Tensor:
-        inputs, targets = batch
+        inputs, targets = materialized(batch)
         if self.problem.prepare is not None:
             inputs = self.problem.prepare(inputs)
         return self.problem.loss(model(inputs), targets)

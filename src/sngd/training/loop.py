@@ -79,7 +79,8 @@ class Composed:
 
     @property
     def iterate_weight(self) -> float:
-        return self.plan.iterate_weight(self.scheduler.last_epoch)
+        """Relative to the first iterate's, so that a constant plan of any length has the same: 1."""
+        return self.plan.iterate_weight(self.scheduler.last_epoch) / self.plan.iterate_weight(0)
 
     @property
     def skipped_steps(self) -> int:
@@ -142,7 +143,7 @@ def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]], 
     for own, group in zip(optimizer.state_dict()["param_groups"], saved, strict=True):
         for name in scheduled & group.keys():
             value = group[name]
-            if type(value) not in (float, int) or not 0 <= value < inf:  # bool is an int by inheritance
+            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value < inf:
                 raise ValueError(f"the optimizer's {name} must be finite and at least 0, got {shown(value)}")
         for name in own.keys() & group.keys() - {"params", "perturbed"} - scheduled:
             value = group[name]

@@ -11,13 +11,18 @@ from sngd.checks import shown, suggestion
 from sngd.stages import StagePlan
 from sngd.training.schema import Declared, Positive, read
 
-SPELLING = (
-    "constant | poly[:power=1.1][:stages=T] | multistep[:milestones=80/120][:factor=0.1] | "
-    "harmonic[:stages=10][:distance=S] | harmonic-even[:stages=10][:distance=S] | "
-    "geometric[:stages=3][:distance=S] | agnostic, "
-    "any of them with [:warmup=EPOCHS] | "
-    "FILE.json | [[lr, steps, weight?, momentum?], …]"
+SPELLINGS = (
+    "constant",
+    "poly[:power=1.1][:stages=T]",
+    "multistep[:milestones=80/120][:factor=0.1]",
+    "harmonic[:stages=10][:distance=S]",
+    "harmonic-even[:stages=10][:distance=S]",
+    "geometric[:stages=3][:distance=S]",
+    "agnostic, any of them with [:warmup=EPOCHS]",
+    "FILE.json",
+    "[[lr, steps, weight?, momentum?], …]",
 )
+SPELLING = " | ".join(SPELLINGS)
 
 
 def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> StagePlan:
@@ -44,10 +49,10 @@ def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> S
     if spec.startswith("["):
         return _from_json(spec)
     name, *words = spec.split(":")
-    if name not in _PLANS:
-        meant = suggestion(name, _PLANS) or ";"
+    if name not in PLANS:
+        meant = suggestion(name, PLANS) or ";"
         raise ValueError(f"unknown plan {shown(name)}{meant} must be {SPELLING}")
-    defaults, build = _PLANS[name]
+    defaults, build = PLANS[name]
     options: dict[str, str] = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -111,7 +116,7 @@ def _agnostic(_options: Options, lr: float, epochs: float, steps_per_epoch: floa
     return stages.agnostic(lr, _steps(epochs, steps_per_epoch))
 
 
-_PLANS: dict[str, tuple[Options, Build]] = {
+PLANS: dict[str, tuple[Options, Build]] = {
     "constant": ({}, _constant),
     "poly": ({"power": "1.1", "stages": ""}, _poly),
     "multistep": ({"milestones": "", "factor": "0.1"}, _multistep),

@@ -121,6 +121,11 @@ class RunFolder:
             write_json(self.path / "environment.json", environment())
             write_json(self.path / "config.json", config)
 
+    def write_config(self, config: dict[str, Any]) -> None:
+        """Replace the settings of a run that goes on."""
+        with self._writing():
+            write_json(self.path / "config.json", config)
+
     def append(self, row: Mapping[str, object]) -> None:
         """Add a row of metrics; a number that is not finite becomes null, which JSON can say."""
         opener = _open_existing if self._lock else None  # ``begin`` made the file: who deletes it, deletes the folder

@@ -378,7 +378,7 @@ def _draw_landscape(ax: Axes, landscape: _Landscape, paths: Mapping[str, Sequenc
         ax.plot(x[-1], y[-1], color=color, marker="s", markersize=7, markeredgecolor="white", zorder=3)
     ax.set(xlim=(left, right), ylim=(bottom, top), aspect="equal", xlabel="$w_0$", ylabel="$w_1$")
     ax.set_title(f"{landscape.title}, {landscape.steps} steps from ★ to ■", fontsize=10)
-    ax.legend(fontsize=8, loc="lower left", framealpha=0.9)
+    ax.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3, frameon=False)  # no path is hidden
 
 
 def _draw_distance(ax: Axes, measured: StepsByDistance, title: str) -> None:

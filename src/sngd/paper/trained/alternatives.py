@@ -126,18 +126,22 @@ def _draw_finals(ax: Axes, found: Mapping[str, ExperimentMeasured], key: CurveKe
 
     title, scale = _SCALES[key]
     labels = list(next(iter(found.values()))["arms"])
-    for label, (color, _) in styles(labels).items():
-        spread = []
-        for place, experiment in enumerate(found.values()):
+    for index, (label, (color, _)) in enumerate(styles(labels).items()):
+        aside = 0.7 * ((index + 0.5) / len(labels) - 0.5)  # the arms of a reading stand side by side
+        places, means = [], []
+        for place, experiment in enumerate(found.values(), 1):
             final = [scale * x for x in experiment["arms"][label]["final"][key] if x is not None]
-            ax.plot([place] * len(final), final, color=color, marker="_", linestyle="none", markersize=9)
-            spread.append(fmean(final) if final else float("nan"))
-        ax.plot(range(len(found)), spread, color=color, linewidth=0.9, marker="o", markersize=4, label=label)
+            if final:
+                places.append(place + aside)
+                means.append(fmean(final))
+                ax.plot([place + aside] * len(final), final, color=color, marker="_", markersize=7, linewidth=1)
+        ax.plot(places, means, color=color, linestyle="none", marker="o", markersize=5, label=label)
     if key == "train_loss":
         ax.set_yscale("log")
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.yaxis.set_major_formatter("{x:g}")
         ax.yaxis.set_minor_formatter(NullFormatter())
-    ax.set_xticks(range(len(found)), list(found), rotation=35, ha="right", fontsize=8)
+    ax.set_xticks(range(1, len(found) + 1), list(found), rotation=35, ha="right", fontsize=8)
+    ax.set_xlim(0.5, len(found) + 0.5)
     ax.set_ylabel(title)
     ax.grid(True, axis="y", color="#dddddd", linewidth=0.6)

@@ -41,12 +41,13 @@ def run(
         Interrupted: ``execution.should_stop`` said so; the same call goes on.
     """
     device = device_of(profile, execution.ray.gpus if execution.ray else None)
-    for experiment in (table or EXPERIMENTS[figure])[profile]:
+    experiments = (table or EXPERIMENTS[figure])[profile]
+    for number, experiment in enumerate(experiments, 1):
         compare(
             experiment.configs(device),
             experiment.seed_numbers,
             out / experiment.name,
-            execution.titled(f"{figure}, {experiment.name}"),
+            execution.titled(f"{figure}, study {number} of {len(experiments)}, {experiment.name}"),
             grid=experiment.grid or None,
             tuning_epochs=experiment.tuning_epochs,
             command=command,
