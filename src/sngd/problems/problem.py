@@ -40,7 +40,7 @@ class Problem:
         TypeError: for a field of the wrong type.
         ValueError: for samples that are none, or not as many targets as inputs.
 
-    Example, least squares in ten variables::
+    Example, least squares in ten variables:
 
         x = torch.randn(100, 10)
         Problem(lambda: nn.Linear(10, 1), nn.functional.mse_loss, train=(x, x.sum(1, keepdim=True)))
