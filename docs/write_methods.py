@@ -27,6 +27,7 @@ BLOCK = re.compile(r"<!-- registry: (\S+) -->\n(.*?)<!-- end -->\n", flags=re.S)
 
 STUDIES = {  # what a page calls a committed study, and its picture
     "mnist-mlp-tuned": ("MNIST, perceptron, every method tuned alike", "figures/curves.png"),
+    "mnist-mlp-peers": ("MNIST, perceptron, with the peers, tuned alike", "figures/curves.png"),
     "mnist-mlp-methods": ("MNIST, perceptron, default learning rates", "figures/curves.png"),
     "small/sensitivity/learning-rates": ("MNIST, perceptron, the best of several rates", "../sensitivity.png"),
     "small/fig4/large-batch": ("10,000 images of CIFAR-10, ResNet8, batch 256, tuned alike", "../fig4.png"),
@@ -150,13 +151,13 @@ def overview() -> str:
 
 def rates() -> str:
     rows = [(f"[`{m.name}`](methods/{m.name}.md)", f"{m.lr:g}", m.plan, best_rate(m.name)) for m in METHODS.values()]
-    header = ["method", "default α", "plan", "best of a grid on MNIST (20 passes; 3 passes)"]
+    header = ["method", "default α", "plan", "best of a grid on MNIST (20 passes; 5; 3)"]
     return "\n" + markdown_table(header, rows, text_columns=4) + "\n"
 
 
 def best_rate(method: str) -> str:
     shown = []
-    for place in ("mnist-mlp-tuned", "small/sensitivity/learning-rates"):
+    for place in ("mnist-mlp-tuned", "mnist-mlp-peers", "small/sensitivity/learning-rates"):
         label = best_arm(place, method)
         shown.append("–" if label is None else f"{study(place).arms[label][0].config['lr']:g}")
     return "" if set(shown) == {"–"} else "; ".join(shown)
