@@ -41,10 +41,13 @@ lint: .venv/.installed
 types: .venv/.installed
 	$(BIN)/mypy
 
-# The pictures that are drawn from the code.
-docs: .venv/.lab
+# Pictures and tables are made anew from the code and from results/; then the site, without network and with its links checked.
+docs: .venv/.docs
 	$(BIN)/python docs/draw_architecture.py
 	$(BIN)/python docs/draw_norms.py
+	$(BIN)/python docs/write_methods.py
+	$(BIN)/python docs/write_gallery.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"sngd needs Python 3.11 or newer, this is {v[0]}.{v[1]}; name one with: make PYTHON=python3.12")'
@@ -52,9 +55,13 @@ docs: .venv/.lab
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
 	touch $@
 
+.venv/.docs: .venv/.lab
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,docs]'
+	touch $@
+
 .venv/.installed: .venv/.lab
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ecosystem]'
 	touch $@
 
 clean:
-	rm -rf .venv demo build src/*.egg-info
+	rm -rf .venv demo build site src/*.egg-info

@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from sngd.cli import main
 from sngd.paper.claims import judge
 from sngd.paper.reproduce import stored
 from sngd.paper.trained.counting import COUNTINGS, recount
@@ -29,13 +31,42 @@ def test_the_python_snippets_run_as_they_stand(tmp_path):
     assert result.stdout.count("gradient norm") == 10
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md"])
+@pytest.mark.slow
+def test_the_run_that_is_certified_is_the_one_that_was_planned(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lines = re.search(r"^    sngd plan .*\n.*\n    sngd certify .*$", README, flags=re.M)[0].splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        words, _, output = line.partition(" > ")
+        monkeypatch.setattr(sys, "argv", shlex.split(words, comments=True))
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert not end.value.code
+        printed = capsys.readouterr().out
+        if output:
+            Path(output.split()[0]).write_text(printed)
+    assert "Theorem 1 holds for this run" in " ".join(printed.split())
+    assert json.loads(Path("plan.json").read_text())["guarantee"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md", "docs/choosing.md", "docs/faq.md"])
 def test_every_spread_shown_is_in_a_committed_table(page):
     tables = "\n".join(path.read_text() for path in (ROOT / "results").rglob("table.md"))
     spreads = re.findall(r"\d[\d.]* ± \d[\d.]*\d", (ROOT / page).read_text())
     assert len(spreads) >= 6
     missing = [spread for spread in spreads if spread not in tables]
     assert not missing
+
+
+def test_the_table_of_peers_is_the_studys():
+    """Each row of the README, found in the committed table by its training loss."""
+    study = (ROOT / "results" / "mnist-mlp-peers" / "table.md").read_text().replace("**", "")
+    shown = re.findall(r"^\| ([\w -]+) \| ([\d.]+), (poly|constant) \| (.+) \|$", README.replace("**", ""), flags=re.M)
+    assert len(shown) == 7
+    labels = {"AdamW": "adamw", "SGD with momentum": "sgd-momentum", "S-SNGD": "s-sngd", "SNGD": "sngd", "SGD": "sgd"}
+    for name, lr, plan, numbers in shown:
+        label = labels[name] + (" plan=poly" if plan == "poly" and name != "S-SNGD" else "")
+        assert f"| {label} | {lr} | 4.998 | 3 | {numbers} |" in study
 
 
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))

@@ -44,8 +44,7 @@ if TYPE_CHECKING:
 class SNGD(Optimizer):
     r"""Stochastic normalized gradient descent (Zhao, Xie and Li 2021, Algorithm 1).
 
-    .. math::
-        w \leftarrow w - \alpha \, \frac{g}{\lVert g \rVert}
+        w ← w − α g/‖g‖
 
     with one *global* norm over the gradients of all parameters of all groups. So a step has length exactly ``lr``,
     whatever the size of the gradient: there is no clipping threshold to choose, a large gradient does not throw the

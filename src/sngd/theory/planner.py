@@ -153,7 +153,7 @@ def plan(
     Raises:
         ValueError: if an argument is out of its range, or the run would be longer than can be counted.
 
-    Example:
+    Examples:
         >>> best = plan("sngd", Smooth(4), sigma=1, gap=2.3, epsilon=0.1)
         >>> best.lr, best.batch_size, best.steps, best.oracle_calls, best.guarantee
         (0.05, 100, 460, 46000, 0.4)
