@@ -209,6 +209,38 @@ def test_the_overview_names_the_tried_rate():
     assert "seconds_left" in together.fields
 
 
+# --- bench
+
+
+def test_bench_prints_a_table_and_writes_one_file(sngd):
+    code, out, err = sngd("bench", "step", "--quick", "--json", "bench.json")
+    assert (code, out.splitlines()[0]) == (0, "tiny: 4 tensors, 2,410 parameters")
+    assert err.splitlines()[0] == "measuring tiny, SNGD"
+    assert sngd("bench", "train", "--quick", "--json", "bench.json")[0] == 0
+    found = json.loads(Path("bench.json").read_text())
+    assert [part["command"] for part in found.values()] == [
+        f"sngd bench {what} --quick --json bench.json" for what in ("step", "train")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["walk"], "walk"),
+        (["step", "--json", "mine.txt"], "sngd: mine.txt: must be JSON that sngd bench wrote"),
+        (["step", "--json", "absent/bench.json"], "sngd: absent/bench.json: the folder must exist"),
+        (["train", "--json", "."], "sngd: .: is a folder, must be a file"),
+    ],
+)
+def test_bench_refuses_words_and_files_before_it_measures(sngd, words, message):
+    Path("mine.txt").write_text("mine")
+    code, out, err = sngd("bench", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "measuring" not in err
+    assert Path("mine.txt").read_text() == "mine"
+
+
 # --- train
 
 
