@@ -95,6 +95,7 @@ class RunState:
         self.evaluations = 0  # next one is due at evaluations · eval_every epochs
         self.seconds = 0.0  # spent in steps
         self.loss: Tensor | None = None  # of the last batch
+        self.chance: dict[str, Tensor | None] | None = None  # what is saved in place of the present ``global_chance``
 
     @property
     def finished(self) -> bool:
@@ -131,11 +132,15 @@ class RunState:
     def _draw(self, size: int | None) -> Samples:
         """The next samples (None: all), augmented once, so that all evaluations of a step use the same inputs."""
         inputs, targets = self.problem.train
-        if size is not None:
-            indices = self.samples.draw(size)
+        indices = self.draw(size)
+        if indices is not None:
             inputs, targets = inputs.index_select(0, indices), targets.index_select(0, indices)
-        self.seen += len(inputs)
         return self.problem.augmented((inputs, targets), self.augmentation)
+
+    def draw(self, size: int | None) -> Tensor | None:
+        """The indices of the next ``size`` samples, which count as seen; None: of all."""
+        self.seen += self.problem.n if size is None else size
+        return None if size is None else self.samples.draw(size)
 
     def loss_of(self, batch: Samples) -> Tensor:
         return self.ranks.mean_loss(self._local_loss, self.model, batch)
@@ -188,14 +193,18 @@ class RunState:
             "augmentation": self.augmentation.get_state(),
             "iterate": self.iterate.state_dict() if self.iterate is not None else None,
             "tracking_calls": self.tracker.oracle_calls if self.tracker is not None else 0,
-            "rng": torch.get_rng_state(),  # dropout and the like draw from the global generators
-            "cuda_rng": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
+            **(self.chance or self.global_chance()),
             "steps": self.steps,
             "seen": self.seen,
             "rows": self.rows,
             "evaluations": self.evaluations,
             "seconds": self.seconds,
         }
+
+    def global_chance(self) -> dict[str, Tensor | None]:
+        """The state of torch's global generators, of which dropout and the like draw."""
+        cuda = torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None
+        return {"rng": torch.get_rng_state(), "cuda_rng": cuda}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from ``state_dict``.
