@@ -1,4 +1,4 @@
-"""One run: the registry of methods, the engine, the run folder."""
+"""One run, or replicas of it trained as one: the registry of methods, the engine, the run folder."""
 
 from sngd.training.config import RunConfig
 from sngd.training.engine import Interrupted, train

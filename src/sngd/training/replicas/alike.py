@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from sngd.problems import Problem
 from sngd.problems.problem import Samples
 from sngd.training.config import RunConfig
-from sngd.training.methods import CHUNK, Method, find_method
+from sngd.training.methods import Method, find_method
 from sngd.training.replicas.losses import Losses
 
 NO_GAIN = "a step is so much arithmetic that many at once gain nothing"
 _OPERATIONS = 2e8  # of a forward pass: with more, a step of each replica takes at least 0.85 of one by itself
+_CHUNK = 512  # samples at a time of a gradient on all, unless the run says otherwise
 _MOST = 16  # more gain little, and their weights leave the cache
 _MOST_ON_ACCELERATOR = 256
 _SAMPLES = 3  # of the trial
@@ -104,7 +105,7 @@ def most_replicas(config: RunConfig, problem: Problem) -> int:
         return _MOST_ON_ACCELERATOR
     batch = config.batch_size_or_default
     if find_method(config.method).estimate.cost_text == "n":
-        batch = int(config.params.get("chunk_size", CHUNK.default))
+        batch = int(config.params.get("chunk_size", _CHUNK))
     return _MOST if _operations(problem, min(batch, problem.n)) <= _OPERATIONS else 1
 
 

@@ -89,7 +89,7 @@ class Losses:
             inputs = self.problem.prepare(inputs)
         return self.problem.loss(functional_call(self.model, weights, (inputs,)), labels)
 
-    def _backward(self, loss: Tensor, pieces: Sequence[Tensor], into: Sequence[Tensor], add: bool) -> None:
+    def _backward(self, loss: Tensor, pieces: Sequence[Tensor], into: list[Tensor], add: bool) -> None:
         if self._layers is not None:
             loss.backward()
             return
@@ -127,7 +127,7 @@ class _Linear(torch.autograd.Function):
         return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         ctx.into[0].baddbmm_(grad.mT, x, beta=ctx.beta)
         if len(ctx.into) > 1:

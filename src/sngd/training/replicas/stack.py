@@ -83,7 +83,7 @@ class Stack:
     def _draw(self, rows: Sequence[int], size: int | None, part: slice = slice(None)) -> Samples:
         """See ``Draw``; a run's samples are those that it would draw by itself, in the same order."""
         inputs, targets = self.problem.train
-        drawn = {row: self.runs[row].draw(size) for row in rows}
+        drawn = {row: indices for row in rows if (indices := self.runs[row].draw(size)) is not None}
         members = range(len(self.runs))[part]
         if size is None:
             batch = inputs.expand(len(members), *inputs.shape), targets.expand(len(members), *targets.shape)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
 
-from sngd import SNGD, Perturbed
 from sngd.norms import L2, find_norm
 from sngd.norms.global_norm import ROOM
+from sngd.optim import SNGD, Perturbed
 from sngd.optim.options import averages
 from sngd.training.replicas.layout import Layout
 

@@ -11,6 +11,7 @@ from sngd.training import engine
 from sngd.training.config import RunConfig
 from sngd.training.engine import OpenRun, opened
 from sngd.training.metrics import Row
+from sngd.training.ranks import ALONE
 from sngd.training.replicas.stack import Stack
 from sngd.training.run_state import Progress, RunState
 
@@ -50,7 +51,7 @@ def train_together(
     with ExitStack() as kept:
         found = []
         for config, folder in zip(configs, folders, strict=True):
-            found.append(kept.enter_context(opened(config, folder, problem, **how)))
+            found.append(kept.enter_context(opened(config, folder, problem, ALONE, **how)))
             if isinstance(run := found[-1], OpenRun):  # which draws nothing more from what the next one seeds anew
                 run.state.chance = run.state.global_chance()
         return _Together(found, partial(_stand_in, configs, problem)).train(on_progress, should_stop)
