@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -23,7 +24,7 @@ from sngd.training.run_folder import Checkpoint, RunFolder
 from sngd.training.run_state import Progress, RunState
 from sngd.training.tensorboard import EventFiles
 
-CHECKPOINT_SECONDS = 30.0  # seconds of training between checkpoints; each evaluation saves one too
+CHECKPOINT_SECONDS = 30.0  # between checkpoints, at most; an evaluation saves one too, but not more than one a second
 PROGRESS_SECONDS = 0.1
 
 
@@ -87,18 +88,33 @@ class OpenRun(NamedTuple):
     files: RunFolder
     events: EventFiles | None
 
-    def record(self, rows: Sequence[Row]) -> None:
-        """Write the rows, which are all that is due, and a checkpoint that knows them."""
+    def record(self, rows: Sequence[Row], saved: float) -> float:
+        """Write the rows, which are all that is due; the last one, and one in a second, with a checkpoint.
+
+        A row counts once a checkpoint knows it. A run that is killed before repeats less than a second.
+
+        Args:
+            rows: of one evaluation.
+            saved: when the latest checkpoint was saved, by ``time.monotonic``.
+
+        Returns:
+            The same, after this call.
+        """
         for row in rows:
             if self.state.ranks.first:
                 self.files.append(row)
             if self.events:
                 self.events.add(row)
-        self.save(finished=rows[-1]["final"])
+        final = rows[-1]["final"]
+        if not final and time.monotonic() - saved < min(1.0, CHECKPOINT_SECONDS):
+            return saved
+        return self.save(final)
 
-    def save(self, finished: bool = False) -> None:
+    def save(self, finished: bool = False) -> float:
+        """Save a checkpoint; returns when."""
         if self.state.ranks.first:
             self.files.save_checkpoint(self.state.state_dict(finished))
+        return time.monotonic()
 
     @property
     def interrupted(self) -> Interrupted:
@@ -226,13 +242,12 @@ def _agree(config: RunConfig, files: RunFolder) -> RunConfig:
 
 def _loop(opened_run: OpenRun, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> Row:
     run = opened_run.state
-    saved = shown = time.monotonic()
+    shown, saved = time.monotonic(), -inf
     on_progress(run.progress)
     while True:
         if run.finished or run.evaluation_due:
             rows = run.evaluate()
-            opened_run.record(rows)
-            saved = time.monotonic()
+            saved = opened_run.record(rows, saved)
             if rows[-1]["final"]:
                 on_progress(run.last_progress)
                 return rows[-1]
@@ -243,8 +258,7 @@ def _loop(opened_run: OpenRun, on_progress: Callable[[Progress], None], should_s
             on_progress(run.progress)
         stop = run.ranks.any(should_stop())
         if stop or now - saved >= CHECKPOINT_SECONDS:
-            opened_run.save()
-            saved = time.monotonic()
+            saved = opened_run.save()
         if stop:
             run.ranks.any(stop)  # rank 0 has saved
             raise on_all_ranks(opened_run.interrupted)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
+from math import inf
 from pathlib import Path
 
 from sngd.problems import Problem
@@ -73,12 +74,13 @@ class _Together:
     def __init__(self, found: Sequence[OpenRun | Row], stand_in: Callable[[int], RunState]) -> None:
         self.open = {index: run for index, run in enumerate(found) if isinstance(run, OpenRun)}
         self.rows = {index: row for index, row in enumerate(found) if not isinstance(row, OpenRun)}
+        self.saved = dict.fromkeys(self.open, -inf)
         self.stand_in = stand_in
         self.members: list[int] = []
         self.stack: Stack | None = None
 
     def train(self, on_progress: Callable[[int, Progress], None], should_stop: Callable[[], bool]) -> list[Row]:
-        saved = shown = time.monotonic()
+        shown = time.monotonic()
         self._show(on_progress)
         while self.open:
             steps = min(run.state.steps for run in self.open.values())
@@ -87,18 +89,18 @@ class _Together:
                 self._settle()
                 for index in due:
                     self._evaluate(index, on_progress)
-                saved = time.monotonic()
             if turn := [index for index in turn if index in self.open]:
                 self._step(turn, steps)
             now = time.monotonic()
             if now - shown >= engine.PROGRESS_SECONDS:
                 shown = now
                 self._show(on_progress)
+            if not self.open:
+                break
             stop = should_stop()
-            if stop or now - saved >= engine.CHECKPOINT_SECONDS:
+            if stop or now - min(self.saved[index] for index in self.open) >= engine.CHECKPOINT_SECONDS:
                 self._save()
-                saved = time.monotonic()
-            if stop and self.open:
+            if stop:
                 raise next(iter(self.open.values())).interrupted
         return [self.rows[index] for index in sorted(self.rows)]
 
@@ -108,7 +110,7 @@ class _Together:
     def _evaluate(self, index: int, on_progress: Callable[[int, Progress], None]) -> None:
         run = self.open[index]
         rows = run.state.evaluate()
-        run.record(rows)
+        self.saved[index] = run.record(rows, self.saved[index])
         if rows[-1]["final"]:
             on_progress(index, run.state.last_progress)
             self.rows[index] = rows[-1]
@@ -134,5 +136,5 @@ class _Together:
 
     def _save(self) -> None:
         self._settle()
-        for run in self.open.values():
-            run.save()
+        for index, run in self.open.items():
+            self.saved[index] = run.save()
