@@ -22,9 +22,9 @@ from sngd.problems import Problem, load_problem
 from sngd.problems.models import mlp
 from sngd.problems.resnet import cifar_resnet
 from sngd.training import RunConfig
-from sngd.training.engine import RunState
 from sngd.training.environment import environment
 from sngd.training.run_folder import write_json
+from sngd.training.run_state import RunState
 
 
 def medians(sides: dict[str, Callable[[], None]], repetitions: int, warm_up: int) -> dict[str, float]:

@@ -7,10 +7,10 @@ import re
 import time
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
+from outcomes import assert_bitwise_equal, outcome
 
 from sngd.training import METHODS, Interrupted, RunConfig, engine, train
 from sngd.training.run_folder import BrokenRun, RunFolder
@@ -33,30 +33,6 @@ def start(config, folder, problem):
     process = context.Process(target=_train, args=(config, folder, problem))
     process.start()
     return process
-
-
-def outcome(folder: Path):
-    """Weights and all state, and the rows but for the wall clock."""
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    del checkpoint["seconds"]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return checkpoint, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
-def assert_bitwise_equal(a, b):
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_bitwise_equal(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for one, other in zip(a, b, strict=True):
-            assert_bitwise_equal(one, other)
-    else:
-        assert a == b
 
 
 def wait_for_checkpoint(folder, process):

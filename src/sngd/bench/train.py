@@ -20,7 +20,7 @@ from sngd.bench.result import Comparison, Result, compared
 from sngd.bench.timing import interleaved
 from sngd.problems import Problem, load_problem
 from sngd.training import RunConfig
-from sngd.training.engine import RunState
+from sngd.training.run_state import RunState
 
 ENGINE, LOOP = "sngd train", "DataLoader loop"
 STUDY, PROCESSES = "sngd compare", "separate processes"
@@ -122,7 +122,7 @@ class Sides:
         for _ in range(steps or self.steps):
             self.run.step()
         if self.case.evaluates:
-            self.run.evaluate(finished=False)
+            self.run.evaluate()
 
     def loop(self, steps: int | None = None) -> None:
         prepare = self.problem.prepare or (lambda x: x)

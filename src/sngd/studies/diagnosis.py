@@ -29,11 +29,11 @@ from sngd.studies.figures import plain_style, save
 from sngd.studies.runs import Run, read_run, value
 from sngd.studies.spelled_norm import norm_of_model
 from sngd.training import RunConfig
-from sngd.training.engine import RunState, part
 from sngd.training.environment import environment
 from sngd.training.folder_lock import make_folder, turn_to_publish
 from sngd.training.metrics import Row
 from sngd.training.run_folder import RunFolder, write_json
+from sngd.training.run_state import RunState, part
 from sngd.training.tracking import DISTANCES, TRACKED, noise_batch_size, training_objective
 
 if TYPE_CHECKING:

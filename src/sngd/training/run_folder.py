@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from sngd.checks import cut
 from sngd.training.checkpoint_file import load
@@ -176,9 +177,18 @@ class RunFolder:
         except Malformed:
             return 0
 
+    def has_ended(self) -> bool:
+        """Whether the run has ended, by its checkpoint; by its last row if its weights were not kept.
+
+        Raises:
+            BrokenRun: see ``load_checkpoint``.
+        """
+        checkpoint = self.load_checkpoint()
+        return self.final_rows() > 0 if checkpoint is None else checkpoint["finished"]
+
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(tree_map(_whole, state), buffer)
         with self._writing():
             replace_file(self._checkpoint, buffer.getvalue())
 
@@ -265,6 +275,13 @@ class RunFolder:
         known = self._known_lines(checkpoint["rows"] if checkpoint is not None else self.final_rows())
         with _broken():
             parse_rows(known, self._metrics)
+
+
+def _whole(value: object) -> object:
+    """A tensor that is a view of a larger one as a tensor of its own: torch would save the larger one."""
+    if isinstance(value, Tensor) and value.layout == torch.strided and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
+    return value
 
 
 def is_set_aside(path: Path) -> bool:
