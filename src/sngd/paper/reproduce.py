@@ -220,7 +220,7 @@ def _measured(
     """The measurements, in measurements.json too; see ``reproduce``."""
     entry = FIGURES[figure]
     kept = stored(figure, out, profile) if reuse and not execution.overwrite else None
-    start = monotonic()
+    start, made_with = monotonic(), environment()  # before, because the checkout may be changed meanwhile
     if isinstance(entry, RunFigure):
         if kept is None:
             entry.run(profile, out, command, execution)
@@ -233,7 +233,7 @@ def _measured(
         measurements = kept
     if measurements != kept:
         seconds = seconds_spent(out) if isinstance(entry, RunFigure) else monotonic() - start
-        about = {"command": command, "profile": profile, "environment": environment(), "process_seconds": seconds}
+        about = {"command": command, "profile": profile, "environment": made_with, "process_seconds": seconds}
         lock.check()
         write_json(out / "measurements.json", {**about, "measurements": measurements}, compact=True)
     return measurements
