@@ -90,6 +90,8 @@ def examine(config: RunConfig, execution: Execution) -> Verdict:
     Raises, if the problem cannot be loaded, what ``sngd.problems.load_problem`` does.
     """
     problem = _problem(config.problem, execution.data)
+    if not isinstance(problem.train[0], torch.Tensor):
+        return Verdict(1, "its samples are read when they are needed")
     most = min(most_replicas(config, problem), execution.replicas or sys.maxsize)
     reason = reason_against(config, problem) if most > 1 else NO_GAIN
     return Verdict(1 if reason else most, reason)
