@@ -894,7 +894,7 @@ def test_verdicts_are_printed_by_how_gradients_are_counted(sngd, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["claims", "--only", "C11"], "unknown claim 'C11'; must be one of C1, C2"),
+        (["claims", "--only", "C16"], "unknown claim 'C16'; must be one of C1, C2"),
         (["claims", "--profile", "huge"], "unknown profile 'huge'; claims have quick, small, paper"),
         (["fig1", "--only", "C1"], "--only chooses among claims, fig1 is not that: leave it out"),
         (["fig1", "--stored"], "--stored is for claims, fig1 is not that: leave it out"),
