@@ -23,11 +23,24 @@ def snippets(fence: str, *marks: pytest.MarkDecorator) -> list:
 LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())]
 
 
+FOR_PACKAGES = ["pytorch_optimizer", "timm"]  # which the tests' own environment need not have
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", snippets("python"))
 def test_every_snippet_runs_as_it_stands(snippet, tmp_path):
     strict = ["-W", "error", *(f"-Wignore:{start}" for start in LIBRARY_WARNINGS)]
     subprocess.run([sys.executable, *strict, "-c", snippet], cwd=tmp_path, check=True, timeout=120)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", FOR_PACKAGES)
+def test_every_snippet_for_a_package_runs_where_it_is_installed(package, tmp_path):
+    installed = [sys.executable, "-c", f"import {package}"]
+    if subprocess.run(installed, capture_output=True, check=False).returncode:
+        pytest.skip(f"{package} is not installed")
+    for snippet in snippets(f"python {package}"):
+        subprocess.run([sys.executable, "-c", *snippet.values], cwd=tmp_path, check=True, timeout=120)
 
 
 # torch 2.13 does so now and then as a process exits, its group destroyed, when the machine is busy.
@@ -47,7 +60,9 @@ def test_every_snippet_for_several_processes_runs_as_it_stands(snippet, tmp_path
 
 def test_no_snippet_is_left_out():
     fences = [fence for page in PAGES for fence in re.findall(r"^```(.+)$", page.read_text(), flags=re.M)]
-    assert len(fences) == len(snippets("python") + snippets("python torchrun"))
+    known = ["python", "python torchrun", *(f"python {package}" for package in FOR_PACKAGES)]
+    assert len(fences) == sum(len(snippets(fence)) for fence in known)
+    assert all(snippets(fence) for fence in known)
 
 
 @pytest.mark.parametrize(("page", "link"), LINKS)

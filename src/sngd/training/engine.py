@@ -5,7 +5,7 @@ An oracle call is the gradient ∇f(w; a) of one sample a at one point w. The bu
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -28,10 +28,10 @@ from sngd.training.extend import check_extension, extended
 from sngd.training.loop import step_norm
 from sngd.training.methods import Setting, find_method, recorded_parameters
 from sngd.training.metrics import Row
+from sngd.training.observers import Observers
 from sngd.training.ranks import ALONE, Forward, Ranks, on_all_ranks
 from sngd.training.run_folder import Checkpoint, RunFolder
 from sngd.training.sampler import SAMPLERS, Sampler
-from sngd.training.tensorboard import EventFiles
 from sngd.training.tracking import Tracker, tracked_names, training_objective
 
 CHECKPOINT_SECONDS = 30.0  # seconds of training between checkpoints; each evaluation saves one too
@@ -60,6 +60,7 @@ def train(
     extend: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
+    log: Sequence[str] = (),
     ranks: Ranks = ALONE,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -83,6 +84,7 @@ def train(
             run that was begun with so many, bit for bit.
         overwrite: delete the run in the folder and start again.
         tensorboard: write the rows as TensorBoard event files too, in the folder's ``tensorboard``.
+        log: send the rows to these too, some of ``sngd.training.observers.OBSERVERS``.
         ranks: this process among those of the run.
         on_progress: called before the first step and then about ten times a second.
         should_stop: called after each step; once it is true, a checkpoint is saved and Interrupted raised.
@@ -99,7 +101,8 @@ def train(
     files = RunFolder(folder)
     with ExitStack() as kept:
         with ranks.agreed():
-            events = kept.enter_context(EventFiles(folder)) if tensorboard and ranks.first else None
+            observers = ["tensorboard"] * tensorboard + list(log)
+            events = kept.enter_context(Observers(folder, observers)) if observers and ranks.first else None
             if ranks.first:
                 kept.enter_context(files.locked())
             found = _find(files, config, resume, extend, overwrite) if ranks.first else None
@@ -180,7 +183,7 @@ def _repeatable(threads: int) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
-def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ranks) -> Row:
+def _last_row(files: RunFolder, events: Observers | None, count: int, ranks: Ranks) -> Row:
     """The last row of a run that has ended."""
     rows: list[Row] = []
     with ranks.agreed():
@@ -226,7 +229,7 @@ def _agree(config: RunConfig, files: RunFolder, extend: bool) -> RunConfig:
 def _loop(
     run: "RunState",
     files: RunFolder,
-    events: EventFiles | None,
+    events: Observers | None,
     on_progress: Callable[[Progress], None],
     should_stop: Callable[[], bool],
 ) -> Row:
