@@ -25,7 +25,7 @@ FLOORS = [
     [".", "studies", "."],
     [".", "training", "."],
     [".", ".", "problems"],
-    ["diagnose", "param_groups", "."],
+    ["diagnose", "param_groups", "monitor"],
     ["estimators", "optim", "theory"],
     ["iterates", "norms", "stages"],
     ["state", "cost", "files"],

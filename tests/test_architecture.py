@@ -12,7 +12,7 @@ sys.path.insert(0, str(ROOT / "docs"))
 
 import draw_architecture as architecture  # noqa: E402
 
-LIBRARY = ["diagnose", "param_groups", "estimators", "optim", "theory", "iterates", "norms", "stages"]
+LIBRARY = ["diagnose", "monitor", "param_groups", "estimators", "optim", "theory", "iterates", "norms", "stages"]
 LIBRARY += ["state", "sharding", "checks"]
 PACKAGES = {  # that a room's import may import; any other waits until it is used
     **{room: {"torch"} for room in LIBRARY},

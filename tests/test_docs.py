@@ -44,6 +44,9 @@ def named(page: Path) -> str:
 LINKS = [(page, link) for page in PAGES for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text())]
 
 
+FOR_PACKAGES = ["pytorch_optimizer", "timm"]  # which the tests' own environment need not have
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("snippet", snippets("python", alone=True))
 def test_every_snippet_runs_as_it_stands(snippet, tmp_path):
@@ -73,6 +76,16 @@ def _run(snippet: str, folder: Path) -> None:
         exec(snippet, {"__name__": "__main__"})
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("package", FOR_PACKAGES)
+def test_every_snippet_for_a_package_runs_where_it_is_installed(package, tmp_path):
+    installed = [sys.executable, "-c", f"import {package}"]
+    if subprocess.run(installed, capture_output=True, check=False).returncode:
+        pytest.skip(f"{package} is not installed")
+    for snippet in snippets(f"python {package}"):
+        subprocess.run([sys.executable, "-c", *snippet.values], cwd=tmp_path, check=True, timeout=120)
+
+
 # torch 2.13 does so now and then as a process exits, its group destroyed, when the machine is busy.
 TORCH_ABORTS = "terminate called without an active exception"
 
@@ -90,8 +103,10 @@ def test_every_snippet_for_several_processes_runs_as_it_stands(snippet, tmp_path
 
 def test_no_snippet_is_left_out():
     fences = [fence for page in PAGES for fence in re.findall(r"^```(.+)$", page.read_text(), flags=re.M)]
-    known = [snippets(fence) for fence in ("python", "python torchrun", 'python title="[^"]+"', "sh")]
+    own = [f"python {package}" for package in FOR_PACKAGES]
+    known = [snippets(fence) for fence in ("python", "python torchrun", 'python title="[^"]+"', "sh", *own)]
     assert len(fences) == sum(map(len, known))
+    assert all(known)
 
 
 # --- commands

@@ -16,7 +16,13 @@ PRINTS = {  # what a script prints last, and what must hold of its first number
         lambda share: share > 0.9,
     ),
     "lightning_digits.py": (r"accuracy ([\d.]+) after 290 steps", lambda share: share > 0.9),
+    "optuna_digits.py": (r"loss ([\d.]+) with lr [\d.]+, momentum [\d.]+", lambda loss: loss < 0.3),
+    "ray_tune_digits.py": (r"loss ([\d.]+) with lr 0\.3", lambda loss: loss < 0.5),
     "svrg_in_your_loop.py": (r"loss ([\d.]+) after 5280 gradient evaluations", lambda loss: loss < 0.02),
+}
+NEEDS = {  # packages that the tests' own environment need not have
+    "optuna_digits.py": ["optuna"],
+    "ray_tune_digits.py": ["ray", "pandas", "pyarrow", "tensorboardX"],
 }
 PROBLEMS = {"my_problem.py"}  # a user's problem: tests/problems trains it
 
@@ -28,6 +34,8 @@ def test_no_example_is_left_out():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRINTS)
 def test_example(name):
+    for package in NEEDS.get(name, []):
+        pytest.importorskip(package, reason=f"{package} is not installed", exc_type=ImportError)
     result = subprocess.run(
         [sys.executable, str(EXAMPLES / name)], capture_output=True, text=True, check=True, timeout=120
     )

@@ -3,9 +3,11 @@
 from functools import partial
 
 import pytest
+from lightning.pytorch.loggers import Logger
 
 import sngd
 from ecosystem.observe import assert_same_weights, load_example, observed_steps
+from sngd.monitor import lightning_callback
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.:FutureWarning")
 EPOCH = 29  # steps
@@ -62,3 +64,32 @@ def test_what_an_optimizer_remembers_resumes(optimizer, digits, tmp_path, monkey
 
 
 SNGD = sngd.SNGD  # which the test above replaces
+
+
+class Recorder(Logger):
+    """A logger that keeps what it is given."""
+
+    name, version = "recorder", 0
+
+    def __init__(self):
+        super().__init__()
+        self.logged = []
+
+    def log_hyperparams(self, *_):
+        pass
+
+    def log_metrics(self, metrics, step=None):
+        self.logged.append((step, metrics))
+
+
+def test_the_callback_logs_norm_rate_and_skipped_steps(digits, tmp_path):
+    recorder = Recorder()
+    with observed_steps() as steps:
+        digits.train(tmp_path, epochs=1, logger=[recorder], callbacks=[lightning_callback()], log_every_n_steps=5)
+    logged = [(step, metrics) for step, metrics in recorder.logged if "optimizer/last_norm" in metrics]
+    assert [step for step, _ in logged] == list(range(5, EPOCH + 1, 5))
+    for step, metrics in logged:
+        assert metrics["optimizer/last_norm"] > 0
+        assert metrics["optimizer/skipped_steps"] == 0
+        assert metrics["optimizer/lr"] == digits.PLAN.lr_at(step)  # of the step that comes
+    assert len(steps.lrs) == EPOCH

@@ -3,9 +3,11 @@
 from functools import partial
 
 import pytest
+import transformers
 
 import sngd
 from ecosystem.observe import assert_same_weights, load_example, observed_steps
+from sngd.monitor import watch_trainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument is set as true:UserWarning")
 WAYS = ["optimizers", "optimizer_cls_and_kwargs"]
@@ -76,3 +78,30 @@ def test_what_an_optimizer_remembers_resumes(optimizer, digits, tmp_path, monkey
 
 
 SNGD = sngd.SNGD  # which the test above replaces
+
+
+def test_a_watched_trainer_logs_norm_rate_and_skipped_steps(digits, tmp_path, monkeypatch):
+    seen = []
+
+    class Reporter(transformers.TrainerCallback):
+        """As those of TensorBoard, Weights & Biases and MLflow, which a Trainer has from the start."""
+
+        def on_log(self, _args, state, _control, logs=None, **_):
+            seen.append((state.global_step, dict(logs)))
+
+    class Watched(digits.Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, callbacks=[Reporter()], **kwargs)
+            watch_trainer(self)
+
+    monkeypatch.setattr(digits, "Trainer", Watched)
+    trainer = digits.train(str(tmp_path), "optimizers", max_steps=20, logging_steps=5)
+    logged = [(step, logs) for step, logs in seen if "loss" in logs]
+    assert [step for step, _ in logged] == [5, 10, 15, 20]
+    for step, logs in logged:
+        assert logs["optimizer/last_norm"] > 0
+        assert logs["optimizer/skipped_steps"] == 0
+        assert logs["optimizer/lr"] == digits.PLAN.lr_at(step)
+    assert [entry["optimizer/last_norm"] for entry in trainer.state.log_history if "loss" in entry] == [
+        logs["optimizer/last_norm"] for _, logs in logged
+    ]

@@ -147,7 +147,8 @@ from sngd.problems import Problem
 
 def factory():
     x = torch.randn(40, 3, generator=torch.Generator().manual_seed(0))
-    return Problem(lambda: torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy, TensorDataset(x, (x[:, 0] > 0).long()))
+    data = TensorDataset(x, (x[:, 0] > 0).long())
+    return Problem(lambda: torch.nn.Linear(3, 2), torch.nn.functional.cross_entropy, data)
 """
 
 

@@ -10,12 +10,13 @@ import typer
 from sngd import training
 from sngd.cli.console import DIVERGED, loss, out, print_json, print_table, progress_bars, stop_on_interrupt
 from sngd.cli.many import warn
-from sngd.cli.options import Data, Json, Overwrite, TensorBoard, file_name
+from sngd.cli.options import Data, Json, Overwrite, TensorBoard, completing, file_name
 from sngd.cli.settings import made_from_options, run_config
 from sngd.problems import load_problem
 from sngd.problems.problem import initial_loss_not_finite
 from sngd.slug import slug
 from sngd.training import RunConfig
+from sngd.training.observers import OBSERVERS
 from sngd.training.planned import planned_settings, read_plan
 from sngd.training.ranks import joined
 
@@ -32,6 +33,13 @@ def train(
         Path | None, typer.Option("--out", help="The run's folder. (default: runs/PROBLEM/METHOD/seed-SEED)")
     ] = None,
     tensorboard: TensorBoard = False,
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Send the rows to Weights & Biases (wandb) or MLflow (mlflow) too; repeatable.",
+            autocompletion=completing(OBSERVERS),
+        ),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run, or with more --epochs.")
     ] = False,
@@ -68,6 +76,7 @@ def train(
             extend=resume,
             overwrite=overwrite,
             tensorboard=tensorboard,
+            log=log or (),
             ranks=ranks,
             on_progress=lambda p: bars.update(bar, total=p.budget, completed=p.oracle_calls, loss=loss(p)),
             should_stop=should_stop,

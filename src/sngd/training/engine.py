@@ -20,10 +20,10 @@ from sngd.training.config import RunConfig
 from sngd.training.extend import check_extension, extended
 from sngd.training.methods import recorded_parameters
 from sngd.training.metrics import Row
+from sngd.training.observers import Observers
 from sngd.training.ranks import ALONE, Ranks, on_all_ranks
 from sngd.training.run_folder import Checkpoint, RunFolder
 from sngd.training.run_state import Progress, RunState
-from sngd.training.tensorboard import EventFiles
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints, at most; an evaluation saves one too, but not more than one a second
 PROGRESS_SECONDS = 0.1
@@ -43,6 +43,7 @@ def train(
     extend: bool = False,
     overwrite: bool = False,
     tensorboard: bool = False,
+    log: Sequence[str] = (),
     ranks: Ranks = ALONE,
     on_progress: Callable[[Progress], None] = lambda _: None,
     should_stop: Callable[[], bool] = lambda: False,
@@ -66,6 +67,7 @@ def train(
             run that was begun with so many, bit for bit.
         overwrite: delete the run in the folder and start again.
         tensorboard: write the rows as TensorBoard event files too, in the folder's ``tensorboard``.
+        log: send the rows to these too, some of ``sngd.training.observers.OBSERVERS``.
         ranks: this process among those of the run.
         on_progress: called before the first step and then about ten times a second.
         should_stop: called after each step; once it is true, a checkpoint is saved and Interrupted raised.
@@ -79,9 +81,10 @@ def train(
         Interrupted: ``should_stop`` said so, on any rank.
         ConnectionError: another process of the run has ended.
     """
-    how = {"resume": resume, "extend": extend, "overwrite": overwrite, "tensorboard": tensorboard}
+    how = {"resume": resume, "extend": extend, "overwrite": overwrite}
+    observers = ["tensorboard"] * tensorboard + list(log)
     load = problem or partial(load_problem, config.problem, data)
-    with opened(config, folder, load, ranks, **how) as found:
+    with opened(config, folder, load, ranks, observers, **how) as found:
         return _loop(found, on_progress, should_stop) if isinstance(found, OpenRun) else found
 
 
@@ -90,7 +93,7 @@ class OpenRun(NamedTuple):
 
     state: RunState
     files: RunFolder
-    events: EventFiles | None
+    events: Observers | None
 
     def record(self, rows: Sequence[Row], saved: float) -> float:
         """Write the rows, which are all that is due; the last one, and one in a second, with a checkpoint.
@@ -131,20 +134,20 @@ def opened(
     folder: Path,
     problem: Callable[[], Problem],
     ranks: Ranks = ALONE,
+    observers: Sequence[str] = (),
     *,
     resume: bool = False,
     extend: bool = False,
     overwrite: bool = False,
-    tensorboard: bool = False,
 ) -> Iterator[OpenRun | Row]:
     """Inside, the run in ``folder`` is begun or taken up again, or this is the last row of a run that has ended.
 
-    Arguments and errors as for ``train``.
+    Arguments and errors as for ``train``; the rows are sent to ``observers`` too.
     """
     files = RunFolder(folder)
     with ExitStack() as kept:
         with ranks.agreed():
-            events = kept.enter_context(EventFiles(folder)) if tensorboard and ranks.first else None
+            events = kept.enter_context(Observers(folder, observers)) if observers and ranks.first else None
             if ranks.first:
                 kept.enter_context(files.locked())
             found = _find(files, config, resume, extend, overwrite) if ranks.first else None
@@ -226,7 +229,7 @@ def _repeatable(threads: int) -> Iterator[None]:
         cudnn.deterministic, cudnn.benchmark = before[1:]
 
 
-def _last_row(files: RunFolder, events: EventFiles | None, count: int, ranks: Ranks) -> Row:
+def _last_row(files: RunFolder, events: Observers | None, count: int, ranks: Ranks) -> Row:
     """The last row of a run that has ended."""
     rows: list[Row] = []
     with ranks.agreed():
