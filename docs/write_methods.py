@@ -25,6 +25,8 @@ RESULTS = DOCS.parent / "results"
 PAGES = DOCS / "methods"
 BLOCK = re.compile(r"<!-- registry: (\S+) -->\n(.*?)<!-- end -->\n", flags=re.S)
 
+OF_THE_PAPER = re.compile(r"(eq\.|§|Algorithm)[^;]*$")
+
 STUDIES = {  # what a page calls a committed study, and its picture
     "mnist-mlp-tuned": ("MNIST, perceptron, every method tuned alike", "figures/curves.png"),
     "mnist-mlp-peers": ("MNIST, perceptron, with the peers, tuned alike", "figures/curves.png"),
@@ -75,7 +77,7 @@ def facts(method: Method) -> list[str]:
         ("oracle calls a step", method.estimate.cost_text),
         ("default learning rate α", f"{method.lr:g}, stage plan `{method.plan}`"),
         ("its theory is about", {"last": "the last iterate", "random": "a random iterate"}[method.output]),
-        ("source", method.paper),
+        ("source", f"{method.paper} of Zhao, Xie and Li 2021" if OF_THE_PAPER.match(method.paper) else method.paper),
     ]
     return markdown_table(["", f"`{method.name}`"], rows, text_columns=2).splitlines()
 

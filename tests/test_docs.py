@@ -1,5 +1,6 @@
 """What the documentation shows runs as it stands, and its links lead somewhere."""
 
+import json
 import re
 import shlex
 import subprocess
@@ -127,6 +128,18 @@ def test_every_command_runs_in_order(page, tmp_path, monkeypatch):
             with pytest.raises(SystemExit) as end:
                 main()
             assert not end.value.code, line
+    if page.stem == "tutorial":
+        guarantees_as_told(page.read_text())
+
+
+def guarantees_as_told(text: str) -> None:
+    alone, network = (
+        json.loads(Path("runs", name, "certificate.json").read_text())["certificates"][0]
+        for name in ("certified", "network")
+    )
+    assert (alone["verdict"], alone["vacuous"], network["vacuous"]) == ("holds", False, True)
+    told = f"a mean gradient norm of about {alone['measured']['value']:.2f}, and a bound of about {alone['bound']:.2f}"
+    assert told in " ".join(text.split())
 
 
 def shown_commands() -> list[str]:

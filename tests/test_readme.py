@@ -85,6 +85,16 @@ def test_every_verdict_shown_is_the_computed_one(page):
     assert f"{', '.join(first)} and {last} are not tested yet" in " ".join((ROOT / page).read_text().split())
 
 
+def test_the_count_of_verdicts_is_that_of_the_verdicts():
+    verdicts = json.loads((ROOT / "results" / "small" / "verdicts.json").read_text())["verdicts"]
+    words = ["none", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    shown, contradicted, still_open = (
+        words[sum(v["outcome"] == outcome for v in verdicts)] for outcome in ("shown", "contradicted", "open")
+    )
+    counts = f"{shown.capitalize()} are shown, {contradicted} contradicted and {still_open} open"
+    assert counts in " ".join((ROOT / "docs" / "faq.md").read_text().split())
+
+
 def test_the_verdicts_are_those_of_the_committed_measurements():
     folder = ROOT / "results" / "small"
     written = json.loads((folder / "verdicts.json").read_text())["verdicts"]

@@ -36,6 +36,17 @@ def test_the_site_builds_with_all_links_checked_and_loads_nothing_from_elsewhere
 
 
 @pytest.mark.slow
+def test_no_heading_is_swallowed_by_a_snippet(site):
+    pages = sorted(DOCS.rglob("*.md"))
+    assert len(pages) > 40
+    for page in pages:
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+        html = (site / page.relative_to(DOCS)).with_suffix(".html").read_text(encoding="utf-8")
+        written = len(re.findall(r"^##? ", text, flags=re.M))
+        assert len(re.findall(r"<h[12] id=\"(?!sngd\.)", html)) >= written, page
+
+
+@pytest.mark.slow
 def test_formulas_are_there_without_a_script(site):
     page = (site / "theory.html").read_text(encoding="utf-8")
     assert page.count("<math") > 200

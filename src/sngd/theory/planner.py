@@ -45,7 +45,9 @@ class Plan:
     Attributes:
         method: one of `PLANNED`; up to the colon it is the name that `sngd train --method` knows.
         theorem: the source of the bound.
-        smoothness, sigma, gap: what was given.
+        smoothness: L, or L0 and L1, as given.
+        sigma: σ, as given.
+        gap: Δ, as given.
         target: the bound asked for.
         lr: α; of the first stage, for a stage plan.
         batch_size: b.
