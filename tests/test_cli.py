@@ -230,6 +230,8 @@ def test_bench_prints_a_table_and_writes_one_file(sngd):
         (["step", "--json", "mine.txt"], "sngd: mine.txt: must be JSON that sngd bench wrote"),
         (["step", "--json", "absent/bench.json"], "sngd: absent/bench.json: the folder must exist"),
         (["train", "--json", "."], "sngd: .: is a folder, must be a file"),
+        (["step", "--device", "tpu"], "tpu"),
+        (["train", "--device", "cuda"], "cuda"),
     ],
 )
 def test_bench_refuses_words_and_files_before_it_measures(sngd, words, message):

@@ -64,7 +64,7 @@ def test_every_group_computes_the_same(group):
 
 @pytest.mark.parametrize("case", ["tiny", "mlp"])
 def test_the_gradients_are_longer_than_the_limit_of_clipping(case):
-    params = steps._weights(steps.SHAPES[case](), torch.float32)
+    params = steps._weights(steps.SHAPES[case](), torch.float32, "cpu")
     assert torch.nn.utils.get_total_norm([p.grad for p in params]) > 2 * steps._LIMIT
 
 
@@ -162,7 +162,7 @@ def test_the_table_marks_goals_and_what_computes_something_else():
         Comparison("mlp", "SNGD", "AdamW(fused)", Spread(10.126, 9, 11), (1, 2), False),
     ]
     sizes = {"tensors": 4, "parameters": 79510, "rounds": {}}
-    assert list(lines(Result("step", {"mlp": sizes}, rows, {"optimi": "not installed"}))) == [
+    assert list(lines(Result("step", "cpu", {"mlp": sizes}, rows, {"optimi": "not installed"}))) == [
         "mlp: 4 tensors, 79,510 parameters",
         "momentum   clip + SGD(foreach)            0.50 0.40–0.60 ≤0.75 met",
         "SNGD       ≠ AdamW(fused)                10.13 9.00–11.0",

@@ -59,6 +59,7 @@ class Result:
     """All comparisons of one benchmark, "step" or "train", and where they were made."""
 
     what: str
+    device: str
     cases: dict[str, dict[str, Any]]  # by name: sizes, rounds
     comparisons: Sequence[Comparison]
     left_out: dict[str, str]  # what could not be measured, and why
@@ -71,7 +72,7 @@ class Result:
         rows = [{**asdict(row), "verdict": row.verdict} for row in self.comparisons]
         return {
             "command": shlex.join(["sngd", *sys.argv[1:]]),
-            "environment": {**environment(), "threads": torch.get_num_threads()},
+            "environment": {**environment(), "threads": torch.get_num_threads(), "device": self.device},
             "cases": self.cases,
             "left_out": self.left_out,
             "comparisons": _rounded(rows),

@@ -43,7 +43,10 @@ CASES = (*MODELS, *GROWTH)
 GOALS = {"mlp": 2.0, "resnet56": 1.15, "gpt2": 1.05}  # against the bare calls, without options
 OPTION_GOAL = 0.75  # against clipping and SGD(foreach) with the same option
 
+COPY_GOAL = 1.15  # on an accelerator, of the largest model
+
 BARE, CLIP, FUSED, ADAMW = "bare calls", "clip + SGD(foreach)", "clip + SGD(fused)", "AdamW(fused)"
+COPY = "copying 16 bytes an entry"  # which a step moves at least: the gradients twice, the weights there and back
 _SIZE = 1e-4  # of weights and gradients, so that neither a step nor decay is lost in rounding when results are compared
 _LIMIT = 1.37e-3  # of clipping: less than any of the gradients' norms, and not so round that SNGD warns of clipping
 _LR = 0.1
@@ -69,12 +72,17 @@ class Group:
 
 
 def bench_step(
-    *, cases: Sequence[str] = CASES, seconds: float = 4.0, on_progress: Callable[[str], None] = lambda _: None
+    *,
+    cases: Sequence[str] = CASES,
+    device: str = "cpu",
+    seconds: float = 4.0,
+    on_progress: Callable[[str], None] = lambda _: None,
 ) -> Result:
     """Compare steps on weights of a few shapes. Without options only, on those of ``GROWTH``.
 
     Args:
         cases: names in ``SHAPES``.
+        device: "cpu" or "cuda". A call is timed until an accelerator has done its work.
         seconds: for each group of steps of each case.
         on_progress: called with what is measured next.
 
@@ -90,22 +98,25 @@ def bench_step(
         shapes = SHAPES[case]()
         parameters = sum(torch.Size(shape).numel() for shape in shapes)
         sizes[case] = {"tensors": len(shapes), "parameters": parameters, "rounds": {}}
-        for group in groups(case):
+        for group in groups(case, device):
             on_progress(f"{case}, {group.name}")
-            check(group, shapes)
-            found, rounds = _measured(case, group, shapes, seconds, left_out)
+            check(group, shapes, device)
+            found, rounds = _measured(case, group, shapes, device, seconds, left_out)
             comparisons += found
             sizes[case]["rounds"][group.name] = rounds
-    return Result("step", sizes, comparisons, left_out)
+    return Result("step", device, sizes, comparisons, left_out)
 
 
-def groups(case: str) -> Iterator[Group]:
+def groups(case: str, device: str = "cpu") -> Iterator[Group]:
     """The groups of steps for a case: without options, with each option, in each norm."""
     if case in GROWTH:
         yield Group("SNGD", _sngd(), {BARE: _bare, **_clipped()})
         return
-    bare = {BARE: GOALS[case]} if case in GOALS else {}
-    yield Group("SNGD", _sngd(), {BARE: _bare, **_clipped(), **plain_peers(_LIMIT)}, {ADAMW: _adamw}, goals=bare)
+    if device == "cpu":
+        bare, other = ({BARE: GOALS[case]} if case in GOALS else {}), {ADAMW: _adamw}
+    else:
+        bare, other = {COPY: COPY_GOAL} if case == "gpt2" else {}, {ADAMW: _adamw, COPY: _copy}
+    yield Group("SNGD", _sngd(), {BARE: _bare, **_clipped(), **plain_peers(_LIMIT)}, other, goals=bare)
     momentum, goal = {"momentum": _BETA}, {CLIP: OPTION_GOAL}
     with_momentum = {BARE: _bare_momentum, **_clipped(**momentum)}
     yield Group("SNGD momentum", _sngd(**momentum), with_momentum, other_peers(_LIMIT), goals=goal)
@@ -127,38 +138,43 @@ def groups(case: str) -> Iterator[Group]:
 # --- the same arithmetic
 
 
-def check(group: Group, shapes: Sequence[Shape]) -> None:
+def check(group: Group, shapes: Sequence[Shape], device: str = "cpu") -> None:
     """ValueError unless two steps of each of the others move the weights as two steps of SNGD do."""
-    expected = _moved(group.ours, shapes, group.dtype)
+    start = _weights(shapes, group.dtype, device)
+    expected = _moved(group.ours, start)
     length = _length(expected)
     for name, build in group.others.items():
-        moved = _moved(build, shapes, group.dtype)
+        moved = _moved(build, start)
         off = _length([a - b for a, b in zip(moved, expected, strict=True)]) / length
         if not off <= _TOLERANCE[group.dtype]:
             raise ValueError(f"{group.name} and {name} must do the same arithmetic, but differ by {off:.2g} of a step")
 
 
-def _moved(build: Build, shapes: Sequence[Shape], dtype: torch.dtype) -> list[Tensor]:
-    params = _weights(shapes, dtype)
-    before = [p.detach().clone().float() for p in params]
+def _moved(build: Build, start: list[Tensor]) -> list[Tensor]:
+    """How far two steps move the weights."""
+    params: list[Tensor] = [nn.Parameter(p.detach().clone()) for p in start]
+    for param, p in zip(params, start, strict=True):
+        param.grad = None if p.grad is None else p.grad.clone()
     step = build(params, _LR)
     step()
     step()
-    return [p.detach().float() - b for p, b in zip(params, before, strict=True)]
+    return [param.detach().float() - p.detach().float() for param, p in zip(params, start, strict=True)]
 
 
 def _length(tensors: Sequence[Tensor]) -> float:
     return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt())
 
 
-def _weights(shapes: Sequence[Shape], dtype: torch.dtype) -> list[Tensor]:
+def _weights(shapes: Sequence[Shape], dtype: torch.dtype, device: str) -> list[Tensor]:
     """The same weights at each call, with gradients."""
     generator = torch.Generator().manual_seed(0)
-    params: list[Tensor] = [
-        nn.Parameter((_SIZE * torch.randn(shape, generator=generator)).to(dtype)) for shape in shapes
-    ]
-    for p in params:
-        p.grad = (_SIZE * torch.randn(p.shape, generator=generator)).to(dtype)
+
+    def drawn(shape: Shape) -> Tensor:
+        return (_SIZE * torch.randn(shape, generator=generator)).to(device, dtype)
+
+    params: list[Tensor] = [nn.Parameter(drawn(shape)) for shape in shapes]
+    for p, shape in zip(params, shapes, strict=True):
+        p.grad = drawn(shape)
     return params
 
 
@@ -166,13 +182,14 @@ def _weights(shapes: Sequence[Shape], dtype: torch.dtype) -> list[Tensor]:
 
 
 def _measured(
-    case: str, group: Group, shapes: Sequence[Shape], seconds: float, left_out: dict[str, str]
+    case: str, group: Group, shapes: Sequence[Shape], device: str, seconds: float, left_out: dict[str, str]
 ) -> tuple[list[Comparison], int]:
-    params = _weights(shapes, group.dtype)  # one set for all steps, of which none changes them
-    calls = {group.name: group.ours(params, _STILL)}
+    """The group's comparisons, and the number of rounds."""
+    params = _weights(shapes, group.dtype, device)  # one set for all steps, of which none changes them
+    calls = {group.name: _finished(group.ours(params, _STILL), device)}
     for name, build in {**group.others, **group.different}.items():
         try:
-            calls[name] = build(params, _STILL)
+            calls[name] = _finished(build(params, _STILL), device)
             calls[name]()
         except (RuntimeError, TypeError, ValueError, AttributeError, ImportError) as error:
             if name in group.others:
@@ -188,6 +205,18 @@ def _measured(
     return rows, len(times[group.name])
 
 
+def _finished(call: Call, device: str) -> Call:
+    """The call, until its device has done the work."""
+    if device == "cpu":
+        return call
+
+    def finished() -> None:
+        call()
+        torch.cuda.synchronize()
+
+    return finished
+
+
 # --- steps
 
 
@@ -201,6 +230,16 @@ def _capped(params: list[Tensor], lr: float) -> Call:
 
 def _adamw(params: list[Tensor], lr: float) -> Call:
     return torch.optim.AdamW(params, lr, fused=True).step
+
+
+def _copy(params: list[Tensor], _lr: float) -> Call:
+    entries = sum(p.numel() for p in params)
+    source, target = torch.zeros(2, 2 * entries, device=params[0].device)  # 8 bytes an entry, read and written
+
+    def copy() -> None:
+        target.copy_(source)
+
+    return copy
 
 
 def _clipped(**options: Any) -> dict[str, Build]:

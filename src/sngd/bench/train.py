@@ -93,7 +93,7 @@ def bench_train(
             comparisons.append(_study(load_problem("mnist-mlp", data), data))
         except ValueError as error:
             left_out[f"{SEEDS} seeds"] = str(error)
-    return Result("train", sizes, comparisons, left_out)
+    return Result("train", "cpu", sizes, comparisons, left_out)
 
 
 def _first(problem: Problem, samples: int | None) -> Problem:

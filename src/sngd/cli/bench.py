@@ -21,6 +21,7 @@ def bench(
         typer.Option("--json", metavar="FILE", help="Also write this JSON file; another benchmark's part in it stays."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few rounds: to see that it runs.")] = False,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where steps are taken.")] = "cpu",
     data: Data = None,
 ) -> None:
     """Measure ratios of times on this machine: this package's against torch's bare calls and what else users write.
@@ -30,8 +31,12 @@ def bench(
     """
     from sngd.bench import bench_step, bench_train, read_results, write_result
     from sngd.bench.train import Case
+    from sngd.training.ranks import ALONE
 
     refuse_several_processes("bench")
+    ALONE.device(device)  # an error if it is absent
+    if what == "train" and device != "cpu":
+        raise ValueError(f"--device is for step, train is measured on the CPU: leave out {device}")
     if file is not None:  # an error before anything is measured
         if file.exists():
             read_results(file)
@@ -42,7 +47,8 @@ def bench(
         err.print(f"measuring {case}", highlight=False)
 
     if what == "step":
-        result = bench_step(cases=("tiny",), seconds=0.05, on_progress=tell) if quick else bench_step(on_progress=tell)
+        much = {"cases": ("tiny",), "seconds": 0.05} if quick else {}
+        result = bench_step(device=device, on_progress=tell, **much)
     elif quick:
         result = bench_train(cases=[Case("digits-mlp", 32)], studies=False, seconds=0.5, on_progress=tell)
     else:

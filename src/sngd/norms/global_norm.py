@@ -117,7 +117,7 @@ def exponent_of_largest(
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """The dtype for computing with tensors of ``dtype``: float32 for narrower ones, else ``dtype`` itself."""
-    return torch.promote_types(dtype, torch.float32)
+    return dtype if dtype is torch.float32 else torch.promote_types(dtype, torch.float32)
 
 
 def times_power_of_two(tensors: Sequence[Tensor], exponent: int) -> list[Tensor]:
@@ -167,6 +167,9 @@ def norm_of_lists(
         everywhere: spreads of which other ranks may have tensors, each with a device of this rank. If this rank has no
             tensors of a spread, it takes part in the sum with a zero on that device.
     """
+    lists = list(lists)
+    if not everywhere and len(lists) == 1 and not is_shared(lists[0][0]):
+        return norm_here([lists[0][1]])
     here: dict[Spread, list[list[Tensor]]] = {spread: [] for spread in everywhere}
     for spread, tensors in lists:
         here.setdefault(spread, []).append(tensors)

@@ -517,7 +517,7 @@ def _foreach_sngd(
     dropped: Sequence[Tensor] = (),
 ) -> None:
     wide = at_least_float32(params[0].dtype)
-    if not buffers and skip is None and c.device.type == "cpu" and params[0].dtype == wide:
+    if not buffers and skip is None and c.is_cpu and params[0].dtype == wide:
         torch._foreach_add_(params, vectors, alpha=-c.mul(lr).item())  # one pass over memory instead of three
         return
     us = [v.to(wide) for v in vectors]
