@@ -10,7 +10,7 @@ from sngd.problems import Problem
 from sngd.problems.problem import Samples
 from sngd.training.config import RunConfig
 from sngd.training.methods import Method, find_method
-from sngd.training.replicas.losses import Losses
+from sngd.training.replicas.losses import Batch, Losses
 
 NO_GAIN = "a step is so much arithmetic that many at once gain nothing"
 _OPERATIONS = 2e8  # of a forward pass: with more, a step of each replica takes at least 0.85 of one by itself
@@ -63,8 +63,8 @@ def _reason_in_trial(problem: Problem) -> str | None:
     losses = Losses(problem, models[0])
     weights = losses.layout.matrix([list(model.parameters()) for model in models])
     together = torch.zeros_like(weights)
-    stacked = torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches])
-    losses.gradient(weights, stacked, together)
+    inputs, targets = zip(*batches, strict=True)
+    losses.gradient(weights, Batch(torch.stack(inputs), torch.stack(targets)), together)
     expected = losses.layout.matrix(alone)
     error = torch.linalg.vector_norm(together - expected)
     if not error <= _TOLERANCE[weights.dtype] * torch.linalg.vector_norm(expected):
