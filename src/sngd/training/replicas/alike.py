@@ -114,7 +114,7 @@ def most_replicas(config: RunConfig, problem: Problem) -> int:
         step. So they gain where the arithmetic of a step takes no longer than a few milliseconds. A step of one of 4 and of
         16 replicas over a step by itself, measured by ``benchmarks/replicas.py`` (``results/replicas.json``):
 
-    @TABLE@
+    TABLE
 
         On an accelerator nothing was measured: there the number is bounded by the arithmetic that keeps a large one busy
         for a millisecond.
