@@ -22,7 +22,7 @@ from sngd.problems.columns import materialized
 from sngd.problems.problem import Samples
 from sngd.state import saved_generator
 from sngd.training.config import RunConfig
-from sngd.training.evaluate import evaluate
+from sngd.training.evaluate import Measured, evaluate
 from sngd.training.loop import step_norm
 from sngd.training.methods import Setting, find_method
 from sngd.training.metrics import Row
@@ -154,34 +154,49 @@ class RunState:
 
     def evaluate(self) -> list[Row]:
         """The rows due now: of the current iterate and, at the end, of the random iterate if that is the output."""
-        finished = self.finished
-        row = self._row(finished)
-        diverged = not isfinite(row["train_loss"])
-        row |= {"final": finished or diverged, "diverged": diverged}
+        rows = [self.row(self._measured())]
+        if self.returns_random(rows[0]):
+            assert self.iterate is not None
+            with self.iterate.swapped():
+                rows.append(self.random_row(self._measured()))
+        return rows
+
+    def _measured(self) -> Measured:
+        config = self.config
+        return evaluate(self.evaluated, self.model, grad_norm=config.grad_norm, norm=self.norm, ranks=self.ranks)
+
+    def row(self, measured: Measured) -> Row:
+        """The row that is due now, of the current iterate as ``evaluate`` measured it."""
+        diverged = not isfinite(cast(float, measured["train_loss"]))
+        row = self._row(measured) | {"final": self.finished or diverged, "diverged": diverged}
         if self.tracker is not None and not diverged:
             row |= self.tracker.measure(row["lr"], _generator(self.config.seed, f"tracking at step {self.steps}"))
         self.evaluations = int(self.loop.oracle_calls / self.problem.n / self.config.eval_every + 1e-9) + 1
-        rows = [row]
-        if row["final"] and self.iterate is not None and not diverged:
+        if self.returns_random(cast(Row, row)):
             row["final"] = False
-            with self.iterate.swapped():
-                rows.append(self._row(finished) | {"iterate": "random", "final": True, "diverged": False})
-        self.rows += len(rows)
-        return cast(list[Row], rows)
+        return cast(Row, row)
 
-    def _row(self, finished: bool) -> dict[str, Any]:
+    def returns_random(self, row: Row) -> bool:
+        """Whether a row of the random iterate follows this one."""
+        return self.iterate is not None and self.finished and not row["diverged"]
+
+    def random_row(self, measured: Measured) -> Row:
+        """The last row, of the random iterate."""
+        return cast(Row, self._row(measured) | {"iterate": "random", "final": True, "diverged": False})
+
+    def _row(self, measured: Measured) -> dict[str, Any]:
         calls = self.loop.oracle_calls
+        self.rows += 1
         return {
             "step": self.steps,
             "epoch": self.seen / self.problem.n,
             "oracle_calls": calls,
             "grads_over_n": calls / self.problem.n,
             "lr": self.loop.lr,
-            **evaluate(self.evaluated, self.model, grad_norm=self.config.grad_norm, norm=self.norm, ranks=self.ranks),
+            **measured,
             "skipped_steps": self.loop.skipped_steps,
             "seconds": round(self.seconds, 3),
             "iterate": "last",
-            "final": finished,
         }
 
     def state_dict(self, finished: bool) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sngd.studies.execution.execution import Execution
-from sngd.studies.execution.grouping import alike, groups, plan_in_words
+from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.parallel import run_all
 from sngd.studies.execution.task import Task, Verdict
 from sngd.training import RunConfig
@@ -36,7 +36,7 @@ def tasks(**counts):
 )
 def test_groups_are_of_equal_sizes_and_as_many_as_processes_or_a_multiple(count, most, jobs, sizes):
     kinds = alike(tasks(sngd=count))
-    found = groups(kinds, dict.fromkeys(kinds, most), jobs)
+    found = in_groups(kinds, dict.fromkeys(kinds, most), jobs)
     assert [len(group) for group in found] == sizes
     assert sorted(index for group in found for index in group) == list(range(count))
 
@@ -44,14 +44,14 @@ def test_groups_are_of_equal_sizes_and_as_many_as_processes_or_a_multiple(count,
 def test_only_runs_of_a_kind_are_together_and_large_groups_come_first():
     some = tasks(sgd=2, sngd=6)
     kinds = alike(some)
-    assert groups(kinds, dict.fromkeys(kinds, 16), 2) == [[2, 4, 6], [3, 5, 7], [0], [1]]
+    assert in_groups(kinds, dict.fromkeys(kinds, 16), 2) == [[2, 4, 6], [3, 5, 7], [0], [1]]
 
 
 def test_the_plan_is_said_with_reasons():
     some = tasks(sgd=2, sngd=6, natasha2=2)
     kinds = list(alike(some))
     verdicts = {kinds[1]: Verdict(16), kinds[0]: Verdict(1, "so"), kinds[2]: Verdict(1, "so")}
-    found = groups(alike(some), {key: v.most for key, v in verdicts.items()}, 2)
+    found = in_groups(alike(some), {key: v.most for key, v in verdicts.items()}, 2)
     assert plan_in_words(some, found, verdicts, 2, 1) == [
         "10 runs: 2 processes × 3 or 1 replicas × 1 thread",
         "sgd, natasha2: runs are trained one by one, because so",

@@ -36,7 +36,18 @@ class WithBuffer(nn.Linear):
         return super().forward(x + self.direction)
 
 
+class OtherwiseInEval(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+
+    def forward(self, x):
+        return super().forward(x) * (1.0 if self.training else self.weight.detach().max().item())
+
+
 class WithItem(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+
     def forward(self, x):
         return super().forward(x) * (2.0 if self.weight.sum().item() > 0 else 1.0)
 
@@ -48,6 +59,7 @@ REASONS = {
     "not all float32 or all float64": lambda: nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3).bfloat16()),
     "buffers that depend on the seed": WithBuffer,
     "torch.func.vmap cannot batch its model or loss": WithItem,
+    "torch.func.vmap cannot batch its model": OtherwiseInEval,
 }
 
 
@@ -122,9 +134,21 @@ def test_runs_of_a_kind_differ_in_seed_rate_parameters_and_label_alone():
         ("digits-mlp", {}, 16),
         ("digits-mlp", {"method": "gd"}, 16),
         ("saddle", {}, 16),
-        ("shakespeare-gpt", {"batch_size": 32}, 1),
         ("digits-mlp", {"device": "cuda"}, 256),
     ],
 )
-def test_runs_of_much_arithmetic_gain_nothing(name, settings, most):
+def test_small_problems_gain(name, settings, most):
     assert most_replicas(replace(CONFIG, **settings), load_problem(name)) == most
+
+
+def test_a_step_of_much_arithmetic_gains_nothing():
+    problem = problem_of(lambda: nn.Sequential(nn.Linear(4, 3000), nn.Linear(3000, 2500), nn.Linear(2500, 3)))
+    assert most_replicas(CONFIG, problem) == 16
+    assert most_replicas(replace(CONFIG, batch_size=30), problem) == 1
+    assert most_replicas(replace(CONFIG, method="gd"), problem) == 1
+    assert most_replicas(replace(CONFIG, batch_size=30, device="cuda"), problem) == 17
+
+
+def test_replicas_fit_into_memory():
+    problem = problem_of(lambda: nn.Sequential(nn.Linear(4, 3_000_000), nn.Linear(3_000_000, 3)))
+    assert most_replicas(replace(CONFIG, batch_size=1), problem) == 5

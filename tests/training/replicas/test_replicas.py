@@ -1,5 +1,8 @@
 """Runs that are trained as one end as separate runs do, go on after any interruption, and leave each other alone."""
 
+import multiprocessing
+import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -280,3 +283,41 @@ def test_a_checkpoint_holds_one_run_and_not_its_neighbours(tmp_path, plain):
     train_together(configs, folders(tmp_path, configs), plain)
     sizes = [(tmp_path / name / "checkpoint.pt").stat().st_size for name in ("alone", "0")]
     assert abs(sizes[1] - sizes[0]) < 500
+
+
+def _train_together(configs, places, problem):
+    torch.set_num_threads(1)
+    engine.CHECKPOINT_SECONDS = 0.01
+    train_together(configs, places, problem, resume=True)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("method", ["s-sngd", "scsg"])
+def test_killed_at_random_moments_all_end_bit_for_bit(tmp_path, plain, method):
+    configs = differing(config_of(method, epochs=30, eval_every=0.5, output="random"))
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sngd.training.replicas.train"])
+
+    def start(name):
+        process = context.Process(target=_train_together, args=(configs, folders(tmp_path / name, configs), plain))
+        process.start()
+        return process
+
+    whole = start("whole")
+    while not (tmp_path / "whole" / "0" / "checkpoint.pt").exists():
+        time.sleep(0.001)
+    began = time.monotonic()
+    whole.join()
+    duration = time.monotonic() - began
+    true = [outcome(folder) for folder in folders(tmp_path / "whole", configs)]
+    chance = random.Random(0)
+    for attempt in range(4):
+        for _ in range(2):
+            process = start(f"killed-{attempt}")
+            time.sleep(chance.uniform(0.1, 0.8) * duration)
+            process.kill()
+            process.join()
+        places = folders(tmp_path / f"killed-{attempt}", configs)
+        train_together(configs, places, plain, resume=True)
+        assert_bitwise_equal([outcome(folder) for folder in places], true)

@@ -14,7 +14,7 @@ def alike(tasks: Sequence[Task]) -> dict[Hashable, list[int]]:
     return kinds
 
 
-def groups(kinds: Mapping[Hashable, Sequence[int]], most: Mapping[Hashable, int], jobs: int) -> list[list[int]]:
+def in_groups(kinds: Mapping[Hashable, Sequence[int]], most: Mapping[Hashable, int], jobs: int) -> list[list[int]]:
     """The indices of the tasks that are trained as one, of equal sizes up to one, so that all processes have work.
 
     Larger groups come first. The answer depends on the list of tasks alone and not on which of them have ended: after

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from sngd.studies.execution.execution import Execution, OnProgress
-from sngd.studies.execution.grouping import alike, groups, plan_in_words
+from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.ray_runs import run_on_ray
 from sngd.studies.execution.task import Task, Verdict, check_there, do_tasks, examine, finished
 from sngd.training import Interrupted, Progress, RunConfig
@@ -79,8 +79,9 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
 
     pending: set[Future[list[Row]]] = set()
     try:
-        with _ignore_interrupts():  # Ctrl-C reaches the workers through `stop`, so that they can save
-            for group in _grouped(pool, tasks, execution, jobs, threads):
+        groups = _grouped(pool, tasks, execution, jobs, threads)
+        with _ignore_interrupts():
+            for group in groups:
                 own = {index: tasks[index] for index in group}
                 futures[pool.submit(_work, own, execution.portable())] = group
         pending = set(futures)
@@ -113,7 +114,7 @@ def _grouped(
         configs = [tasks[indices[0]].config for indices in open_kinds.values()]
         answers = _examined(pool, configs, execution, jobs)
         verdicts = dict(zip(open_kinds, answers, strict=True))
-    found = groups(kinds, {key: verdict.most for key, verdict in verdicts.items()}, jobs)
+    found = in_groups(kinds, {key: verdict.most for key, verdict in verdicts.items()}, jobs)
     if len(ended) < len(tasks):
         for line in plan_in_words(tasks, found, verdicts, jobs, threads):
             execution.on_plan(line)
@@ -131,7 +132,8 @@ def _examined(
     pool: ProcessPoolExecutor, configs: Sequence[RunConfig], execution: Execution, jobs: int
 ) -> list[Verdict]:
     """The verdicts on runs of these kinds. Each worker loads the problem for it, which it needs anyway."""
-    futures = {pool.submit(_examine, configs, execution.portable()) for _ in range(jobs)}
+    with _ignore_interrupts():
+        futures = {pool.submit(_examine, configs, execution.portable()) for _ in range(jobs)}
     done: set[Future[list[Verdict]]] = set()
     while not done:
         done, _ = wait(futures, POLL_SECONDS, FIRST_COMPLETED)
@@ -156,10 +158,11 @@ def _results(futures: Mapping[Future[list[Row]], Sequence[int]], tasks: Sequence
 
 @contextmanager
 def _ignore_interrupts() -> Iterator[None]:
+    """Processes that are started inside ignore Ctrl-C: it reaches them through ``stop``, so that they can save."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes started now inherit it
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit
     try:
         yield
     finally:

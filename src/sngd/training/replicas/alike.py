@@ -10,13 +10,14 @@ from sngd.problems import Problem
 from sngd.problems.problem import Samples
 from sngd.training.config import RunConfig
 from sngd.training.methods import Method, find_method
-from sngd.training.replicas.losses import Losses
+from sngd.training.replicas.losses import Batch, Losses
 
 NO_GAIN = "a step is so much arithmetic that many at once gain nothing"
 _OPERATIONS = 2e8  # of a forward pass: with more, a step of each replica takes at least 0.85 of one by itself
 _CHUNK = 512  # samples at a time of a gradient on all, unless the run says otherwise
 _MOST = 16  # more gain little, and their weights leave the cache
-_MOST_ON_ACCELERATOR = 256
+_MOST_ON_ACCELERATOR, _OPERATIONS_OF_ALL = 256, 2e10
+_NUMBERS = 2**27  # of all replicas' weights; a step needs about eight matrices of so many
 _SAMPLES = 3  # of the trial
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative, of a gradient
 
@@ -63,13 +64,21 @@ def _reason_in_trial(problem: Problem) -> str | None:
     losses = Losses(problem, models[0])
     weights = losses.layout.matrix([list(model.parameters()) for model in models])
     together = torch.zeros_like(weights)
-    stacked = torch.stack([x for x, _ in batches]), torch.stack([y for _, y in batches])
-    losses.gradient(weights, stacked, together)
-    expected = losses.layout.matrix(alone)
-    error = torch.linalg.vector_norm(together - expected)
-    if not error <= _TOLERANCE[weights.dtype] * torch.linalg.vector_norm(expected):
-        return "its gradients come out differently when models are batched"
+    inputs, targets = zip(*batches, strict=True)
+    losses.gradient(weights, Batch(torch.stack(inputs), torch.stack(targets)), together)
+    for model in models:
+        model.eval()
+    evaluated, _ = losses.losses(weights, Batch(*batches[0], shared=True))
+    expected = torch.stack([_loss(problem, model, batches[0]).detach() for model in models])
+    if not (_alike(together, losses.layout.matrix(alone)) and _alike(evaluated, expected)):
+        return "its losses or gradients come out differently when models are batched"
     return None
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether they are equal up to rounding."""
+    error = torch.linalg.vector_norm(one - other)
+    return bool(error <= _TOLERANCE[one.dtype] * torch.linalg.vector_norm(other))
 
 
 def _seeded(problem: Problem, seed: int) -> nn.Module:
@@ -88,28 +97,42 @@ def _differ(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _alone(problem: Problem, model: nn.Module, batch: Samples) -> list[Tensor]:
-    inputs, targets = batch
-    value = problem.loss(model(inputs if problem.prepare is None else problem.prepare(inputs)), targets)
-    gradients = torch.autograd.grad(value, list(model.parameters()), allow_unused=True)
+    """The gradient of one model's loss, by parameter."""
+    gradients = torch.autograd.grad(_loss(problem, model, batch), list(model.parameters()), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), gradients, strict=True)]
+
+
+def _loss(problem: Problem, model: nn.Module, batch: Samples) -> Tensor:
+    inputs, targets = batch
+    return problem.loss(model(inputs if problem.prepare is None else problem.prepare(inputs)), targets)
 
 
 def most_replicas(config: RunConfig, problem: Problem) -> int:
     """The number of replicas up to which a step of each takes less time; 1 if there is none.
 
-    On a CPU, replicas share the time that Python and torch take to start an operation, about half a millisecond a step.
-    So they gain where the arithmetic of a step takes no longer than a few milliseconds. ``docs/performance.md`` has the
-    measurements that the limit follows from.
+        On a CPU, replicas share the time that Python and torch take to start an operation, about half a millisecond a
+        step. So they gain where the arithmetic of a step takes no longer than a few milliseconds. A step of one of 4 and of
+        16 replicas over a step by itself, measured by ``benchmarks/replicas.py`` (``results/replicas.json``):
+
+    TABLE
+
+        On an accelerator nothing was measured: there the number is bounded by the arithmetic that keeps a large one busy
+        for a millisecond.
     """
-    if torch.device(config.device).type != "cpu":
-        return _MOST_ON_ACCELERATOR
     batch = config.batch_size_or_default
     if find_method(config.method).estimate.cost_text == "n":
         batch = int(config.params.get("chunk_size", _CHUNK))
-    return _MOST if _operations(problem, min(batch, problem.n)) <= _OPERATIONS else 1
+    cost = operations(problem, min(batch, problem.n))
+    with torch.random.fork_rng(devices=[]):
+        numbers = sum(param.numel() for param in _seeded(problem, 0).parameters())
+    if torch.device(config.device).type == "cpu":
+        most = _MOST if cost <= _OPERATIONS else 1
+    else:
+        most = min(_MOST_ON_ACCELERATOR, int(_OPERATIONS_OF_ALL / max(1.0, cost)))
+    return max(1, min(most, _NUMBERS // numbers))
 
 
-def _operations(problem: Problem, batch: int) -> float:
+def operations(problem: Problem, batch: int) -> float:
     """Floating-point operations of a forward pass in the layers that multiply matrices, roughly."""
     total = 0.0
 

@@ -11,15 +11,14 @@ from torch import Tensor
 
 from sngd.estimators import SCSG, Full, MiniBatch, Spider
 from sngd.estimators.difference import DifferenceEstimator
-from sngd.problems.problem import Samples
-from sngd.training.replicas.losses import Losses
+from sngd.training.replicas.losses import Batch, Losses
 
 
 class Draw(Protocol):
     """Draws samples."""
 
-    def __call__(self, rows: Sequence[int], size: int | None, part: slice = slice(None)) -> Samples:
-        """The next ``size`` samples (None: all) of each of ``rows``, (R, b, …) with every row that is in ``part``.
+    def __call__(self, rows: Sequence[int], size: int | None, part: slice = slice(None)) -> Batch:
+        """The next ``size`` samples (None: all) of each of ``rows``, for every row that is in ``part``.
 
         A row that draws none gets a copy of another one's, so that all rows can be evaluated together.
         """
@@ -29,6 +28,7 @@ class Estimates(Protocol):
     """Fills the rows of the gradients' matrix."""
 
     matrices: list[Tensor]  # beside weights and gradients, what a step changes
+    in_step: bool  # whether all replicas have spent as many oracle calls after as many steps
 
     def estimate(self, rows: Sequence[int]) -> Tensor:
         """Estimate all rows, of which only ``rows`` draw samples and count; return the mean losses, (R,)."""
@@ -41,7 +41,7 @@ class Means:
         self, estimators: Sequence[MiniBatch | Full], losses: Losses, weights: Tensor, gradient: Tensor, draw: Draw
     ) -> None:
         self.estimators, self.losses, self.weights, self.gradient = estimators, losses, weights, gradient
-        self.draw = draw
+        self.draw, self.in_step = draw, True
         self.matrices: list[Tensor] = []
 
     def estimate(self, rows: Sequence[int]) -> Tensor:

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sngd.problems.problem import Samples
+from sngd.training.evaluate import Measured
 from sngd.training.loop import Composed
 from sngd.training.replicas.estimates import estimates_of
-from sngd.training.replicas.losses import Losses
+from sngd.training.replicas.losses import Batch, Losses
+from sngd.training.replicas.measure import measure
 from sngd.training.replicas.steps import rule_of
 from sngd.training.run_state import RunState
 
@@ -27,8 +28,8 @@ class Stack:
     def __init__(self, runs: Sequence[RunState]) -> None:
         self.runs, self.problem = list(runs), runs[0].problem
         self.loops = [run.loop for run in runs if isinstance(run.loop, Composed)]
-        losses = Losses(self.problem, runs[0].model)
-        layout = losses.layout
+        self._losses = Losses(self.problem, runs[0].model)
+        layout = self._losses.layout
         params = [[p for p in run.model.parameters() if p.requires_grad] for run in runs]
         self.weights = layout.matrix(params)
         self.gradient = torch.zeros_like(self.weights)
@@ -37,9 +38,9 @@ class Stack:
             for param, weight, gradient in views:
                 param.data, param.grad = weight, gradient
         estimators = [loop.estimator for loop in self.loops]
-        self.estimates = estimates_of(estimators, losses, self.weights, self.gradient, self._draw)
+        self.estimates = estimates_of(estimators, self._losses, self.weights, self.gradient, self._draw)
         self.rule = rule_of([loop.optimizer for loop in self.loops], layout, self.weights, self.gradient)
-        self.losses: Tensor | None = None
+        self.losses: Tensor | None = None  # of the last batches
 
     def step(self, rows: Sequence[int]) -> None:
         """Let the runs in ``rows``, which have taken as many steps as each other, take the next one."""
@@ -80,25 +81,30 @@ class Stack:
             for run, loss in zip(self.runs, self.losses, strict=True):
                 run.loss = loss
 
-    def _draw(self, rows: Sequence[int], size: int | None, part: slice = slice(None)) -> Samples:
+    @property
+    def in_step(self) -> bool:
+        """Whether all runs have spent as many oracle calls after as many steps."""
+        return self.estimates.in_step
+
+    def measure(self) -> list[Measured]:
+        """What ``sngd.training.evaluate`` measures, of every run."""
+        config, norms = self.runs[0].config, [run.norm for run in self.runs]
+        return measure(self._losses, self.weights, self.runs[0].evaluated, grad_norm=config.grad_norm, norms=norms)
+
+    def _draw(self, rows: Sequence[int], size: int | None, part: slice = slice(None)) -> Batch:
         """See ``Draw``; a run's samples are those that it would draw by itself, in the same order."""
         inputs, targets = self.problem.train
         drawn = {row: indices for row in rows if (indices := self.runs[row].draw(size)) is not None}
         members = range(len(self.runs))[part]
-        if size is None:
-            batch = inputs.expand(len(members), *inputs.shape), targets.expand(len(members), *targets.shape)
-        else:
-            indices = torch.cat([drawn.get(row, drawn[rows[0]]) for row in members])
-            shape = len(members), size
-            batch = (
-                inputs.index_select(0, indices).unflatten(0, shape),
-                targets.index_select(0, indices).unflatten(0, shape),
-            )
         if self.problem.augment is None:
-            return batch
-        varied = {row: self._augmented(row, batch, members.index(row)) for row in rows}
+            if size is None:
+                return Batch(inputs, targets, shared=True)
+            indices = torch.cat([drawn.get(row, drawn[rows[0]]) for row in members])
+            chosen = (part.index_select(0, indices).unflatten(0, (-1, size)) for part in (inputs, targets))
+            return Batch(*chosen)
+        varied = {}
+        for row in rows:
+            samples = (inputs, targets) if size is None else (inputs[drawn[row]], targets[drawn[row]])
+            varied[row] = self.problem.augmented(samples, self.runs[row].augmentation)
         each = [varied.get(row, varied[rows[0]]) for row in members]
-        return torch.stack([x for x, _ in each]), torch.stack([y for _, y in each])
-
-    def _augmented(self, row: int, batch: Samples, place: int) -> Samples:
-        return self.problem.augmented((batch[0][place], batch[1][place]), self.runs[row].augmentation)
+        return Batch(torch.stack([x for x, _ in each]), torch.stack([y for _, y in each]))

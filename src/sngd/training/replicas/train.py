@@ -87,11 +87,13 @@ class _Together:
             steps = min(run.state.steps for run in self.open.values())
             turn = [index for index, run in self.open.items() if run.state.steps == steps]
             if due := [index for index in turn if self._is_due(self.open[index].state)]:
-                self._settle()
-                for index in due:
-                    self._evaluate(index, on_progress)
-            if turn := [index for index in turn if index in self.open]:
-                self._step(turn, steps)
+                self._evaluate(due, together=due == turn, steps=steps)
+                for index in [index for index in due if index in self.rows]:
+                    on_progress(index, self.open.pop(index).state.last_progress)
+                turn = [index for index in turn if index in self.open]
+            if turn:
+                stack = self._stack_after(steps)
+                stack.step([self.members.index(index) for index in turn])
             now = time.monotonic()
             if now - shown >= engine.PROGRESS_SECONDS:
                 shown = now
@@ -108,23 +110,47 @@ class _Together:
     def _is_due(self, run: RunState) -> bool:
         return run.finished or run.evaluation_due
 
-    def _evaluate(self, index: int, on_progress: Callable[[int, Progress], None]) -> None:
-        run = self.open[index]
-        rows = run.state.evaluate()
-        self.saved[index] = run.record(rows, self.saved[index])
-        if rows[-1]["final"]:
-            on_progress(index, run.state.last_progress)
-            self.rows[index] = rows[-1]
-            del self.open[index]
+    def _evaluate(self, due: Sequence[int], together: bool, steps: int) -> None:
+        """Write the rows that are due; runs that have ended get their last one in ``rows``.
 
-    def _step(self, turn: Sequence[int], steps: int) -> None:
-        ahead = [index for index, row in self.rows.items() if row["step"] > steps]
-        members = sorted([*self.open, *ahead])
+        Runs in step with each other are due together, so that their rows do not depend on a kill either.
+        """
+        stack = self._stack_after(steps - 1)
+        self._settle()
+        if together and stack.in_step:
+            rows = self._measured(stack, due)
+        else:
+            rows = {index: self.open[index].state.evaluate() for index in due}
+        for index, own in rows.items():
+            self.saved[index] = self.open[index].record(own, self.saved[index])
+            if own[-1]["final"]:
+                self.rows[index] = own[-1]
+
+    def _measured(self, stack: Stack, due: Sequence[int]) -> dict[int, list[Row]]:
+        """``RunState.evaluate`` of several runs."""
+        measured = stack.measure()
+        rows = {index: [self.open[index].state.row(measured[self.members.index(index)])] for index in due}
+        random = [index for index in due if self.open[index].state.returns_random(rows[index][0])]
+        if random:
+            with ExitStack() as swapped:
+                for index in random:
+                    iterate = self.open[index].state.iterate
+                    assert iterate is not None
+                    swapped.enter_context(iterate.swapped())
+                measured = stack.measure()
+            for index in random:
+                rows[index].append(self.open[index].state.random_row(measured[self.members.index(index)]))
+        return rows
+
+    def _stack_after(self, steps: int) -> Stack:
+        """The stack of all runs that took more than so many steps, or have not ended."""
+        ended = [index for index, row in self.rows.items() if index not in self.open and row["step"] > steps]
+        members = sorted([*self.open, *ended])
         if self.stack is None or members != self.members:
             self._settle()
             runs = [self.open[index].state if index in self.open else self.stand_in(index) for index in members]
             self.members, self.stack = members, Stack(runs)
-        self.stack.step([members.index(index) for index in turn])
+        return self.stack
 
     def _settle(self) -> None:
         if self.stack is not None:
