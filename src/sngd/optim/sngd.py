@@ -30,7 +30,6 @@ from sngd.optim.options import (
     is_zero,
 )
 from sngd.optim.part import Part
-from sngd.optim.pieces import in_pieces
 from sngd.optim.usual import are_usual
 from sngd.optim.whole_norm import Everywhere, is_no_direction, norms_of
 from sngd.sharding import (
@@ -271,8 +270,8 @@ class SNGD(Optimizer):
                 continue
             part.shrink(later)
             arguments = part.arguments(norms, later)
-            implementation = _implementation(part, arguments["vectors"])
-            for piece in in_pieces(arguments) if decide_here and part.needs_room else (arguments,):
+            implementation = _implementation(part, part.grads if part.by_pieces else arguments["vectors"])
+            for piece in part.steps(arguments) if decide_here and part.needs_room else (arguments,):
                 implementation(**piece)
         return loss
 
@@ -307,7 +306,7 @@ class SNGD(Optimizer):
             if not are_usual(params, grads, buffers, dropped):
                 return None
             part = Part(group, params, grads, buffers, dropped, spread=(None, ()), directions=_foreach_directions)
-            part.aim(part.params, part.grads, part.old_averages)
+            part.by_pieces = not self.defaults["capturable"] and part.may_take_pieces()
             parts.append(part)
         return parts
 
@@ -357,6 +356,8 @@ class SNGD(Optimizer):
             part = Part(group, *lists, spread=spread, directions=directions)
         if params:
             part.aim(part.params, part.grads, part.old_averages)
+        else:
+            part.vectors = []
         return part
 
     def _buffers(
