@@ -114,8 +114,9 @@ class Part:
         """Whether vectors are not the gradients themselves, and some are long enough to be made in pieces."""
         if not (self.old_averages or coupled_decay(self.group) or self.group["maximize"]):
             return False
-        dtypes = {t.dtype for tensors in (self.params, self.grads, self.old_averages) for t in tensors}
-        return len(dtypes) == 1 and bool(long_ones([self.params, self.grads]))
+        if not long_ones([self.params, self.grads]):
+            return False
+        return len({t.dtype for tensors in (self.params, self.grads, self.old_averages) for t in tensors}) == 1
 
     def measured(self) -> list[Tensor | Unmade]:
         """The vectors, for their norm; if they are made in pieces, then long ones as what makes them."""

@@ -366,8 +366,14 @@ class SNGD(Optimizer):
         """The buffers for momentum and for Kahan summation of parameters of one dtype; empty for what is not wanted."""
         kahan = group["kahan_sum"] and dtype != at_least_float32(dtype)
         wanted = (group["momentum"], "momentum_buffer"), (kahan, "kahan_buffer")
-        momentum, dropped = ([self._buffer(p, name) for p in params] if want else [] for want, name in wanted)
+        momentum, dropped = (self._buffers_named(name, params, dtype) if want else [] for want, name in wanted)
         return momentum, dropped
+
+    def _buffers_named(self, name: str, params: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        buffers: list[Any] = [self.state[p].get(name) for p in params]
+        if are_plain(buffers) and all(b.dtype is dtype for b in buffers):
+            return buffers
+        return [self._buffer(p, name) for p in params]
 
     def _buffer(self, param: Tensor, name: str) -> Tensor:
         state = self.state[param]
