@@ -11,7 +11,7 @@ ATTACK_MINUTES ?= 5
 ATTACK  ?=
 
 .NOTPARALLEL: # what is quick to fail comes first
-.PHONY: demo reproduce check test suite attack lint types docs clean
+.PHONY: demo reproduce bench check test suite attack lint types docs clean
 
 demo: .venv/.lab
 	$(BIN)/sngd compare $(PROBLEM) --methods sgd,sngd,s-sngd --seeds 3 --out $(DEMO)
@@ -41,10 +41,21 @@ lint: .venv/.installed
 types: .venv/.installed
 	$(BIN)/mypy
 
-# The pictures that are drawn from the code.
-docs: .venv/.lab
+# Ten minutes on a machine that does nothing else: results/bench.json, and the numbers and the picture of docs/performance.md.
+bench: .venv/.lab
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
+	$(BIN)/sngd bench step --json results/bench.json
+	$(BIN)/sngd bench train --json results/bench.json
+	$(BIN)/python docs/draw_performance.py
+
+# Pictures and tables are made anew from the code and from results/; then the site, without network and with its links checked.
+docs: .venv/.docs
 	$(BIN)/python docs/draw_architecture.py
 	$(BIN)/python docs/draw_norms.py
+	$(BIN)/python docs/draw_performance.py
+	$(BIN)/python docs/write_methods.py
+	$(BIN)/python docs/write_gallery.py
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 .venv/.lab: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; v = sys.version_info[:2]; v >= (3, 11) or sys.exit(f"sngd needs Python 3.11 or newer, this is {v[0]}.{v[1]}; name one with: make PYTHON=python3.12")'
@@ -52,9 +63,13 @@ docs: .venv/.lab
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab]'
 	touch $@
 
+.venv/.docs: .venv/.lab
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[lab,docs]'
+	touch $@
+
 .venv/.installed: .venv/.lab
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ecosystem]'
 	touch $@
 
 clean:
-	rm -rf .venv demo build src/*.egg-info
+	rm -rf .venv demo build site src/*.egg-info

@@ -21,7 +21,7 @@ PICTURE = Path(__file__).parent / "architecture.svg"
 # From the top to the ground; a dot is an empty place. A room imports from the floors below its own, from no other.
 FLOORS = [
     [".", "cli", "."],
-    [".", "paper", "."],
+    ["bench", "paper", "."],
     [".", "studies", "."],
     [".", "training", "."],
     [".", ".", "problems"],

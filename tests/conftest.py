@@ -48,6 +48,14 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         item.add_marker(pytest.mark.slow)
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") is not None:
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
 @pytest.hookimpl(trylast=True)  # after hooks that add marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Slow tests last, so that a mistake shows early; xdist's workers are handed tests in this order too."""

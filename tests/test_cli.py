@@ -209,6 +209,40 @@ def test_the_overview_names_the_tried_rate():
     assert "seconds_left" in together.fields
 
 
+# --- bench
+
+
+def test_bench_prints_a_table_and_writes_one_file(sngd):
+    code, out, err = sngd("bench", "step", "--quick", "--json", "bench.json")
+    assert (code, out.splitlines()[0]) == (0, "tiny: 4 tensors, 2,410 parameters")
+    assert err.splitlines()[0] == "measuring tiny, SNGD"
+    assert sngd("bench", "train", "--quick", "--json", "bench.json")[0] == 0
+    found = json.loads(Path("bench.json").read_text())
+    assert [part["command"] for part in found.values()] == [
+        f"sngd bench {what} --quick --json bench.json" for what in ("step", "train")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["walk"], "walk"),
+        (["step", "--json", "mine.txt"], "sngd: mine.txt: must be JSON that sngd bench wrote"),
+        (["step", "--json", "absent/bench.json"], "sngd: absent/bench.json: the folder must exist"),
+        (["train", "--json", "."], "sngd: .: is a folder, must be a file"),
+        (["step", "--device", "tpu"], "tpu"),
+        (["train", "--device", "cuda"], "cuda"),
+    ],
+)
+def test_bench_refuses_words_and_files_before_it_measures(sngd, words, message):
+    Path("mine.txt").write_text("mine")
+    code, out, err = sngd("bench", *words)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "measuring" not in err
+    assert Path("mine.txt").read_text() == "mine"
+
+
 # --- train
 
 
@@ -303,6 +337,8 @@ def test_a_loss_that_is_not_finite_from_the_start_is_no_matter_of_the_lr(sngd, t
             ["compare", "digits-mlp", "--tune", "--lr", "1"],
             "--tune chooses the learning rates: leave out --lr and @lr=",
         ),
+        (["compare", "digits-mlp", "--tune-epochs", "1"], "--tune-epochs is the budget of the search that --tune or "),
+        (["compare", "digits-mlp", "--tune", "--tune-epochs", "0"], "--tune-epochs must be a finite number greater "),
         (["report", "nowhere"], "nowhere: no such folder"),
     ],
 )
@@ -621,6 +657,19 @@ def test_compare_tunes_every_method_on_the_same_grid(sngd, tmp_path):
 
 
 @pytest.mark.slow
+def test_compare_tunes_with_a_budget_of_its_own(sngd, tmp_path):
+    words = ["compare", "digits-mlp", "--methods", "sngd", "--seeds", "1", "--grid", "0.1", *FAST]
+    code, out, _ = sngd(*words, "--tune-epochs", "0.5")
+    assert code == 0
+    assert "every method tried lr 0.1 for 0.5 epochs on a seed of its own" in " ".join(out.split())
+    study = tmp_path / "runs" / "compare-digits-mlp"
+    assert json.loads((study / "tuning/sngd/lr-0.1/config.json").read_text())["epochs"] == 0.5
+    assert json.loads((study / "runs/sngd/seed-0/config.json").read_text())["epochs"] == 2
+    assert json.loads((study / "compare.json").read_text())["tuning"]["epochs"] == 0.5
+    assert "a budget of 0.5 #grad/n" in (study / "report.html").read_text()
+
+
+@pytest.mark.slow
 def test_compare_stopped_goes_on_where_it_was(sngd, tmp_path):
     words = [
         "compare",
@@ -847,7 +896,7 @@ def test_verdicts_are_printed_by_how_gradients_are_counted(sngd, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["claims", "--only", "C11"], "unknown claim 'C11'; must be one of C1, C2"),
+        (["claims", "--only", "C16"], "unknown claim 'C16'; must be one of C1, C2"),
         (["claims", "--profile", "huge"], "unknown profile 'huge'; claims have quick, small, paper"),
         (["fig1", "--only", "C1"], "--only chooses among claims, fig1 is not that: leave it out"),
         (["fig1", "--stored"], "--stored is for claims, fig1 is not that: leave it out"),

@@ -43,13 +43,3 @@ def test_example(name):
     match = re.fullmatch(pattern, result.stdout.strip().splitlines()[-1])
     assert match, result.stdout
     assert holds(float(match[1]))
-
-
-@pytest.mark.slow
-def test_the_benchmark_of_norms():
-    command = [sys.executable, str(EXAMPLES.parent / "benchmarks" / "norm_steps.py"), "--quick"]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout.splitlines()
-    ratios = {name.strip(): float(ratio) for name, _, ratio in (line.rpartition(": ") for line in lines[1:])}
-    assert ratios["AdamW(fused)"] == 1
-    assert {"l2", "sign", "sngd.groups"} < ratios.keys()
-    assert min(ratios.values()) > 0

@@ -11,7 +11,18 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sngd.stages import Stage, StagePlan, agnostic, constant, geometric, harmonic, multistep, poly, warmed_up
+from sngd.stages import (
+    Stage,
+    StagePlan,
+    agnostic,
+    constant,
+    geometric,
+    harmonic,
+    harmonic_even,
+    multistep,
+    poly,
+    warmed_up,
+)
 
 lrs = st.floats(1e-6, 1e3)
 triples = st.lists(st.tuples(lrs, st.integers(1, 20), st.floats(1e-3, 1e3)), min_size=1, max_size=12)
@@ -208,6 +219,13 @@ def test_multistep_takes_fractional_milestones_and_any_factor():
 
 def test_multistep_without_milestones_is_constant():
     assert multistep(0.1, 4, (), 25) == constant(0.1, 100)
+
+
+def test_harmonic_even_weighs_every_iterate_by_its_learning_rate():
+    plan, rates = harmonic_even(rho=0.3, stages=4, distance=1.0), harmonic(rho=0.3, stages=4, distance=1.0)
+    assert [(stage.lr, stage.steps) for stage in plan] == [(stage.lr, stage.steps) for stage in rates]
+    weights = [plan.iterate_weight(step) for step in range(plan.steps)]
+    assert weights == pytest.approx([plan.lr_at(step) for step in range(plan.steps)])
 
 
 def test_harmonic_is_corollary_1():

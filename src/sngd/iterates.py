@@ -43,7 +43,7 @@ class RandomIterate:
     Raises:
         ValueError: if `params` is empty or `generator` is not on the CPU.
 
-    Example:
+    Examples:
         Algorithm 1, SNGD, returns an iterate drawn uniformly. The iterate is the one at which the gradient is taken, so
         `update` comes before the optimizer's step:
 

@@ -53,20 +53,15 @@ def groups(
 
     A weight's kind follows from the type of the module that it is a parameter of, not from its name:
 
-    ============= ============================================================ ======================== =====
-    kind          weights                                                      norm                     ratio
-    ============= ============================================================ ======================== =====
-    hidden        ``Linear``, ``MultiheadAttention``, ``LSTM`` and other       ``spectral``             1
-                  recurrent layers, ``Conv1D`` of the package transformers
-    input         a ``Linear`` that is the model's first layer                 ``spectral(scaled=max)`` 1
-    convolution   ``Conv1d`` … ``Conv3d`` and ``ConvTranspose1d`` …            ``spectral``             8
-    embedding     ``Embedding``, ``EmbeddingBag``                              ``row(table=True)``      1
-    vector        every parameter of at most one dimension: biases, gains of   ``layer``                1
-                  normalization layers
-    output        a ``Linear`` that is the model's last layer, or that shares  ``sign``                 16
-                  its weight with an embedding
-    token         what ``kinds`` says: class tokens, tables of positions       ``sign(table=True)``     1
-    ============= ============================================================ ======================== =====
+    | kind | weights | norm | ratio |
+    |---|---|---|---|
+    | hidden | `Linear`, `MultiheadAttention`, `LSTM`, other recurrent layers, transformers' `Conv1D` | `spectral` | 1 |
+    | input | a `Linear` that is the model's first layer | `spectral(scaled=max)` | 1 |
+    | convolution | `Conv1d` … `Conv3d` and `ConvTranspose1d` … | `spectral` | 8 |
+    | embedding | `Embedding`, `EmbeddingBag` | `row(table=True)` | 1 |
+    | vector | parameters of at most one dimension: biases, gains of normalization layers | `layer` | 1 |
+    | output | a `Linear` that is the last layer, or that shares its weight with an embedding | `sign` | 16 |
+    | token | what `kinds` says: class tokens, tables of positions | `sign(table=True)` | 1 |
 
     The norms are those that Scion recommends (Pethick et al. 2025, arXiv 2502.07529). All are scaled: a step of length
     1 changes a layer's outputs by about as much at every width.

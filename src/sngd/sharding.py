@@ -36,6 +36,13 @@ def is_plain(tensor: Tensor) -> bool:
     return kind is Tensor or kind is nn.Parameter  # a set of them would break torch 2.6's compiled graph
 
 
+def are_plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether ``is_plain`` holds for all tensors; quicker than asking one by one."""
+    if torch.compiler.is_compiling():
+        return all(map(is_plain, tensors))
+    return {*map(type, tensors)} <= {Tensor, nn.Parameter}
+
+
 def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":
     """Whether the tensor is a ``DTensor``. The check does not import DTensor, which is slow."""
     return not is_plain(tensor) and hasattr(tensor, "device_mesh")

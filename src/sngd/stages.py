@@ -84,7 +84,7 @@ class StagePlan(tuple[Stage, ...]):
     Raises:
         ValueError: if there is no stage, or a stage is malformed; the message gives its index.
 
-    Example:
+    Examples:
         >>> plan = StagePlan([(0.5, 80), (0.05, 40)])
         >>> plan.steps, plan.stage_at(79), plan.lr_at(80)
         (120, 0, 0.05)
@@ -245,7 +245,7 @@ def warmed_up(plan: StagePlan, steps: int, stages: int = 5) -> StagePlan:
     Raises:
         ValueError: if a value is out of its range.
 
-    Example:
+    Examples:
         >>> warmed_up(constant(0.3, 10), steps=4, stages=2).as_list()
         [[0.1, 2, 1.0], [0.2, 2, 1.0], [0.3, 6, 1.0]]
     """
@@ -276,6 +276,22 @@ def harmonic(rho: float, stages: int, distance: float) -> StagePlan:
     """
     rho, stages = _positive("rho", rho), _count("stages", stages)
     return StagePlan(Stage.covering(rho / t, distance, weight=t / rho) for t in range(1, stages + 1))
+
+
+def harmonic_even(rho: float, stages: int, distance: float) -> StagePlan:
+    """α_t and M_t of `harmonic`, and p_{t+1} = M_t α_t, which is S where nothing is rounded (Remark 1).
+
+    Every iterate is drawn with a weight of its learning rate. For this the objective need not be bounded from above:
+    the bound speaks of F(w_0) alone.
+
+    Args:
+        rho, stages, distance: see `harmonic`.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+    plan = harmonic(rho, stages, distance)
+    return StagePlan(replace(stage, weight=stage.steps * stage.lr) for stage in plan)
 
 
 def geometric(rho: float, stages: int, distance: float) -> StagePlan:
@@ -317,7 +333,7 @@ def agnostic(lr: float, steps: int) -> StagePlan:
     Raises:
         ValueError: if a value is out of its range.
 
-    Example:
+    Examples:
         >>> [(round(stage.lr, 3), stage.steps, round(stage.momentum, 3)) for stage in agnostic(1.0, 5)]
         [(1.0, 1, 0.293), (0.595, 2, 0.293), (0.354, 2, 0.5)]
     """

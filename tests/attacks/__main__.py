@@ -25,7 +25,8 @@ from attacks import samples
 from attacks.page import table
 from attacks.sandbox import fork, survey, try_once
 from attacks.target import Chance, Counts, Target
-from sngd.training.run_folder import environment, write_json
+from sngd.training.environment import environment
+from sngd.training.run_folder import write_json
 
 TOGETHER = ("kills", "mutations", "magnitudes", "disk", "hostile")  # each in one process
 ALONE = ("studies",)  # which use two themselves

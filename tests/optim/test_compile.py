@@ -198,7 +198,7 @@ def test_inductor_compiles_it():
 # --- CUDA graphs
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 @pytest.mark.parametrize("variant", [v for v in VARIANTS if v != "loop"])
 def test_a_captured_step_replays_at_the_lr_of_the_moment(variant):
     runs = []

@@ -547,7 +547,7 @@ def test_a_group_added_later_takes_the_defaults_and_trains():
     assert not torch.equal(bias, before)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator to load the state on")
+@pytest.mark.cuda
 def test_a_state_dict_from_the_cpu_goes_on_on_an_accelerator(configuration):
     params, closure = affine()
     optimizer = SNGD(params, **configuration)

@@ -32,11 +32,11 @@ PAGE = Path(__file__).parents[2] / "docs" / "reproduction.md"
 
 
 def test_the_table_is_complete_and_every_figure_exists():
-    assert list(CLAIMS) == [f"C{number}" for number in range(1, 11)]
+    assert list(CLAIMS) == [f"C{number}" for number in range(1, 16)]
     for claim in CLAIMS.values():
         assert claim.figures
         assert set(claim.figures) <= set(FIGURES)
-    assert claims.ALTERNATIVES in FIGURES
+    assert {claims.ALTERNATIVES, claims.COUNTING} <= set(FIGURES)
 
 
 def test_every_judge_takes_what_its_figures_measure():
@@ -52,9 +52,9 @@ def test_every_judge_takes_what_its_figures_measure():
 @pytest.fixture
 def checked():
     family = {"instances": 20, "steps": 1000, "lemma_violations": 0, "outside": 0, "caught": 19, "caught_by_theorem": 9}
-    comparison = {"mean": 0.2, "bound": 0.4, "violated": False}
+    comparisons = {"mean": [0.2] * 5, "bound": [0.4] * 5, "violated": []}
     names = ("quadratic", "saddle", "exponential", "network")
-    families = {name: {**family, "runs": [comparison] * 5} for name in names}
+    families = {name: {**family, "runs": {"sngd": comparisons}} for name in names}
     return copy.deepcopy({"profile": "quick", "seeds": 8, "error_rate": 1e-3, "families": families})
 
 
@@ -90,7 +90,7 @@ def test_a_failing_lemma_or_a_toothless_check_flips_c7(checked, scaled, key, val
 
 
 def test_an_exceeded_bound_refutes_c7(checked, scaled):
-    checked["families"]["network"]["runs"][2] = {"mean": 0.5, "bound": 0.4, "violated": True}
+    checked["families"]["network"]["runs"]["sngd"]["violated"].append(2)
     assert outcome(judge_bounds(checked, scaled)) == CONTRADICTED
 
 
@@ -238,11 +238,11 @@ def test_claims_are_measured_drawn_judged_and_written(studies, tmp_path):
     verdicts = reproduce_claims(
         [], "quick", tmp_path, command="sngd reproduce claims", on_progress=lambda *step: told.append(step)
     )
-    runs, others = ["fig2", "fig3", "fig4"], ["conformance", "scaling", "fig1", "relaxed", "variance"]
-    figures = [*runs, *others, "alternatives"]
+    runs, others = ["fig2", "variation", "fig3", "fig4"], ["conformance", "scaling", "fig1", "relaxed", "variance"]
+    figures = [*runs, *others, "spider-sizes", "large-batches", "reduced-variance", "alternatives"]
     assert measured_figures(studies) == figures
     assert told == [(figure, index, len(figures)) for index, figure in enumerate(figures)]
-    assert [v.outcome for v in verdicts] == [SHOWN] * 10
+    assert [v.outcome for v in verdicts] == [SHOWN] * 15
     assert verdicts[6].sources == ("conformance/measurements.json", "scaling/measurements.json")
     kept = json.loads((tmp_path / "relaxed" / "measurements.json").read_text("utf-8"))
     assert kept["command"] == "sngd reproduce claims"
@@ -340,7 +340,7 @@ def test_ambiguous_claims_are_judged_under_each_reading_that_touches_them(tmp_pa
     assert verdicts["C4"].readings == (base, ReadingOutcome("by step", CONTRADICTED, refuted, ("value",)))
     assert verdicts["C4"].depends_on == ("by step",)
     assert verdicts["C4"].outcome == SHOWN  # the verdict is the figure's own
-    assert [reading.name for reading in verdicts["C3"].readings] == ["as in the figures", "by step", "scaled"]
+    assert verdicts["C3"].readings == ()  # its study has no other readings
     assert verdicts["C6"].readings == ()  # Figure 4 is not among the alternatives here
     assert verdicts["C9"].readings == ()
     written = json.loads((tmp_path / "verdicts.json").read_text("utf-8"))
@@ -383,8 +383,8 @@ def test_without_alternatives_there_are_no_other_readings(tmp_path):
 
 
 def test_mistakes_are_named_and_nothing_is_written(tmp_path):
-    with pytest.raises(ValueError, match="unknown claim 'C11'; must be one of C1, C2, "):
-        reproduce_claims(["C11"], "quick", tmp_path)
+    with pytest.raises(ValueError, match="unknown claim 'C16'; must be one of C1, C2, "):
+        reproduce_claims(["C16"], "quick", tmp_path)
     with pytest.raises(ValueError, match="unknown profile 'huge'; claims have quick, small, paper"):
         reproduce_claims(["C9"], "huge", tmp_path)
     assert not list(tmp_path.iterdir())

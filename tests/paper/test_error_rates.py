@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from sngd.paper.trained.judges import LEVEL, _compare_values, _deviation_ratio, judge_large_batch
+from sngd.paper.trained.comparing import LEVEL, compare_values
+from sngd.paper.trained.judges import judge_large_batch
+from sngd.paper.trained.variation import _deviation_ratio
 from sngd.paper.verdicts import CONTRADICTED, OPEN, POWER, SHOWN, Verdict, above, noncentrality, reach_of_mean
 
 N = 500
@@ -35,7 +37,7 @@ def count_answers(seeds, effect, generator):
     """Of ``N`` comparisons of runs whose paired differences have mean ``effect`` and deviation 1."""
     ours = generator.normal(10, 3, (N, seeds))  # what runs with the same seed share
     theirs = ours + generator.normal(effect, 1, (N, seeds))
-    answers = [_compare_values("", list(a), list(b), LEVEL).answer for a, b in zip(ours, theirs, strict=True)]
+    answers = [compare_values("", list(a), list(b), LEVEL).answer for a, b in zip(ours, theirs, strict=True)]
     return {answer: answers.count(answer) for answer in (SHOWN, CONTRADICTED, OPEN)}
 
 

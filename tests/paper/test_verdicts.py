@@ -205,7 +205,14 @@ def test_markdown_has_a_summary_and_a_section_for_each_tested_claim():
 @pytest.mark.parametrize(
     ("outcomes", "sentence"),
     [
-        (((SHOWN, OPEN), (OPEN, SHOWN)), "No way of counting shows C1 and C2 together."),
+        (
+            ((SHOWN, CONTRADICTED), (CONTRADICTED, SHOWN)),
+            "No way of counting gives C1 and C2 together: each contradicts one of them.",
+        ),
+        (
+            ((SHOWN, OPEN), (CONTRADICTED, SHOWN)),
+            "No way of counting shows C1 and C2 together, and this is open if it is: once.",
+        ),
         (((SHOWN, SHOWN), (OPEN, SHOWN)), "C1 and C2 are shown together if it is: once."),
     ],
 )

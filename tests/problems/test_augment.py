@@ -54,7 +54,7 @@ def test_draws_come_from_the_generator_alone_and_leave_the_images_alone() -> Non
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.cuda
 def test_a_gpu_makes_the_same_images() -> None:
     images = torch.randint(256, (16, 3, 32, 32), dtype=torch.uint8)
     result = random_crop_and_flip(images.cuda(), generator(0))

@@ -113,7 +113,7 @@ def test_never_more_is_read_at_once_than_a_batch_or_a_chunk(tmp_path, monkeypatc
     assert row["oracle_calls"] <= 1600
     before = data.read
     data.most = 0
-    monkeypatch.setattr("sngd.training.engine.evaluate", lambda *_, **__: {**row})
+    monkeypatch.setattr("sngd.training.run_state.evaluate", lambda *_, **__: {**row})
     train(config, tmp_path, problem=lambda: problem, overwrite=True)
     assert data.most == chunk
     read = data.read - before

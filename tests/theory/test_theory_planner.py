@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reference import theory as reference
@@ -91,7 +91,7 @@ def test_the_guarantee_reaches_the_target(method, by, L, sigma, gap, accuracy):
 
 
 @pytest.mark.parametrize("by", ["epsilon", "target"])
-@pytest.mark.parametrize("method", ["sngd", "s-sngd:harmonic", "s-sngd:geometric"])
+@pytest.mark.parametrize("method", ["sngd", "s-sngd:harmonic", "s-sngd:harmonic-even", "s-sngd:geometric"])
 @given(L0=constants, L1=st.floats(0, 50), sigma=constants, gap=constants, accuracy=st.floats(0.1, 5))
 def test_the_guarantee_reaches_the_target_under_relaxed_smoothness(method, by, L0, L1, sigma, gap, accuracy):
     best = plan(method, RelaxedSmooth(L0, L1), sigma, gap, **{by: accuracy})
@@ -135,10 +135,48 @@ def test_the_limit_on_lr_is_kept_and_shown():
     limited = plan("sngd", RelaxedSmooth(4, 50), sigma=1, gap=2.3, epsilon=0.1)
     assert (limited.lr, limited.steps, limited.batch_size, limited.lr_limited) == (0.01, 2300, 100, True)
     assert limited.bound.curvature == pytest.approx(0.08)
-    for method in ("s-sngd:harmonic", "s-sngd:geometric"):
+    for method in ("s-sngd:harmonic", "s-sngd:harmonic-even", "s-sngd:geometric"):
         limited = plan(method, RelaxedSmooth(4, 50), sigma=1, gap=2.3, epsilon=0.1)
         assert (limited.lr, limited.lr_limited) == (0.01, True)
         assert not plan(method, RelaxedSmooth(4, 0.1), sigma=1, gap=2.3, epsilon=0.1).lr_limited
+
+
+# --- Remark 1
+
+
+@given(L=constants, sigma=constants, gap=constants, epsilon=st.floats(0.01, 1), relaxed=st.booleans())
+def test_remark_1_takes_one_more_step_a_stage_and_weighs_iterates_by_their_lr(L, sigma, gap, epsilon, relaxed):
+    smoothness = RelaxedSmooth(L, 1e-9) if relaxed else Smooth(L)
+    best = plan("s-sngd:harmonic-even", smoothness, sigma, gap, epsilon=epsilon)
+    count = len(best.stages)
+    assert [stage.steps for stage in best.stages] == list(range(1, count + 1))
+    assert [stage.weight for stage in best.stages] == pytest.approx([best.lr] * count)
+    harmonic_number = sum(1 / t for t in range(1, count + 1))
+    c, k = smoothness.factor, smoothness.curvature
+    assert best.bound.progress == pytest.approx(math.sqrt(c * gap * k * harmonic_number) / count)
+    assert best.bound.curvature == pytest.approx(best.bound.progress)
+    assert best.bound.progress <= c * epsilon * (1 + 1e-9)
+    if count > 1:  # a stage less would be too few
+        shorter = harmonic_number - 1 / count
+        assert math.sqrt(c * gap * k * shorter) / (count - 1) > c * epsilon
+
+
+def test_remark_1_costs_half_the_logarithm_more_than_constant_steps():
+    for epsilon in (0.1, 0.01, 0.003):
+        even, constant = (plan(m, Smooth(4), 0.0, 2.3, epsilon=epsilon) for m in ("s-sngd:harmonic-even", "sngd"))
+        count = len(even.stages)
+        expected = (count + 1) / (2 * count) * sum(1 / t for t in range(1, count + 1))
+        assert even.steps / constant.steps == pytest.approx(expected, rel=3 / count)
+
+
+@pytest.mark.parametrize("rho", [0.01, 0.2, 3.0])
+def test_remark_1_with_a_given_rho_reaches_its_target_without_rounding(rho):
+    best = plan("s-sngd:harmonic-even", Smooth(4), 1.0, 2.3, target=0.4, rho=rho)
+    assert best.lr == rho
+    assert 0.5 * best.target < best.guarantee <= best.target
+    assert [stage.steps * stage.lr for stage in best.stages] == pytest.approx(
+        [best.stages[0].steps * rho] * len(best.stages)
+    )
 
 
 # --- the cheapest run, by brute force
@@ -183,6 +221,25 @@ def test_integer_plans_are_close_to_the_best_by_brute_force(sigma):
             best = min(best, b * np.ceil(gap / (lrs[ok] * left[ok])).min())
     assert best <= planned * 1.005  # the grid's own error
     assert planned <= best * 1.03
+
+
+@settings(max_examples=60)
+@given(
+    L=st.floats(0.1, 10), L1=st.floats(0.1, 30), sigma=st.floats(0.05, 5), gap=st.floats(0.05, 10),
+    target=st.floats(0.5, 10), relaxed=st.booleans(),
+)  # fmt: skip
+def test_no_whole_number_of_samples_a_step_is_cheaper(L, L1, sigma, gap, target, relaxed):
+    """Where few steps or few samples a step are enough, rounding the best real number can cost a third."""
+    smoothness = RelaxedSmooth(L, L1) if relaxed else Smooth(L)
+    planned = plan("sngd", smoothness, sigma, gap, target=target)
+    c, k = smoothness.factor, smoothness.curvature
+    best = math.inf
+    for b in range(1, 5 * planned.batch_size + 20):
+        rest = target - 2 * c * sigma / math.sqrt(b)
+        lr = min(rest / (2 * k), smoothness.max_lr)
+        if rest > k * lr > 0:
+            best = min(best, b * math.ceil(c * gap / (lr * (rest - k * lr)) * (1 - 1e-12)))
+    assert planned.oracle_calls == best
 
 
 def test_sgd_is_planned_with_the_best_lr_and_batch():
@@ -256,7 +313,8 @@ def test_spider_is_planned_for_any_noise(ratio):
         (
             ("adam", Smooth(4), 1, 1),
             {"epsilon": 0.1},
-            "method must be one of sngd, s-sngd:harmonic, s-sngd:geometric, sgd, spider-sfo, nsgd-momentum, got 'adam'",
+            "method must be one of sngd, s-sngd:harmonic, s-sngd:harmonic-even, s-sngd:geometric, sgd, spider-sfo, "
+            "nsgd-momentum, got 'adam'",
         ),
         (
             ("sngd", 4, 1, 1),

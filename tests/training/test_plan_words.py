@@ -21,6 +21,7 @@ from sngd.training.plan_words import build_plan, inline
         ("multistep", stages.multistep(0.4, 20, (10, 15), 2.5)),
         ("multistep:milestones=4/8.5:factor=0.5", stages.multistep(0.4, 20, (4, 8.5), 2.5, factor=0.5)),
         ("harmonic:stages=3:distance=2", stages.harmonic(0.4, 3, 2)),
+        ("harmonic-even:stages=3:distance=2", stages.harmonic_even(0.4, 3, 2)),
         ("agnostic", stages.agnostic(0.4, 50)),
         ("agnostic:warmup=4", stages.warmed_up(stages.agnostic(0.4, 50), 10)),
         ("[[0.5, 3, 1, 0.9]]", stages.StagePlan([(0.5, 3, 1.0, 0.9)])),
@@ -34,7 +35,7 @@ def test_spellings(spec, plan):
     assert build_plan(spec, 0.4, 20, 2.5) == plan
 
 
-@pytest.mark.parametrize("name", ["harmonic", "geometric"])
+@pytest.mark.parametrize("name", ["harmonic", "harmonic-even", "geometric"])
 def test_without_a_distance_the_plan_fills_the_run(name):
     plan = build_plan(name, 0.4, 20, 50.0)
     assert 1000 <= plan.steps <= 1000 + len(plan)  # each stage is rounded up

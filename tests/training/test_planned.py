@@ -12,7 +12,8 @@ from sngd.training.planned import planned_settings, read_plan
 
 
 @pytest.mark.parametrize(
-    "method", ["sngd", "s-sngd:harmonic", "s-sngd:geometric", "sgd", "spider-sfo", "nsgd-momentum"]
+    "method",
+    ["sngd", "s-sngd:harmonic", "s-sngd:harmonic-even", "s-sngd:geometric", "sgd", "spider-sfo", "nsgd-momentum"],
 )
 def test_the_run_takes_the_planned_steps_at_the_planned_cost(tmp_path, method):
     made = plan(method, Smooth(1.0), sigma=0.3, gap=1.0, target=1.0)

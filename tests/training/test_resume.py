@@ -7,12 +7,12 @@ import re
 import time
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 
 import pytest
 import torch
+from outcomes import assert_bitwise_equal, outcome
 
-from sngd.training import METHODS, RunConfig, engine, train
+from sngd.training import METHODS, Interrupted, RunConfig, engine, train
 from sngd.training.run_folder import BrokenRun, RunFolder
 
 CONFIG = RunConfig(
@@ -33,30 +33,6 @@ def start(config, folder, problem):
     process = context.Process(target=_train, args=(config, folder, problem))
     process.start()
     return process
-
-
-def outcome(folder: Path):
-    """Weights and all state, and the rows but for the wall clock."""
-    checkpoint = torch.load(folder / "checkpoint.pt", weights_only=True)
-    del checkpoint["seconds"]
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return checkpoint, [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
-
-
-def assert_bitwise_equal(a, b):
-    assert type(a) is type(b)
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b)
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys()
-        for key in a:
-            assert_bitwise_equal(a[key], b[key])
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b)
-        for one, other in zip(a, b, strict=True):
-            assert_bitwise_equal(one, other)
-    else:
-        assert a == b
 
 
 def wait_for_checkpoint(folder, process):
@@ -203,6 +179,16 @@ def test_a_learning_rate_that_is_none_is_refused(tmp_path, tiny, method, name, v
     torch.save({**state, "finished": False}, tmp_path / "checkpoint.pt")
     with pytest.raises(BrokenRun, match=rf"checkpoint\.pt: .*the optimizer's {name} must be finite and at least 0"):
         train(RunConfig("tiny", method, batch_size=7, epochs=2, threads=1), tmp_path, problem=tiny, resume=True)
+
+
+def test_a_learning_rate_may_be_a_whole_number(tmp_path, tiny):
+    config = RunConfig("tiny", "s-sngd", lr=1, batch_size=7, epochs=2, threads=1)
+    once = train(config, tmp_path / "once", problem=tiny)
+    steps = iter(range(5))
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "twice", problem=tiny, should_stop=lambda: next(steps, 9) > 3)
+    again = train(config, tmp_path / "twice", problem=tiny, resume=True)
+    assert {**again, "seconds": 0} == {**once, "seconds": 0}
 
 
 def test_parameters_that_the_stored_method_does_not_have_name_the_run(tmp_path, tiny):

@@ -7,6 +7,7 @@ from typing import Annotated
 try:
     import typer
 
+    from sngd.cli.bench import bench
     from sngd.cli.catalogue import methods, problems
     from sngd.cli.certify import certify
     from sngd.cli.compare import compare, report
@@ -32,7 +33,7 @@ app = typer.Typer(
     "Try first: [bold]sngd compare digits-mlp[/bold] (no network, under a minute), then open the report it names.",
     rich_markup_mode="rich",
 )
-for command in (methods, problems, train, compare, report, pack, plan, certify, diagnose, reproduce):
+for command in (methods, problems, train, compare, report, pack, plan, certify, diagnose, reproduce, bench):
     app.command(epilog=PLANS_HELP if command in (train, compare) else None)(command)
 
 

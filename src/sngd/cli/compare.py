@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+from math import inf
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,6 +40,9 @@ def compare(
         bool, typer.Option("--tune", help="First give every method the same grid of learning rates; keep its best.")
     ] = False,
     grid: Annotated[str | None, typer.Option(help="That grid, as 0.01,0.1,1 (implies --tune).")] = None,
+    tune_epochs: Annotated[
+        float | None, typer.Option(help="Budget of each run of the search. (default: the same as --epochs)")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Compare methods over several seeds at the same budget of gradient evaluations.
@@ -56,10 +60,16 @@ def compare(
     tuning = _numbers(grid, "grid") if grid else list(GRID) if tune else None
     if tuning and (config.lr is not None or "@lr=" in methods):
         raise ValueError("--tune chooses the learning rates: leave out --lr and @lr=")
+    if tune_epochs is not None and not tuning:
+        raise ValueError("--tune-epochs is the budget of the search that --tune or --grid asks for: give one of them")
+    if tune_epochs is not None and not 0 < tune_epochs < inf:
+        raise ValueError(f"--tune-epochs must be a finite number greater than 0, got {tune_epochs}")
     folder = folder or Path("runs", f"compare-{file_name(config.problem)}")
     arms, command = parse_arms(methods, config), shlex.join(["sngd", *sys.argv[1:]])
     with watched(execution) as (watched_execution, _):
-        study = run_comparison(arms, _seeds(seeds), folder, watched_execution, grid=tuning, command=command)
+        study = run_comparison(
+            arms, _seeds(seeds), folder, watched_execution, grid=tuning, tuning_epochs=tune_epochs, command=command
+        )
     _print_study(study, folder, as_json)
     if all(run.diverged for run in study.runs):
         raise typer.Exit(DIVERGED)
@@ -110,7 +120,9 @@ def _print_study(study: Any, folder: Path, as_json: bool) -> None:
             out.print(f"{label}: {diverged} of {len(runs)} runs diverged", soft_wrap=True, highlight=False)
     if study.tuning:
         grid = ", ".join(f"{lr:g}" for lr in study.tuning["grid"])
-        out.print(f"equal tuning: every method tried lr {grid} on a seed of its own and kept the lowest training loss")
+        budget = f" for {study.tuning['epochs']:g} epochs" if "epochs" in study.tuning else ""
+        tried = f"every method tried lr {grid}{budget} on a seed of its own and kept the lowest training loss"
+        out.print(f"equal tuning: {tried}")
     for sentence in findings(study):
         out.print(f"{sentence}.", soft_wrap=True, highlight=False)
     out.print(f"report: {page}", soft_wrap=True, highlight=False)

@@ -17,7 +17,13 @@ from sngd.training import RunConfig
 
 
 def execution_here_or_on_ray(
-    jobs: Annotated[int | None, typer.Option(help="Runs at a time. (default: the number of cores)")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes at a time. (default: the number of cores, at most one a run)")
+    ] = None,
+    replicas: Annotated[
+        int | None,
+        typer.Option(help="Runs that a process may train as one; 1: none. (default: as many as gain by it)"),
+    ] = None,
     ray: Annotated[
         str | None,
         typer.Option(
@@ -36,7 +42,7 @@ def execution_here_or_on_ray(
 ) -> Execution:
     """For ``made_from_options``."""
     cluster = None if ray is None else RayCluster(ray, ray_cpus, ray_gpus)
-    return Execution(jobs=jobs, ray=cluster, data=data, overwrite=overwrite, tensorboard=tensorboard)
+    return Execution(jobs=jobs, replicas=replicas, ray=cluster, data=data, overwrite=overwrite, tensorboard=tensorboard)
 
 
 @contextmanager
@@ -47,12 +53,17 @@ def watched(execution: Execution) -> Iterator[tuple[Execution, Progress]]:
         def begin(title: str, configs: Sequence[RunConfig]) -> RunsOverview:
             return RunsOverview(bars, title, configs)
 
-        yield replace(execution, begin=begin, on_warning=warn, should_stop=should_stop), bars
+        yield replace(execution, begin=begin, on_warning=warn, on_plan=say, should_stop=should_stop), bars
 
 
 def warn(text: str) -> None:
     """Print a warning; the command goes on."""
     err.print(text, style="yellow", highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """Print what a command does, beside its results."""
+    err.print(text, style="dim", highlight=False, soft_wrap=True)
 
 
 class RunsOverview:

@@ -13,7 +13,8 @@ def plan(
     methods: Annotated[
         str,
         typer.Argument(
-            help="sngd, s-sngd:harmonic, s-sngd:geometric, sgd, spider-sfo, nsgd-momentum; several joined by commas."
+            help="sngd, s-sngd:harmonic, s-sngd:harmonic-even, s-sngd:geometric, sgd, spider-sfo, nsgd-momentum; "
+            "several joined by commas."
         ),
     ],
     smoothness: SmoothnessL = None,

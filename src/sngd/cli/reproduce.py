@@ -22,12 +22,17 @@ def reproduce(
     what: Annotated[
         str,
         typer.Argument(
-            help="all, or claims (verdicts), or one study: fig1, fig2, fig3, fig4, sensitivity, norms, alternatives, "
-            "conformance, conformance-norms, scaling, relaxed, variance."
+            help="all, or claims (verdicts), or one study: fig1, fig2, fig3, fig4, counting, variation, spider-sizes, "
+            "large-batches, reduced-variance, sensitivity, norms, alternatives, conformance, conformance-norms, "
+            "scaling, relaxed, variance."
         ),
     ],
     profile: Annotated[
-        str, typer.Option(help="quick (minutes), small (about two hours on 2 cores) or paper (wants a GPU).")
+        str,
+        typer.Option(
+            help="quick (minutes), small (many hours on 2 cores) or paper (wants a GPU); fig3 and fig4 have medium "
+            "too: the paper's ResNet20 for some hours on 2 cores."
+        ),
     ] = "quick",
     only: Annotated[str | None, typer.Option(help="Of the claims, these: C7,C9,C10.")] = None,
     stored: Annotated[

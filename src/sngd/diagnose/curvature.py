@@ -116,6 +116,7 @@ def lanczos(
     *,
     max_steps: int = 80,
     tolerance: float = 1e-2,
+    ends: Literal["both", "largest"] = "both",
     generator: torch.Generator,
     device: torch.device | str = "cpu",
     on_progress: Progress | None = None,
@@ -136,8 +137,9 @@ def lanczos(
         matvec: maps v to Hv, both of shape (d,) on ``device``; v is float64, and the dtype of Hv tells its precision.
         dim: d, the number of rows of H, ≥ 1.
         max_steps: most products with H, ≥ 1; d suffice always.
-        tolerance: > 0; stop when at both ends residual and length of the interval are at most tolerance · |θ|, or are
-            rounding errors.
+        tolerance: > 0; stop when residual and length of the interval are at most tolerance · |θ|, or are rounding
+            errors.
+        ends: whether both eigenvalues must be so exact, or the largest alone, which takes fewer steps.
         generator: CPU generator that the start vector is drawn from.
         device: where the basis is kept, 8 d min(max_steps, d) bytes.
         on_progress: called after every step.
@@ -147,6 +149,8 @@ def lanczos(
     """
     most = min(count("max_steps", max_steps), count("dim", dim))
     positive("tolerance", tolerance)
+    if ends not in ("both", "largest"):
+        raise ValueError(f"ends must be 'both' or 'largest', got {ends!r}")
     basis = torch.empty(most, dim, dtype=torch.float64, device=device)
     projected = torch.zeros(most, most, dtype=torch.float64)  # VᵀHV as computed, its upper triangle
     betas = torch.zeros(most, dtype=torch.float64)
@@ -161,7 +165,8 @@ def lanczos(
         largest, smallest, rounding = _ends(projected[:k, :k], betas[:k], dim, torch.finfo(product.dtype).eps)
         if on_progress is not None:
             on_progress(k, most)
-        if betas[k - 1] <= rounding or all(_settled(end, tolerance, rounding) for end in (largest, smallest)):
+        wanted = (largest, smallest) if ends == "both" else (largest,)
+        if betas[k - 1] <= rounding or all(_settled(end, tolerance, rounding) for end in wanted):
             break
     largest, smallest = (end._replace(vector=basis[:k].T @ end.vector.to(basis)) for end in (largest, smallest))
     return largest, smallest, k

@@ -16,7 +16,7 @@ Loss = Callable[[Batch], Tensor]  # mean loss over a batch at the model's presen
 class Estimator:
     """Fills ``p.grad`` of a model's trainable parameters with an estimate of ∇F(w), for any optimizer to use.
 
-    In a loop of your own::
+    In a loop of your own:
 
         batch = draw(estimator.next_batch_size)     # None: all samples
         loss = estimator.estimate(lambda batch: loss_fn(model(batch[0]), batch[1]), batch)

@@ -3,6 +3,8 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
+from operator import attrgetter
 from types import MappingProxyType
 
 import torch
@@ -13,6 +15,7 @@ from sngd.sharding import (
     Spread,
     accelerator_or_cpu,
     all_local,
+    are_plain,
     is_plain,
     is_shared,
     max_over_ranks,
@@ -68,7 +71,7 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
 
 def host_may_read(norm: Tensor) -> bool:
     """Whether reading a number neither waits for an accelerator nor breaks a compiled graph."""
-    return norm.device.type == "cpu" and not torch.compiler.is_compiling()
+    return norm.is_cpu and not torch.compiler.is_compiling()
 
 
 def has_room(norm: Tensor, dtypes: Iterable[torch.dtype], *, communicates: bool) -> bool:
@@ -114,7 +117,7 @@ def exponent_of_largest(
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     """The dtype for computing with tensors of ``dtype``: float32 for narrower ones, else ``dtype`` itself."""
-    return torch.promote_types(dtype, torch.float32)
+    return dtype if dtype is torch.float32 else torch.promote_types(dtype, torch.float32)
 
 
 def times_power_of_two(tensors: Sequence[Tensor], exponent: int) -> list[Tensor]:
@@ -137,11 +140,21 @@ def ldexp(x: float, exponent: int) -> float:
 
 def by_kind(tensors: Iterable[Tensor]) -> dict[tuple[torch.device, torch.dtype, Sharding], list[Tensor]]:
     """The tensors, in order, by device, dtype and sharding, because list kernels take tensors of one kind."""
+    tensors = list(tensors)
+    if _are_alike(tensors):  # as nearly always, and soon known
+        return {(tensors[0].device, tensors[0].dtype, None): tensors}
     kinds = defaultdict(list)
     for tensor in tensors:
         sharding = None if is_plain(tensor) else sharding_of(tensor)
         kinds[tensor.device, tensor.dtype, sharding].append(tensor)
     return kinds
+
+
+def _are_alike(tensors: list[Tensor]) -> bool:
+    """Whether there are tensors, and all of them are plain ones on the CPU, of one dtype."""
+    if not tensors or torch.compiler.is_compiling() or not are_plain(tensors):
+        return False
+    return all(map(attrgetter("is_cpu"), tensors)) and len({t.dtype for t in tensors}) == 1
 
 
 def norm_of_lists(
@@ -154,6 +167,9 @@ def norm_of_lists(
         everywhere: spreads of which other ranks may have tensors, each with a device of this rank. If this rank has no
             tensors of a spread, it takes part in the sum with a zero on that device.
     """
+    lists = list(lists)
+    if not everywhere and len(lists) == 1 and not is_shared(lists[0][0]):
+        return norm_here([lists[0][1]])
     here: dict[Spread, list[list[Tensor]]] = {spread: [] for spread in everywhere}
     for spread, tensors in lists:
         here.setdefault(spread, []).append(tensors)
@@ -176,8 +192,10 @@ def norm_here(lists: list[list[Tensor]]) -> Tensor:
         return torch.zeros((), device="cpu")
     dtype = torch.float64 if any(tensors[0].dtype == torch.float64 for tensors in lists) else torch.float32
     home = accelerator_or_cpu(tensors[0].device for tensors in lists)
-    parts = [torch.stack(_norms(tensors, dtype)).to(home, non_blocking=True) for tensors in lists]
-    whole: Tensor = torch.linalg.vector_norm(parts[0] if len(parts) == 1 else torch.cat(parts))
+    parts = [torch.stack(_norms(tensors, dtype)) for tensors in lists]
+    if len(parts) > 1:
+        parts = [torch.cat([part.to(home, non_blocking=True) for part in parts])]
+    whole: Tensor = torch.linalg.vector_norm(parts[0])
     return whole
 
 
@@ -185,26 +203,39 @@ def _norms(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
     """0-d norms whose squares add up to the tensors' squares."""
     if tensors[0].device.type != "cpu" or torch.compiler.is_compiling():
         return list(torch._foreach_norm(tensors, 2, dtype))
-    limit = _LONG.get(tensors[0].itemsize, math.inf)
-    small: list[Tensor] = []
-    short: list[Tensor] = []
-    long: list[Tensor] = []
-    for t in tensors:
-        if t.dim() == 1 and t.numel() <= _SMALL:
-            small.append(t)
-        else:
-            (short if t.numel() <= limit else long).append(t)
+    small, short, long = _by_length(tuple([t.shape for t in tensors]), tensors[0].itemsize)
+    lists: tuple[list[Tensor], list[Tensor]] = [tensors[i] for i in short], [tensors[i] for i in long]
     if small:
-        merged = torch.cat(small) if len(small) > 1 else small[0]
-        (short if merged.numel() <= limit else long).append(merged)
-    norms = list(torch._foreach_norm(short, 2, dtype)) if short else []
-    return norms + [_norm_by_rows(t, dtype) for t in long]
+        merged = torch.cat([tensors[i] for i in small]) if len(small) > 1 else tensors[small[0]]
+        lists[_is_long(merged.numel(), merged.itemsize)].append(merged)
+    norms = list(torch._foreach_norm(lists[0], 2, dtype)) if lists[0] else []
+    return norms + [_norm_by_rows(t, dtype) for t in lists[1]]
+
+
+@lru_cache(maxsize=256)
+def _by_length(shapes: tuple[torch.Size, ...], itemsize: int) -> tuple[list[int], list[int], list[int]]:
+    """Indices of the tensors that are summed as one, one by one, and row by row; the same in every step of a model."""
+    small: list[int] = []
+    others: tuple[list[int], list[int]] = [], []
+    for i, shape in enumerate(shapes):
+        is_small = len(shape) == 1 and shape.numel() <= _SMALL
+        (small if is_small else others[_is_long(shape.numel(), itemsize)]).append(i)
+    return small, *others
+
+
+def _is_long(numel: int, itemsize: int) -> bool:
+    return numel > _LONG.get(itemsize, math.inf)
 
 
 def _norm_by_rows(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """The norm of row norms. torch's single sum on the CPU is wrong by 4e-4 of the norm for 10⁷ entries in float32."""
     flat = tensor.reshape(-1)
-    rows = flat[: flat.numel() // _ROW * _ROW].view(-1, _ROW)
-    rest = flat[rows.numel() :]
-    norms = [torch.linalg.vector_norm(rows, dim=1, dtype=dtype), torch.linalg.vector_norm(rest, dtype=dtype).view(1)]
-    return _norms([torch.cat(norms)], dtype)[0]
+    count, over = divmod(flat.numel(), _ROW)
+    rows, rest = flat.narrow(0, 0, count * _ROW).view(-1, _ROW), flat.narrow(0, count * _ROW, over)
+    norms = torch.cat(
+        [torch.linalg.vector_norm(rows, dim=1, dtype=dtype), torch.linalg.vector_norm(rest, dtype=dtype).view(1)]
+    )
+    if _is_long(norms.numel(), norms.itemsize):
+        return _norm_by_rows(norms, dtype)
+    whole: Tensor = torch.linalg.vector_norm(norms, dtype=dtype)
+    return whole

@@ -42,10 +42,12 @@ def warn_if_clipped(optimizer: Optimizer, parts: Sequence[Part], norms: Norms) -
     """
     if torch.compiler.is_compiling() or "clipped" in _told or not host_may_read(norms.dual):
         return
-    watch = _watches.setdefault(optimizer, _Watch())
-    watch.steps += 1
-    if watch.steps > _WATCHED:
+    watch = _watches.get(optimizer)
+    if watch is None:
+        watch = _watches[optimizer] = _Watch()
+    if watch.steps == _WATCHED:
         return
+    watch.steps += 1
     norm = _norm(parts, norms)
     limit = float(f"{norm:.1e}")
     if not (0 < norm < inf and abs(norm - limit) <= _TOLERANCE * limit):

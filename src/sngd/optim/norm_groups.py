@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sngd.sharding import Groups, Spread, is_plain, is_shared, sharding_of
+from sngd.sharding import Groups, Spread, are_plain, is_plain, is_shared, sharding_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -119,7 +119,7 @@ def spreads(param_groups: list[dict[str, Any]], groups: list[Groups]) -> dict[Sp
         params = group["params"]
         if over:
             found.setdefault((None, over), params[0].device if params else anywhere)
-        for p in params:
+        for p in () if are_plain(params) else params:
             if not is_plain(p) and p.requires_grad and is_shared(spread := (sharding_of(p), ())):
                 found.setdefault((spread[0], over), p.device)
     return found

@@ -119,7 +119,7 @@ def check_shapes(
     """
     shapes = [weight.shape for weight in lists["weights"]]
     for name, tensors in lists.items():
-        if [tensor.shape for tensor in tensors] == shapes:  # one comparison is quicker than one for each tensor
+        if tensors is lists["weights"] or [tensor.shape for tensor in tensors] == shapes:  # quicker than one by one
             continue
         for index, tensor in enumerate(tensors):
             check_fits(f"the {name}", name_of(params[index], groups), tensor, lists["weights"][index])

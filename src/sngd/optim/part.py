@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sngd.norms.global_norm import (
+    at_least_float32,
     host_may_read,
     ldexp,
     times_power_of_two,
@@ -64,6 +65,12 @@ class Part:
     def old_averages(self) -> list[Tensor]:
         """The running means m of ``normalize="momentum"`` before this step; empty otherwise."""
         return self.buffers if averages(self.group) else []
+
+    @property
+    def needs_room(self) -> bool:
+        """Whether the step computes more tensors on the way, and does not only add multiples of the vectors."""
+        dtype = self.params[0].dtype
+        return bool(self.buffers) or dtype != at_least_float32(dtype)
 
     def aim(self, params: list[Tensor], grads: list[Tensor], old_averages: list[Tensor]) -> None:
         """Compute the vectors, from the part's own tensors or from multiples of them."""

@@ -1,12 +1,15 @@
 """SNGD: stochastic normalized gradient descent, in any norm. Every step has the same length."""
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
+from torch._C._autograd import _profiler_enabled
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sngd.norms import L2, Norm, find_norm, spelled
 from sngd.norms.global_norm import at_least_float32, by_kind, host_may_read, ldexp
@@ -27,10 +30,13 @@ from sngd.optim.options import (
     is_zero,
 )
 from sngd.optim.part import Part
-from sngd.optim.whole_norm import is_no_direction, norms_of
+from sngd.optim.pieces import in_pieces
+from sngd.optim.usual import are_usual
+from sngd.optim.whole_norm import Everywhere, is_no_direction, norms_of
 from sngd.sharding import (
     Groups,
     all_local,
+    are_plain,
     gradient,
     may_have_gradients_elsewhere,
     refuse_flat_shards,
@@ -40,12 +46,13 @@ from sngd.sharding import (
 if TYPE_CHECKING:
     from sngd.optim.norm_groups import NormGroup
 
+_HOOKS_OF_ALL = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
+
 
 class SNGD(Optimizer):
     r"""Stochastic normalized gradient descent (Zhao, Xie and Li 2021, Algorithm 1).
 
-    .. math::
-        w \leftarrow w - \alpha \, \frac{g}{\lVert g \rVert}
+        w ← w − α g/‖g‖
 
     with one *global* norm over the gradients of all parameters of all groups. So a step has length exactly ``lr``,
     whatever the size of the gradient: there is no clipping threshold to choose, a large gradient does not throw the
@@ -178,6 +185,22 @@ class SNGD(Optimizer):
             "skipped": torch.zeros((), dtype=torch.int64, device="cpu"),
         }
 
+    @staticmethod
+    def profile_hook_step(func: Callable[..., Any]) -> Callable[..., Any]:
+        """Wrap ``step`` as ``torch.optim.Optimizer`` does, but call it bare while no hook and no profiler is there.
+
+        Announcing a step to a profiler takes as long as the norm of a small network.
+        """
+        announced = Optimizer.profile_hook_step(func)
+
+        @wraps(func)
+        def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            own = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
+            heard = any(own) or any(_HOOKS_OF_ALL) or _profiler_enabled() or torch.compiler.is_compiling()
+            return (announced if heard else func)(self, *args, **kwargs)
+
+        return step
+
     @property
     def last_norm(self) -> Tensor:
         """Norm that the last step divided by: ‖g + λw‖, or ‖m‖ for ``normalize="momentum"``, without loss scale.
@@ -219,64 +242,96 @@ class SNGD(Optimizer):
         self._norm_groups.take_from(self.param_groups)
         norm_groups = self._norm_groups.known()
         warn_inside_backward(norm_groups)
-        parts = [
-            part
-            for group, groups in zip(self.param_groups, norm_groups, strict=True)
-            for part in self._parts(group, groups, None if cancels else scale)
-        ]
-        everywhere = spreads(self.param_groups, norm_groups)
+        everywhere: Everywhere = {}
+        parts = None if any(norm_groups) or not (cancels or scale is None) else self._usual_parts()
+        if parts is None:
+            parts = [
+                part
+                for group, groups in zip(self.param_groups, norm_groups, strict=True)
+                for part in self._parts(group, groups, None if cancels else scale)
+            ]
+            everywhere = spreads(self.param_groups, norm_groups)
         if not (parts or everywhere):
             return loss
 
         norms = norms_of(parts, everywhere)
         skip = is_no_direction(norms.dual)
         if (found_inf := getattr(self, "found_inf", None)) is not None:
-            skip = skip | (found_inf.to(skip.device) > 0)
+            skip = skip | (found_inf.to(norms.dual.device) > 0)
         self._remember(norms.dual, norms.exponent, skip, scale if cancels else None)
         if cancels:
             warn_if_clipped(self, parts, norms)
         decide_here = host_may_read(norms.dual) and not self.defaults["capturable"]
         if decide_here and skip:
             return loss
+        later = None if decide_here else torch.as_tensor(skip)
         for part in parts:
             if not part.params:
                 continue
-            part.shrink(None if decide_here else skip)
-            arguments = part.arguments(norms, None if decide_here else skip)
-            _implementation(part, arguments["vectors"])(**arguments)
+            part.shrink(later)
+            arguments = part.arguments(norms, later)
+            implementation = _implementation(part, arguments["vectors"])
+            for piece in in_pieces(arguments) if decide_here and part.needs_room else (arguments,):
+                implementation(**piece)
         return loss
 
-    def _remember(self, norm: Tensor, exponent: int, skip: Tensor, scale: Tensor | None) -> None:
+    def _remember(self, norm: Tensor, exponent: int, skip: bool | Tensor, scale: Tensor | None) -> None:
         """Store the values of ``last_norm`` and ``skipped_steps``."""
         if exponent:
             norm = torch.tensor(ldexp(norm.item(), exponent), dtype=torch.float64, device="cpu")
         self._last["norm"] = norm if scale is None else norm / scale.to(norm.device)
-        without_numbers = norm.device.type == "meta"
+        if skip is False or norm.device.type == "meta":  # which holds no numbers
+            return
         only_for_the_state = all(is_zero(group["lr"]) for group in self.param_groups)  # as a checkpoint's loading does
-        if not (without_numbers or only_for_the_state):
+        if not only_for_the_state:
             self._last["skipped"] = self._last["skipped"].to(norm.device).add_(skip)
+
+    def _usual_parts(self) -> list[Part] | None:
+        """What ``_parts`` gives for all groups, if all is as usual (``are_usual``, the l2 norm, foreach); else None.
+
+        ``_parts`` asks many questions of each tensor, which for a small network take longer than the arithmetic.
+        """
+        parts = []
+        for group in self.param_groups:
+            if group["norm"] != "l2" or group["foreach"] is False:
+                return None
+            params: list[Tensor] = group["params"]
+            grads: list[Any] = [p.grad for p in params]
+            if type(None) in {*map(type, grads)}:
+                params = [p for p in params if p.grad is not None]
+                grads = [p.grad for p in params]
+            if not params:
+                continue
+            buffers, dropped = self._buffers(group, params, params[0].dtype)
+            if not are_usual(params, grads, buffers, dropped):
+                return None
+            part = Part(group, params, grads, buffers, dropped, spread=(None, ()), directions=_foreach_directions)
+            part.aim(part.params, part.grads, part.old_averages)
+            parts.append(part)
+        return parts
 
     def _parts(self, group: dict[str, Any], groups: Groups, scale: Tensor | None) -> "list[Part]":
         """The group's parameters that have a gradient, by device, dtype and sharding."""
         params = [p for p in group["params"] if p.grad is not None]
-        if not isinstance(find_norm(group["norm"]), L2):  # ranks may have to exchange shards of tensors
+        if not isinstance(find_norm(group["norm"]), L2) and not are_plain(group["params"]):
+            # ranks may have to exchange shards of tensors
             params = [p for p in group["params"] if p.grad is not None or may_have_gradients_elsewhere(p)]
         return [self._part(group, groups, some, scale) for some in by_kind(params).values()]
 
     def _part(self, group: dict[str, Any], groups: Groups, params: list[Tensor], scale: Tensor | None) -> "Part":
         kind, sharding = params, sharding_of(params[0])
-        params = [p for p in kind if p.grad is not None]
-        grads = [cast(Tensor, p.grad) for p in params] if sharding is None else [gradient(p) for p in params]
+        if sharding is None:
+            grads = [cast(Tensor, p.grad) for p in params]
+        else:
+            params = [p for p in kind if p.grad is not None]
+            grads = [gradient(p) for p in params]
         for grad in grads:
             if grad.layout is not torch.strided:
                 raise RuntimeError(
                     f"SNGD does not support sparse gradients, and a parameter of shape {tuple(grad.shape)} has one: "
                     "build its layer with sparse=False"
                 )
-        buffers = [self._buffer(p, "momentum_buffer") for p in params] if group["momentum"] else []
-        narrow = kind[0].dtype != at_least_float32(kind[0].dtype)
-        dropped = [self._buffer(p, "kahan_buffer") for p in params] if group["kahan_sum"] and narrow else []
-        lists = [params, grads, buffers, dropped]
+        lists = [params, grads, *self._buffers(group, params, kind[0].dtype)]
         if sharding is not None:
             lists = [all_local(tensors) for tensors in lists]
         check_shapes(params, dict(zip(("weights", "gradient", *BUFFERS), lists, strict=True)), self.param_groups)
@@ -302,6 +357,15 @@ class SNGD(Optimizer):
         if params:
             part.aim(part.params, part.grads, part.old_averages)
         return part
+
+    def _buffers(
+        self, group: dict[str, Any], params: list[Tensor], dtype: torch.dtype
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The buffers for momentum and for Kahan summation of parameters of one dtype; empty for what is not wanted."""
+        kahan = group["kahan_sum"] and dtype != at_least_float32(dtype)
+        wanted = (group["momentum"], "momentum_buffer"), (kahan, "kahan_buffer")
+        momentum, dropped = ([self._buffer(p, name) for p in params] if want else [] for want, name in wanted)
+        return momentum, dropped
 
     def _buffer(self, param: Tensor, name: str) -> Tensor:
         state = self.state[param]
@@ -453,10 +517,14 @@ def _foreach_sngd(
     dropped: Sequence[Tensor] = (),
 ) -> None:
     wide = at_least_float32(params[0].dtype)
-    if not buffers and skip is None and c.device.type == "cpu" and params[0].dtype == wide:
-        torch._foreach_add_(params, vectors, alpha=-float(lr * c))  # one pass over memory instead of three
+    if not buffers and skip is None and c.is_cpu and params[0].dtype == wide:
+        torch._foreach_add_(params, vectors, alpha=-c.mul(lr).item())  # one pass over memory instead of three
         return
-    us = list(torch._foreach_mul([v.to(wide) for v in vectors], c.to(wide)))
+    us = [v.to(wide) for v in vectors]
+    if us[0] is vectors[0]:
+        us = list(torch._foreach_mul(us, c.to(wide)))
+    else:
+        torch._foreach_mul_(us, c.to(wide))
     if buffers and normalize == "gradient":
         torch._foreach_add_(us, buffers, alpha=momentum)
     if buffers:

@@ -32,7 +32,7 @@ class StagewiseLR(LRScheduler):
         ValueError: if the first group's initial learning rate is not finite and positive, or the plan has a momentum
             and a group has none.
 
-    Example:
+    Examples:
         >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
         >>> scheduler = StagewiseLR(optimizer, stages.multistep(0.5, 160, (80, 120), steps_per_epoch=len(loader)))
         >>> for x, y in batches:

@@ -135,10 +135,12 @@ def _sum(l2: Tensor, l2_exponent: int, dual: Tensor, dual_exponent: int) -> tupl
     return torch.tensor(total, dtype=torch.float64, device="cpu"), exponent
 
 
-def is_no_direction(norm: Tensor) -> Tensor:
-    """0-d bool tensor: whether the norm is zero or not finite.
+def is_no_direction(norm: Tensor) -> bool | Tensor:
+    """Whether the norm is zero or not finite.
 
-    If the host may not read it, vectors are never scaled. Then a norm whose squares have lost digits counts too.
+    If the host may not read it, the answer is a 0-d bool tensor, and vectors are never scaled. Then a norm whose
+    squares have lost digits counts too.
     """
-    least = 0.0 if host_may_read(norm) else least_exact_norm(norm.dtype)
-    return ~((norm > least) & (norm < inf))
+    if host_may_read(norm):
+        return not 0 < norm.item() < inf
+    return ~((norm > least_exact_norm(norm.dtype)) & (norm < inf))

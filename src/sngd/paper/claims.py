@@ -1,4 +1,4 @@
-"""The paper's claims, C1 to C10: which study measures each, and the verdicts computed from its measurements."""
+"""The paper's claims, C1 to C15: which study measures each, and the verdicts computed from its measurements."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,9 +9,9 @@ from typing import NamedTuple, cast
 from sngd.checks import cut
 from sngd.paper.closed_form import conformance, escape, relaxed, variance
 from sngd.paper.reproduce import FIGURES, Measurements, Provenance, provenance, reproduce, stored
-from sngd.paper.trained import judges
+from sngd.paper.trained import judges, large_batches, reduced_variance, spider_sizes, variation
 from sngd.paper.trained.alternatives import Alternatives, ReadingMeasured
-from sngd.paper.trained.counting import COUNTINGS, recount
+from sngd.paper.trained.counting import BY_STEP, COUNTINGS, recount
 from sngd.paper.trained.experiments import PROFILES
 from sngd.paper.trained.runs import FigureMeasured
 from sngd.paper.verdicts import NOT_TESTED, Answer, Evidence, ReadingOutcome, Verdict, as_json, as_markdown
@@ -41,7 +41,7 @@ class Claim(NamedTuple):
     counted: bool = False  # not C3: a shorter axis has fewer evaluations; not C4: its plans are stretched over the axis
 
 
-ALTERNATIVES = "alternatives"
+ALTERNATIVES, COUNTING = "alternatives", "counting"
 
 CLAIMS = {
     claim.name: claim
@@ -68,9 +68,8 @@ CLAIMS = {
             "C3",
             "with large α SPIDER-SFO's curves vary strongly, SNGD's are smooth",
             "§6, Figures 2 and 3",
-            ("fig2", "fig3"),
-            judges.judge_variation,
-            ambiguous=True,
+            ("variation", "fig3"),
+            variation.judge_variation,
         ),
         Claim(
             "C4",
@@ -111,6 +110,41 @@ CLAIMS = {
             "§5, eq. 15",
             ("variance",),
             variance.judge,
+        ),
+        Claim(
+            "C11",
+            "with other B and M SNGD beats SPIDER-SFO as well",
+            "§6.1",
+            ("spider-sizes",),
+            spider_sizes.judge_sizes,
+        ),
+        Claim(
+            "C12",
+            "with large batches that are trained to the end S-SNGD beats S-SGD",
+            "§6.2",
+            ("large-batches",),
+            large_batches.judge_large_batches,
+        ),
+        Claim(
+            "C13",
+            "the larger the batch, the larger S-SNGD's advantage over S-SGD",
+            "§6.2",
+            ("large-batches",),
+            large_batches.judge_growth,
+        ),
+        Claim(
+            "C14",
+            "with large batches S-SNGD ends in flatter minima than S-SGD",
+            "§6.2",
+            ("large-batches",),
+            large_batches.judge_sharpness,
+        ),
+        Claim(
+            "C15",
+            "SPIDER is the best of the methods that reduce variance",
+            "§5",
+            ("reduced-variance",),
+            reduced_variance.judge_reduced_variance,
         ),
     )
 }
@@ -249,20 +283,22 @@ def _chosen(only: Sequence[str]) -> list[Claim]:
 def _figures(claims: Sequence[Claim]) -> list[str]:
     """Each once, those under other readings last."""
     figures = dict.fromkeys(figure for claim in claims for figure in claim.figures)
-    return [*figures, *([ALTERNATIVES] if any(claim.ambiguous for claim in claims) else [])]
+    counted, ambiguous = (any(flags) for flags in zip(*((c.counted, c.ambiguous) for c in claims), strict=True))
+    return [*figures, *([COUNTING] * counted), *([ALTERNATIVES] * ambiguous)]
 
 
 def _verdict(claim: Claim, folder: Path, measurements: Mapping[str, Measurements]) -> Verdict:
     verdict = Verdict(claim.name, claim.text, claim.where)
     if not set(claim.figures) <= set(measurements):
         return verdict
-    with _judging(claim, folder, claim.figures):
+    counted = [COUNTING] if claim.counted and COUNTING in measurements else []
+    with _judging(claim, folder, [*claim.figures, *counted]):
         evidence = claim.judge(*(measurements[figure] for figure in claim.figures))
         countings = _countings(claim, measurements) if claim.counted else ()
     found = measurements.get(ALTERNATIVES) if claim.ambiguous else None
     with _judging(claim, folder, [ALTERNATIVES]):
         readings = _readings(claim, cast(Alternatives, found)["alternatives"]) if found else ()
-    sources = [*claim.figures, *([ALTERNATIVES] if readings else [])]
+    sources = [*claim.figures, *counted, *([ALTERNATIVES] if readings else [])]
     return replace(
         verdict,
         evidence=evidence,
@@ -286,7 +322,11 @@ def _judging(claim: Claim, folder: Path, figures: Sequence[str]) -> Iterator[Non
 def _countings(claim: Claim, measurements: Mapping[str, Measurements]) -> tuple[ReadingOutcome, ...]:
     """The claim judged by the same runs under each way to count SPIDER's gradients."""
     figures = [cast(FigureMeasured, measurements[figure]) for figure in claim.figures]
-    return _outcomes(claim, {way.name: claim.judge(*(recount(figure, way) for figure in figures)) for way in COUNTINGS})
+    evidence = {way.name: claim.judge(*(recount(figure, way) for figure in figures)) for way in COUNTINGS}
+    if COUNTING in measurements:
+        to_the_end = recount(cast(FigureMeasured, measurements[COUNTING]), BY_STEP)
+        evidence[f"{BY_STEP.name}, to the axis's end"] = claim.judge(to_the_end)
+    return _outcomes(claim, evidence)
 
 
 def _readings(claim: Claim, alternatives: Mapping[str, ReadingMeasured]) -> tuple[ReadingOutcome, ...]:

@@ -1,6 +1,6 @@
 """Measure and draw the figures that reproduce the paper, with one command each."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,12 +10,24 @@ from typing import Any, Generic, NamedTuple, NotRequired, TypedDict, TypeVar, ca
 import torch
 
 from sngd.paper.closed_form import any_norm, conformance, escape, relaxed, scaling, variance
-from sngd.paper.trained import alternatives, norms, pictures, runs, sensitivity
+from sngd.paper.trained import (
+    alternatives,
+    counting,
+    large_batches,
+    norms,
+    pictures,
+    reduced_variance,
+    runs,
+    sensitivity,
+    spider_sizes,
+    variation,
+)
 from sngd.paper.trained.experiments import PROFILES
 from sngd.studies.execution.execution import Execution
 from sngd.studies.runs import seconds_spent, study_folders
+from sngd.training.environment import Environment, environment
 from sngd.training.folder_lock import FolderLock, locked, make_folder
-from sngd.training.run_folder import Environment, environment, write_json
+from sngd.training.run_folder import write_json
 from sngd.training.schema import NonNegative, check, read
 
 Measurements = Mapping[str, object]  # of any figure; the figure's schema says what there is
@@ -61,10 +73,18 @@ class RunFigure(NamedTuple, Generic[M]):
     run: Callable[[str, Path, str, Execution], None]
     measure: Callable[[str, Path], M]
     draw: Callable[[M, Path], list[Path]]
+    profiles: Sequence[str] = PROFILES
 
 
-def _curves(name: str, claim: str) -> RunFigure[runs.FigureMeasured]:
-    return RunFigure(claim, runs.FigureMeasured, partial(runs.run, name), partial(runs.measure, name), pictures.draw)
+def _curves(
+    name: str,
+    claim: str,
+    table: runs.Table | None = None,
+    draw: Callable[[runs.FigureMeasured, Path], list[Path]] = pictures.draw,
+    profiles: Sequence[str] = PROFILES,
+) -> RunFigure[runs.FigureMeasured]:
+    run, measure = partial(runs.run, name, table=table), partial(runs.measure, name, table=table)
+    return RunFigure(claim, runs.FigureMeasured, run, measure, draw, profiles)
 
 
 # Any: each figure's measurements have their own type, and a dict's type cannot depend on the key.
@@ -91,9 +111,33 @@ FIGURES: dict[str, Figure[Any] | RunFigure[Any]] = {
         variance.measure,
         variance.draw,
     ),
-    "fig2": _curves("fig2", "C1, C2, C3: SNGD and SPIDER-SFO on a small model, MNIST"),
-    "fig3": _curves("fig3", "C3, C4, C5: S-SNGD, SNGD and SPIDER-SFO on residual networks, CIFAR-10"),
-    "fig4": _curves("fig4", "C6: S-SNGD and S-SGD with large batches, equally tuned"),
+    "fig2": _curves("fig2", "C1, C2: SNGD and SPIDER-SFO on a small model, MNIST"),
+    "counting": _curves(
+        "counting", "C1, C2 where each step counts b samples, to the end of the axis", counting.EXPERIMENTS
+    ),
+    "variation": _curves("variation", "C3: how much SNGD's and SPIDER-SFO's curves vary", variation.EXPERIMENTS),
+    "fig3": _curves(
+        "fig3",
+        "C4, C5: S-SNGD, SNGD and SPIDER-SFO on residual networks, CIFAR-10",
+        profiles=(*PROFILES, "medium"),
+    ),
+    "fig4": _curves("fig4", "C6: S-SNGD and S-SGD with large batches, equally tuned", profiles=(*PROFILES, "medium")),
+    "spider-sizes": _curves(
+        "spider-sizes",
+        "C11: SPIDER-SFO with other anchors and periods",
+        spider_sizes.EXPERIMENTS,
+        spider_sizes.draw,
+    ),
+    "large-batches": RunFigure(
+        "C12, C13, C14: large batches on small networks, trained to the end, and the sharpness there",
+        large_batches.LargeBatches,
+        large_batches.run,
+        large_batches.measure,
+        large_batches.draw,
+    ),
+    "reduced-variance": _curves(
+        "reduced-variance", "C15: SPIDER-SFO, SVRG, SCSG and Natasha2", reduced_variance.EXPERIMENTS
+    ),
     "sensitivity": RunFigure(
         "beyond the paper: how wide each method's plateau of learning rates is",
         sensitivity.Sensitivity,
@@ -133,7 +177,7 @@ def reproduce(
 
     Args:
         figure: a key of ``FIGURES``.
-        profile: how much is measured: ``quick``, ``small`` or ``paper``.
+        profile: how much is measured: ``quick``, ``small`` or ``paper``; Figures 3 and 4 have ``medium`` too.
         out: folder, made if need be.
         command: the command line, kept with the measurements.
         execution: how runs are done. Its ``overwrite`` deletes what ``out`` holds of the figure, even if the figure is
@@ -152,8 +196,10 @@ def reproduce(
     """
     if figure not in FIGURES:
         raise ValueError(f"unknown figure {figure!r}; must be one of {', '.join(FIGURES)}")
-    if profile not in PROFILES:
-        raise ValueError(f"unknown profile {profile!r}; {figure} has {', '.join(PROFILES)}")
+    entry = FIGURES[figure]
+    profiles = entry.profiles if isinstance(entry, RunFigure) else PROFILES
+    if profile not in profiles:
+        raise ValueError(f"unknown profile {profile!r}; {figure} has {', '.join(profiles)}")
     make_folder(out)
     pictures = (f"{name}.{suffix}" for name in (figure, f"{figure}-map") for suffix in ("png", "svg"))  # fig1 has two
     with locked(out, ("measurements.json", *pictures)) as lock:
@@ -174,7 +220,7 @@ def _measured(
     """The measurements, in measurements.json too; see ``reproduce``."""
     entry = FIGURES[figure]
     kept = stored(figure, out, profile) if reuse and not execution.overwrite else None
-    start = monotonic()
+    start, made_with = monotonic(), environment()  # before, because the checkout may be changed meanwhile
     if isinstance(entry, RunFigure):
         if kept is None:
             entry.run(profile, out, command, execution)
@@ -187,7 +233,7 @@ def _measured(
         measurements = kept
     if measurements != kept:
         seconds = seconds_spent(out) if isinstance(entry, RunFigure) else monotonic() - start
-        about = {"command": command, "profile": profile, "environment": environment(), "process_seconds": seconds}
+        about = {"command": command, "profile": profile, "environment": made_with, "process_seconds": seconds}
         lock.check()
         write_json(out / "measurements.json", {**about, "measurements": measurements}, compact=True)
     return measurements

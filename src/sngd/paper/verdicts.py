@@ -460,13 +460,20 @@ def as_markdown(verdicts: Sequence[Verdict]) -> str:
 
 
 def _shown_together(verdicts: Sequence[Verdict]) -> str:
-    """Whether a way of counting shows all the claims that depend on it."""
+    """Whether a way of counting gives all the claims that depend on it: shown, contradicted or open, as a claim is."""
     counted = {verdict.claim: verdict.countings for verdict in verdicts if verdict.countings}
-    shown = [{reading.name for reading in readings if reading.outcome == SHOWN} for readings in counted.values()]
-    ways, claims = sorted(set.intersection(*shown)), " and ".join(counted)
+    claims = " and ".join(counted)
+    outcomes: dict[str, list[str]] = {}
+    for readings in counted.values():
+        for reading in readings:
+            outcomes.setdefault(reading.name, []).append(reading.outcome)
+    ways = [way for way, found in outcomes.items() if found.count(SHOWN) == len(counted)]
+    undecided = [way for way, found in outcomes.items() if CONTRADICTED not in found and way not in ways]
     if ways:
-        return f"{claims} are shown together if it is: {', '.join(ways)}."
-    return f"No way of counting shows {claims} together."
+        return f"{claims} are shown together if it is: {'; '.join(ways)}."
+    if undecided:
+        return f"No way of counting shows {claims} together, and this is open if it is: {'; '.join(undecided)}."
+    return f"No way of counting gives {claims} together: each contradicts one of them."
 
 
 _NOTE = (
@@ -481,8 +488,8 @@ _NOTE = (
 _COUNTINGS = (
     "The paper does not say how SPIDER-SFO's gradients are counted: every evaluation; the two evaluations of a "
     "sample's difference as one; or b samples a step, whatever the step evaluates. The same runs were judged under "
-    "each way, all methods at the budget that SPIDER-SFO's runs have by it. By the last two ways this is less than the "
-    "figure's."
+    "each way, all methods at the budget that SPIDER-SFO's runs have by it. By the second and the third way this is "
+    "less than the figure's. Where a column says so, other runs last to the end of the figure's axis by that way."
 )
 _READINGS = (
     "Where the paper can be read in several ways otherwise, the same claims were judged under each reading, with runs "

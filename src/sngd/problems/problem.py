@@ -54,7 +54,7 @@ class Problem:
         TypeError: for a field of the wrong type, or a dataset whose samples are no pairs of tensors.
         ValueError: for samples that are none, or not as many targets as inputs.
 
-    Example, least squares in ten variables::
+    Example, least squares in ten variables:
 
         x = torch.randn(100, 10)
         Problem(lambda: nn.Linear(10, 1), nn.functional.mse_loss, train=(x, x.sum(1, keepdim=True)))

@@ -1,7 +1,7 @@
 """The user's own problem, from `path/to/file.py:factory`.
 
 The contract: the file is Python, `factory` is a function in it that takes no arguments and returns a
-`sngd.problems.Problem`::
+`sngd.problems.Problem`:
 
     def factory():
         x = torch.randn(500, 20)

@@ -38,7 +38,6 @@ from sngd.stages import StagePlan
 from sngd.studies.runs import Run, Study, read_study, value
 from sngd.theory import Inexact, RelaxedSmooth, Smooth, Smoothness
 from sngd.training.config import StoredConfig
-from sngd.training.engine import RunState
 from sngd.training.folder_lock import turn_to_publish
 from sngd.training.methods import (
     CAPPED,
@@ -55,6 +54,7 @@ from sngd.training.methods import (
 )
 from sngd.training.metrics import Row
 from sngd.training.run_folder import write_json
+from sngd.training.run_state import RunState
 from sngd.training.schema import Count, Declared, NonNegative, read
 
 _KNOWN = "known of the problem"

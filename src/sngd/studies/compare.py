@@ -75,6 +75,7 @@ def compare(
     execution: Execution = Execution(),
     *,
     grid: Sequence[float] | None = None,
+    tuning_epochs: float | None = None,
     command: str = "",
 ) -> Study:
     """Run every arm with every seed, in ``out/runs/LABEL/seed-K``, and write compare.json, table, figures and report.
@@ -86,8 +87,9 @@ def compare(
         arms: resolved configurations of one problem that differ in their labels.
         seeds: seeds of the runs; the same seed gives all arms the same initial weights and sample order.
         execution: how the runs are done.
-        grid: learning rates that each arm is first tried with, on a separate seed and with the same budget. The one
-            with the lowest final training loss is kept. None: no tuning.
+        grid: learning rates that each arm is first tried with, on a separate seed. The one with the lowest final
+            training loss is kept. None: no tuning.
+        tuning_epochs: the budget of these trial runs, in #grad/n. None: that of the runs.
         command: the command line, for the report.
 
     Raises:
@@ -116,7 +118,9 @@ def compare(
         names = _arm_folders(arms, out)
         tuning = None
         if grid:
-            trials = [replace(arm, lr=lr, seed=TUNING_SEED) for arm in arms for lr in grid]
+            trials = [
+                replace(arm, lr=lr, seed=TUNING_SEED, epochs=tuning_epochs or arm.epochs) for arm in arms for lr in grid
+            ]
             places = [out / "tuning" / names[str(trial.label)] / _lr_folder(trial.lr) for trial in trials]
             losses = do("tuning", list(map(Task, trials, places)), lock)
             chosen = _choose(trials, losses)
@@ -126,6 +130,8 @@ def compare(
                 for t, loss in zip(trials, losses, strict=True)
             ]
             tuning = Tuning(grid=list(grid), seed=TUNING_SEED, outcomes=outcomes, chosen=chosen)
+            if tuning_epochs is not None:
+                tuning["epochs"] = tuning_epochs
         runs = [replace(arm, seed=seed) for seed in seeds for arm in arms]
         folders = [Path("runs", names[str(run.label)], f"seed-{run.seed}") for run in runs]
         comparison = Comparison(

@@ -26,13 +26,14 @@ from sngd.norms import Product
 from sngd.problems import load_problem
 from sngd.problems.registry import default_batch_size
 from sngd.studies.figures import plain_style, save
-from sngd.studies.runs import read_run, value
+from sngd.studies.runs import Run, read_run, value
 from sngd.studies.spelled_norm import norm_of_model
 from sngd.training import RunConfig
-from sngd.training.engine import RunState, part
+from sngd.training.environment import environment
 from sngd.training.folder_lock import make_folder, turn_to_publish
 from sngd.training.metrics import Row
-from sngd.training.run_folder import RunFolder, environment, write_json
+from sngd.training.run_folder import RunFolder, write_json
+from sngd.training.run_state import RunState, part
 from sngd.training.tracking import DISTANCES, TRACKED, noise_batch_size, training_objective
 
 if TYPE_CHECKING:
@@ -203,19 +204,30 @@ def _point(target: str, seed: int, device: str, data: Path | None) -> tuple[RunS
         config = RunConfig(target, "sngd", seed=seed, batch_size=batch_size, device=device)
         return RunState(config.resolved(problem.n), problem), f"initial weights, seed {seed}", []
     found = read_run(target)
-    files = RunFolder(target)
+    run = run_at_its_end(found, device, data)
+    cost = run.loop.oracle_calls / run.problem.n
+    return run, f"{found.label}, seed {found.seed}, after {cost:.4g} #grad/n", found.curve
+
+
+def run_at_its_end(run: Run, device: str, data: Path | None) -> RunState:
+    """The run as its checkpoint has it, with the last weights.
+
+    Raises:
+        FileNotFoundError: its folder holds no checkpoint.
+        ValueError: the checkpoint is broken, or of another run.
+    """
+    files = RunFolder(run.path)
     checkpoint = files.load_checkpoint()
     if checkpoint is None:
-        raise FileNotFoundError(f"{target}: has no checkpoint.pt, the weights to measure are not there")
-    config = replace(found.settings, device=device, track=None)
+        raise FileNotFoundError(f"{run.path}: has no checkpoint.pt, the weights to measure are not there")
+    config = replace(run.settings, device=device, track=None)
     problem = load_problem(config.problem, data)
-    run = RunState(config.resolved(problem.n), problem)
+    state = RunState(config.resolved(problem.n), problem)
     with files.naming_checkpoint(), part("model"):
-        run.model.load_state_dict(checkpoint["model"])
+        state.model.load_state_dict(checkpoint["model"])
     with files.naming_checkpoint(), part("loop"):
-        run.loop.load_state_dict(checkpoint["loop"])
-    cost = run.loop.oracle_calls / problem.n
-    return run, f"{found.label}, seed {found.seed}, after {cost:.4g} #grad/n", found.curve
+        state.loop.load_state_dict(checkpoint["loop"])
+    return state
 
 
 def _noise(objective: Objective, samples: int, generator: torch.Generator, norm: Product) -> Noise:

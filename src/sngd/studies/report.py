@@ -355,8 +355,9 @@ def _tuning(study: Study) -> str:
     for label in labels:
         texts = [_trial(losses, label, lr, chosen.get(label) == lr) for lr in grid]
         body.append(f'<tr><th scope="row">{escape(label)}</th>{_tags("td", texts)}</tr>')
+    budget = f" and a budget of {tuning['epochs']:g} #grad/n" if "epochs" in tuning else ""
     intro = "Every method tried the same learning rates, and the lowest training loss was chosen (bold)." + (
-        f" The search used seed {tuning['seed']}."
+        f" The search used seed {tuning['seed']}{budget}."
     )
     edges = "".join(f'<p class="warning">{escape(note)}</p>' for note in _edge_notes(grid, chosen))
     return _section("Learning-rate search", f"<p>{intro}</p>{_scroll('Learning-rate search', head, body)}{edges}")

@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from sngd.studies.packed import STUDY, ascii_place, is_packed, read_packed
 from sngd.training.config import RunConfig, StoredConfig, read_config
+from sngd.training.environment import Environment
 from sngd.training.methods import recorded_parameters
 from sngd.training.metrics import Row, read_rows
-from sngd.training.run_folder import Environment, is_set_aside
+from sngd.training.run_folder import is_set_aside
 from sngd.training.schema import Count, Line, Positive, check, read
 
 Floats = npt.NDArray[np.float64]
@@ -43,6 +44,7 @@ class Tuning(TypedDict):
     """The search for learning rates before a comparison: every arm tried with every one of the grid."""
 
     grid: list[Positive]
+    epochs: NotRequired[Positive]  # the budget of a trial, if it is not that of the runs
     seed: Count
     outcomes: list[Trial]
     chosen: dict[str, Positive]  # by label

@@ -28,7 +28,7 @@ class Bound:
     `progress` falls with the distance travelled, `curvature` grows with the learning rate, `noise` falls with the batch
     size. If `squared`, the terms bound E‖∇F(w̄)‖², and the bound is the root of their sum (Jensen).
 
-    Example:
+    Examples:
         >>> Bound(1.0, 0.5, 0.5).total, Bound(3.0, 0.0, 1.0, squared=True).total
         (2.0, 2.0)
     """
@@ -75,7 +75,7 @@ def sngd_bound(
     Raises:
         ValueError: if an argument is out of its range.
 
-    Example:
+    Examples:
         >>> bound = sngd_bound(Smooth(4), sigma=1, gap=2.3, lr=0.05, batch_size=100, steps=460)
         >>> round(bound.progress, 9), bound.curvature, bound.noise, round(bound.total, 9)
         (0.1, 0.1, 0.2, 0.4)
@@ -140,7 +140,7 @@ def stagewise_bound(
     Raises:
         ValueError: if an argument is out of its range.
 
-    Example:
+    Examples:
         >>> from sngd.stages import harmonic
         >>> bound = stagewise_bound(
         ...     Smooth(4), sigma=1, gap=2, plan=harmonic(rho=1, stages=9, distance=1), batch_size=100
@@ -208,7 +208,7 @@ def momentum_bound(
     Raises:
         ValueError: if an argument is out of its range.
 
-    Example:
+    Examples:
         >>> constants = {"sigma": 1, "gap": 2.3, "lr": 1e-4, "batch_size": 1}
         >>> bound = momentum_bound(Smooth(4), momentum=0.98, steps=200_000, **constants)
         >>> round(bound.progress, 4), round(bound.curvature, 4), round(bound.noise, 4)
@@ -284,7 +284,7 @@ def stagewise_momentum_bound(
     Raises:
         ValueError: if an argument is out of its range, or the plan has no momentum.
 
-    Example:
+    Examples:
         >>> from sngd.stages import agnostic
         >>> bound = stagewise_momentum_bound(Smooth(1), sigma=1, gap=1, plan=agnostic(1.0, 10_000), batch_size=1)
         >>> round(bound.progress, 3), round(bound.curvature, 3), round(bound.noise, 3)
@@ -344,7 +344,7 @@ def capped_bound(
     Raises:
         ValueError: if an argument is out of its range.
 
-    Example:
+    Examples:
         >>> bound = capped_bound(Smooth(4), sigma=1, gap=2, lr=0.1, max_scale=0.25, batch_size=100, steps=400)
         >>> round(bound.progress, 9), bound.curvature, round(bound.noise, 9)
         (0.1, 0.1, 0.3)
@@ -376,7 +376,7 @@ def sgd_bound(smoothness: Smooth, *, sigma: float, gap: float, lr: float, batch_
     Raises:
         ValueError: if an argument is out of its range.
 
-    Example:
+    Examples:
         >>> bound = sgd_bound(Smooth(4), sigma=1, gap=2, lr=0.25, batch_size=16, steps=64)
         >>> bound.progress, bound.noise, bound.total
         (0.25, 0.0625, 0.5590169943749475)
@@ -415,7 +415,7 @@ def spider_variance(
     Raises:
         ValueError: if an argument is out of its range.
 
-    Example:
+    Examples:
         >>> spider_variance(Smooth(2), sigma=1, lr=0.5, batch_size=8, anchor_batch_size=4, period=5)
         0.75
     """
@@ -456,7 +456,7 @@ def spider_sfo_bound(
     Raises:
         ValueError: if an argument is out of its range.
 
-    Example:
+    Examples:
         ε = ½, L = 1, σ = 1, Δ = 1, n_0 = 1; the bound is below 5ε = 2.5, since N is rounded up and V has M − 1:
 
         >>> bound = spider_sfo_bound(Smooth(1), sigma=1, gap=1, lr=0.5, max_scale=0.5, batch_size=4,

@@ -19,7 +19,7 @@ class Inexact:
     Raises:
         ValueError: if a value is out of its range.
 
-    Example:
+    Examples:
         >>> step = Inexact(shortfall=0.25, overshoot=0.5)
         >>> step.share, step.length, step.error
         (0.75, 1.5, 2.25)

@@ -29,7 +29,7 @@ def lemma1(
     Raises:
         ValueError: if an argument is out of its range, or `smoothness` is (L0, L1), the class of Lemma 2.
 
-    Example:
+    Examples:
         F(w) = w² has L = 2. A step of length ½ from w = 1 leads to ½, and |F′(1)| = 2:
 
         >>> lemma1(Smooth(2), value=1, next_value=0.25, lr=0.5, error=0)
@@ -62,7 +62,7 @@ def lemma2(
     Raises:
         ValueError: if an argument is out of its range, or `smoothness` is L, the class of Lemma 1.
 
-    Example:
+    Examples:
         F(w) = cosh w has F″ ≤ 1 + |F′|. A step of length ½ from w = 1, where |F′(1)| = 1.175:
 
         >>> from math import cosh
@@ -100,7 +100,7 @@ def capped_lemma(
     Raises:
         ValueError: if an argument is out of its range.
 
-    Example:
+    Examples:
         F(w) = w² has L = 2. From w = 1, with |F′(1)| = 2 and β = ¼, a step of length ½ leads to ½:
 
         >>> capped_lemma(Smooth(2), value=1, next_value=0.25, lr=1, max_scale=0.25, error=0)

@@ -4,6 +4,7 @@
 |---------------------|-----------------------------------------|------------------|
 | `sngd`              | Theorem 1, or 2 for (L0, L1)            | target = 4ε, 8ε  |
 | `s-sngd:harmonic`   | Corollary 1 of Theorem 3, or 4          | target = 4ε, 8ε  |
+| `s-sngd:harmonic-even` | Remark 1 to Theorem 3, or 4          | target = 4ε, 8ε  |
 | `s-sngd:geometric`  | Corollary 2 of Theorem 3, or 4          | target = 4ε, 8ε  |
 | `sgd`               | Ghadimi and Lan 2013, Theorem 2.1       | target = ε       |
 | `spider-sfo`        | Fang et al. 2018, Theorem 1, n_0 = 1    | target = 5ε      |
@@ -15,12 +16,12 @@ So methods are compared at the same *target*, a bound on E‖∇F(w̄)‖*: with
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from math import ceil, exp, isclose, log, sqrt
+from math import ceil, exp, inf, isclose, log, sqrt
 from typing import Any
 
 from sngd.checks import non_negative, positive, shown
 from sngd.cost import differences
-from sngd.stages import StagePlan, constant, geometric, harmonic
+from sngd.stages import StagePlan, constant, geometric, harmonic, harmonic_even
 from sngd.theory.bounds import (
     Bound,
     mean_of_noise,
@@ -44,7 +45,9 @@ class Plan:
     Attributes:
         method: one of `PLANNED`; up to the colon it is the name that `sngd train --method` knows.
         theorem: the source of the bound.
-        smoothness, sigma, gap: what was given.
+        smoothness: L, or L0 and L1, as given.
+        sigma: σ, as given.
+        gap: Δ, as given.
         target: the bound asked for.
         lr: α; of the first stage, for a stage plan.
         batch_size: b.
@@ -130,8 +133,8 @@ def plan(
 
     `epsilon` gives the theorem's own choice, for SNGD α = 2ε/L, b = ⌈σ²/ε²⌉ and ⌈LΔ/(2ε²)⌉ steps (Theorem 1), or
     α = min{ε/L0, 1/(2 L1)}, b = ⌈σ²/ε²⌉ and ⌈Δ/(αε)⌉ steps (Theorem 2). `target` τ gives the cheapest run under the
-    bound: for real numbers that is the theorem's choice at ε = τ/4 (τ/8 for Theorem 2, if αL1 ≤ ½ does not bind); what
-    rounding b up saves goes into longer steps. For `nsgd-momentum`, which takes one sample a step, nothing is
+    bound: for real numbers that is the theorem's choice at ε = τ/4 (τ/8 for Theorem 2, if αL1 ≤ ½ does not bind); for
+    SNGD the whole numbers about it are tried. For `nsgd-momentum`, which takes one sample a step, nothing is
     published: ε means the cheapest run for the target 4ε.
 
     Args:
@@ -139,19 +142,20 @@ def plan(
         smoothness: L, or L0 and L1; only L for `sgd`, `spider-sfo` and `nsgd-momentum`: in mean square over the samples
             for `spider-sfo`, and of the gradient, as in `momentum_bound`, for `nsgd-momentum`.
         sigma: σ ≥ 0, E‖∇f(w; a) − ∇F(w)‖₂² ≤ σ².
-        gap: Δ = F(w_0) − inf F > 0; for `s-sngd` δ, which must hold at the start of every stage.
+        gap: Δ = F(w_0) − inf F > 0; for `s-sngd` δ, which must hold at the start of every stage (for
+            `harmonic-even` only at the first).
         epsilon: ε > 0; what it means for the target is in the table above.
         target: τ > 0, the bound on E‖∇F(w̄)‖*; either this or `epsilon`.
         rho: ρ > 0, the learning rate of the first stage, for `s-sngd`; at most 1/(2 L1), and 1/3 for `geometric`.
             Default, lowered to 1/(2 L1) where that is less: for `harmonic` √(2δ/L) or √(δ/L0), with which stage t takes
-            t + 1 steps; for `geometric` 0.1.
+            t + 1 steps; for `harmonic-even` √(Δ/H) in place of √δ there, H = 1 + ½ + … + 1/T; for `geometric` 0.1.
         kappa: κ > 0 with ‖v‖* ≤ κ‖v‖₂ for all v, where steps are normalized in another norm than the Euclidean one; L
             (L0 and L1) are then that norm's. `sgd` and `spider-sfo` are Euclidean.
 
     Raises:
         ValueError: if an argument is out of its range, or the run would be longer than can be counted.
 
-    Example:
+    Examples:
         >>> best = plan("sngd", Smooth(4), sigma=1, gap=2.3, epsilon=0.1)
         >>> best.lr, best.batch_size, best.steps, best.oracle_calls, best.guarantee
         (0.05, 100, 460, 46000, 0.4)
@@ -244,14 +248,58 @@ def _published(problem: _Problem) -> tuple[float, int, float]:
 
 
 def _cheapest(problem: _Problem) -> tuple[float, int, float]:
-    """The same for the fewest oracle calls; the shares are derived in docs/theory.md, under "The cheapest run"."""
+    """The same for the fewest oracle calls, in whole numbers of samples and steps.
+
+    docs/theory.md derives the best b of real numbers, under "The cheapest run". The best whole numbers are near it, but
+    not always next to it: with few steps, or few samples a step, rounding one of them up costs much. So whole numbers
+    are tried about it, of b if there are fewer of these than of steps, and otherwise of N.
+    """
     c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
     _, target = problem.accuracy(4 * c)
-    curvature = min(target / 4, k * max_lr)
-    batch_size = _batch_size(2 * c * problem.noise / ((target - curvature) * 2 / 3))
+    real = _batch_size(2 * c * problem.noise / ((target - min(target / 4, k * max_lr)) * 2 / 3))
+    steps = _ceil(_steps_for(problem, real))
+    if real <= steps:
+        batch_size = _about(real, lambda b: b * _steps_for(problem, b), lambda b: b * _ceil(_steps_for(problem, b)))
+    else:
+        number = _about(
+            steps, lambda n: n * _samples_for(problem, n), lambda n: n * _batch_size(sqrt(_samples_for(problem, n)))
+        )
+        batch_size = _batch_size(sqrt(_samples_for(problem, number)))
     rest = target - 2 * c * problem.noise / sqrt(batch_size)
     free_lr = rest / (2 * k)
     return free_lr, batch_size, rest - k * min(free_lr, max_lr)
+
+
+def _steps_for(problem: _Problem, batch_size: int) -> float:
+    """N, a real number, at the best α for this b; infinite if noise leaves nothing."""
+    c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
+    rest = problem.accuracy(4 * c)[1] - 2 * c * problem.noise / sqrt(batch_size)
+    lr = min(rest / (2 * k), max_lr)
+    return c * problem.gap / (lr * (rest - k * lr)) if rest > k * lr > 0 else inf
+
+
+def _samples_for(problem: _Problem, steps: int) -> float:
+    """b, a real number, for so many steps with the best α; infinite if they are too few whatever b is."""
+    c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
+    free_lr = sqrt(c * problem.gap / (k * steps))  # progress and curvature are equal
+    lr = min(free_lr, max_lr)
+    noise = problem.accuracy(4 * c)[1] - k * lr - c * problem.gap / (lr * steps)
+    return (2 * c * problem.noise / noise) ** 2 if noise > 0 else inf
+
+
+_TRIED = 10_000  # whole numbers on each side; further away the loss by rounding is less than one in ten thousand
+
+
+def _about(start: int, real: Callable[[int], float], whole: Callable[[int], float]) -> int:
+    """The whole number near ``start`` ≥ 1 with the least ``whole``, which is at least ``real``, that has one valley."""
+    best, least = start, whole(start) if real(start) < inf else inf
+    for direction in (1, -1):
+        for number in range(start + direction, max(0, start + direction * _TRIED), direction):
+            if real(number) >= least and least < inf:
+                break
+            if real(number) < inf and whole(number) < least:
+                best, least = number, whole(number)
+    return best
 
 
 def _harmonic(name: str, problem: _Problem) -> Plan:
@@ -267,7 +315,40 @@ def _harmonic(name: str, problem: _Problem) -> Plan:
     progress = _rest(problem, batch_size, curvature=2 * k * rho / (stages + 1))
     # With S ≥ ρ, p_{t+1}/S_t never decreases although the M_t are rounded up, so progress keeps its share.
     distance = max(rho, 2 * c * problem.gap / ((stages + 1) * progress))
-    return _stagewise(name, "Corollary 1", problem, harmonic(rho, stages, distance), batch_size, rho < free_rho)
+    plan = harmonic(rho, stages, distance)
+    return _stagewise(name, "Corollary 1 of Theorem", problem, plan, batch_size, rho < free_rho)
+
+
+def _harmonic_even(name: str, problem: _Problem) -> Plan:
+    """Remark 1: cΔ/(ST) + kρH/T + 2cκσ/√b with H = 1 + ½ + … + 1/T, where S is a multiple of ρ: nothing is rounded.
+
+    S = ρ = √(cΔ/(kH)) makes the first two terms equal. If ρ is given, or αL1 ≤ ½ limits it, T is the least for which
+    the second term takes at most half of what noise leaves, and S is what the first term then needs.
+    """
+    c, k, max_lr = problem.smoothness.factor, problem.smoothness.curvature, problem.smoothness.max_lr
+    epsilon, _ = problem.accuracy(4 * c)
+    batch_size = _batch_size(problem.noise / epsilon)
+    rest = 2 * c * epsilon if problem.exact is not None else _rest(problem, batch_size, curvature=0.0)
+    stages, harmonic_number = _harmonic_stages(lambda t, h: 2 * sqrt(c * problem.gap * k * h) <= rest * t)
+    free_rho = sqrt(c * problem.gap / (k * harmonic_number)) if problem.rho is None else problem.rho
+    rho = min(free_rho, max_lr) if problem.rho is None else problem.rho
+    times = 1
+    if problem.rho is not None or rho < free_rho:
+        stages, harmonic_number = _harmonic_stages(lambda t, h: k * rho * h <= rest / 2 * t)
+        progress = rest - k * rho * harmonic_number / stages
+        times = max(1, _ceil(c * problem.gap / (rho * stages * progress)))
+    plan = harmonic_even(rho, stages, times * rho)
+    return _stagewise(name, "Remark 1 to Theorem", problem, plan, batch_size, rho < free_rho)
+
+
+def _harmonic_stages(fits: Callable[[int, float], bool]) -> tuple[int, float]:
+    """The smallest T that fits, and H = 1 + ½ + … + 1/T, which ``fits`` is told too."""
+    harmonic_number = 0.0
+    for stages in range(1, MAX_STAGES + 1):
+        harmonic_number += 1 / stages
+        if fits(stages, harmonic_number * (1 - 1e-12)):
+            return stages, harmonic_number
+    raise OverflowError
 
 
 def _geometric(name: str, problem: _Problem) -> Plan:
@@ -289,7 +370,8 @@ def _geometric(name: str, problem: _Problem) -> Plan:
     progress = _rest(problem, batch_size, curvature(stages))
     distance = c * problem.gap * (1 - 2 * rho) / ((1 - (2 * rho) ** stages) * progress)
     plan = geometric(rho, stages, distance)
-    return _stagewise(name, "Corollary 2", problem, plan, batch_size, problem.rho is None and rho < 0.1)
+    limited = problem.rho is None and rho < 0.1
+    return _stagewise(name, "Corollary 2 of Theorem", problem, plan, batch_size, limited)
 
 
 def _rest(problem: _Problem, batch_size: int, curvature: float) -> float:
@@ -301,11 +383,9 @@ def _rest(problem: _Problem, batch_size: int, curvature: float) -> float:
     return target - 2 * c * problem.noise / sqrt(batch_size) - curvature
 
 
-def _stagewise(
-    name: str, corollary: str, problem: _Problem, plan: StagePlan, batch_size: int, lr_limited: bool
-) -> Plan:
+def _stagewise(name: str, source: str, problem: _Problem, plan: StagePlan, batch_size: int, lr_limited: bool) -> Plan:
     smoothness = problem.smoothness
-    theorem = f"{corollary} of Theorem {3 if isinstance(smoothness, Smooth) else 4}"
+    theorem = f"{source} {3 if isinstance(smoothness, Smooth) else 4}"
     return Plan(
         name,
         theorem,
@@ -472,6 +552,7 @@ def _floor(x: float) -> int:
 _PLANNERS: dict[str, Callable[[str, _Problem], Plan]] = {
     "sngd": _sngd,
     "s-sngd:harmonic": _harmonic,
+    "s-sngd:harmonic-even": _harmonic_even,
     "s-sngd:geometric": _geometric,
     "sgd": _sgd,
     "spider-sfo": _spider_sfo,

@@ -35,7 +35,7 @@ class Smooth:
     Raises:
         ValueError: if L is not finite and positive.
 
-    Example:
+    Examples:
         >>> Smooth(4).curvature, Smooth(4).max_lr
         (2.0, inf)
     """
@@ -74,7 +74,7 @@ class RelaxedSmooth:
     Raises:
         ValueError: if a constant is out of its range.
 
-    Example:
+    Examples:
         >>> RelaxedSmooth(3, 2).curvature, RelaxedSmooth(3, 2).max_lr
         (6.0, 0.25)
     """

@@ -1,5 +1,7 @@
 """The measurements of a row of metrics: losses, accuracies, and ‖∇F(w)‖, the stationarity gap."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -8,6 +10,8 @@ from sngd.norms.global_norm import global_norm
 from sngd.problems import Problem
 from sngd.problems.problem import classifies
 from sngd.training.ranks import ALONE, Ranks
+
+Measured = dict[str, float | None]
 
 CHUNK = 2**19  # input numbers evaluated at a time, and 4096 targets at most: few samples of them if they are large
 
@@ -19,7 +23,7 @@ def evaluate(
     grad_norm: bool = True,
     norm: Product | None = None,
     ranks: Ranks = ALONE,
-) -> dict[str, float | None]:
+) -> Measured:
     """Measure ``model`` in eval mode on all of the problem's data, each rank on its share.
 
     Args:
@@ -49,16 +53,26 @@ def evaluate(
         )
     finally:
         model.train(was_training)
-    row = {
+    losses = {
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
         "test_loss": test_loss,
         "test_accuracy": test_accuracy,
-        "grad_norm": global_norm(gradients).item() if grad_norm else None,
     }
-    if norm is None or norm.is_euclidean:
-        return row
-    return row | {"dual_grad_norm": norm.exact.dual(gradients).item() if grad_norm else None}
+    return losses | gradient_norms(gradients if grad_norm else None, norm)
+
+
+def gradient_norms(gradients: Sequence[Tensor] | None, norm: Product | None) -> Measured:
+    """``grad_norm`` and, in another ``norm`` than ‖·‖₂, ``dual_grad_norm``; None without gradients."""
+    norms: Measured = {"grad_norm": None if gradients is None else global_norm(gradients).item()}
+    if norm is not None and not norm.is_euclidean:
+        norms["dual_grad_norm"] = None if gradients is None else norm.exact.dual(gradients).item()
+    return norms
+
+
+def chunk_size(inputs: Tensor, targets: Tensor) -> int:
+    """Samples evaluated at a time, so that memory is bounded."""
+    return max(64, min(4096 // max(1, targets[0].numel()), CHUNK // max(1, inputs[0].numel())))
 
 
 def _measure(
@@ -66,7 +80,7 @@ def _measure(
 ) -> tuple[float | None, float | None, list[Tensor]]:
     """Loss, accuracy and, if asked, the loss's gradient."""
     n, own = len(inputs), ranks.share(len(inputs))
-    chunk = max(64, min(4096 // max(1, targets[0].numel()), CHUNK // max(1, inputs[0].numel())))
+    chunk = chunk_size(inputs, targets)
     params = [p for p in model.parameters() if p.requires_grad]
     gradients = [torch.zeros_like(p) for p in params]
     loss = torch.zeros((), dtype=torch.float64, device=inputs.device)

@@ -143,7 +143,7 @@ def _check_options(optimizer: Optimizer, saved: Sequence[Mapping[str, object]], 
     for own, group in zip(optimizer.state_dict()["param_groups"], saved, strict=True):
         for name in scheduled & group.keys():
             value = group[name]
-            if type(value) is not float or not 0 <= value < inf:
+            if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value < inf:
                 raise ValueError(f"the optimizer's {name} must be finite and at least 0, got {shown(value)}")
         for name in own.keys() & group.keys() - {"params", "perturbed"} - scheduled:
             value = group[name]

@@ -16,6 +16,7 @@ SPELLINGS = (
     "poly[:power=1.1][:stages=T]",
     "multistep[:milestones=80/120][:factor=0.1]",
     "harmonic[:stages=10][:distance=S]",
+    "harmonic-even[:stages=10][:distance=S]",
     "geometric[:stages=3][:distance=S]",
     "agnostic, any of them with [:warmup=EPOCHS]",
     "FILE.json",
@@ -35,7 +36,8 @@ def build_plan(spec: str, lr: float, epochs: float, steps_per_epoch: float) -> S
             * ``multistep``, options ``milestones`` (epochs joined by ``/``; half and three quarters of the run) and
               ``factor`` (0.1);
             * ``harmonic``, options ``stages`` (10) and ``distance`` (what makes the plan as long as the run);
-            * ``geometric``, the same (3); its lr must be below ½;
+            * ``harmonic-even``, the same, but a random output is drawn as Remark 1 says;
+            * ``geometric``, the same as ``harmonic`` (3); its lr must be below ½;
             * ``agnostic``, which sets the momentum too: for methods with momentum;
 
             and for each of them ``warmup``, the epochs in which the learning rate rises from a sixth to its height.
@@ -90,9 +92,18 @@ def _multistep(options: Options, lr: float, epochs: float, steps_per_epoch: floa
 
 
 def _harmonic(options: Options, lr: float, epochs: float, steps_per_epoch: float) -> StagePlan:
+    return stages.harmonic(lr, *_harmonic_size(options, lr, epochs, steps_per_epoch))
+
+
+def _harmonic_even(options: Options, lr: float, epochs: float, steps_per_epoch: float) -> StagePlan:
+    return stages.harmonic_even(lr, *_harmonic_size(options, lr, epochs, steps_per_epoch))
+
+
+def _harmonic_size(options: Options, lr: float, epochs: float, steps_per_epoch: float) -> tuple[int, float]:
+    """Stages and distance."""
     count = _count(options, "stages")
     filling = _steps(epochs, steps_per_epoch) / sum(t / lr for t in range(1, count + 1))
-    return stages.harmonic(lr, count, _number(options, "distance") if options["distance"] else filling)
+    return count, _number(options, "distance") if options["distance"] else filling
 
 
 def _geometric(options: Options, lr: float, epochs: float, steps_per_epoch: float) -> StagePlan:
@@ -110,6 +121,7 @@ PLANS: dict[str, tuple[Options, Build]] = {
     "poly": ({"power": "1.1", "stages": ""}, _poly),
     "multistep": ({"milestones": "", "factor": "0.1"}, _multistep),
     "harmonic": ({"stages": "10", "distance": ""}, _harmonic),
+    "harmonic-even": ({"stages": "10", "distance": ""}, _harmonic_even),
     "geometric": ({"stages": "3", "distance": ""}, _geometric),
     "agnostic": ({}, _agnostic),
 }

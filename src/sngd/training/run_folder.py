@@ -3,31 +3,27 @@
 import io
 import json
 import os
-import platform
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from sngd.checks import cut
 from sngd.training.checkpoint_file import load
 from sngd.training.config import StoredConfig, read_config
+from sngd.training.environment import environment
 from sngd.training.folder_lock import FolderLock, locked, make_folder, temporary_name
 from sngd.training.metrics import Row, as_lines, lines_of, parse_rows, read_rows
 from sngd.training.schema import Count, Malformed, NonNegative, UnknownKey, check, content_of
 
 _FILES = ("config.json", "environment.json", "metrics.jsonl", "checkpoint.pt")
 _ADVICE = "; start again with --overwrite"
-
-
-Environment = dict[str, str | int | float | None]  # versions and machine
 
 
 class BrokenRun(ValueError):
@@ -181,9 +177,18 @@ class RunFolder:
         except Malformed:
             return 0
 
+    def has_ended(self) -> bool:
+        """Whether the run has ended, by its checkpoint; by its last row if its weights were not kept.
+
+        Raises:
+            BrokenRun: see ``load_checkpoint``.
+        """
+        checkpoint = self.load_checkpoint()
+        return self.final_rows() > 0 if checkpoint is None else checkpoint["finished"]
+
     def save_checkpoint(self, state: dict[str, Any]) -> None:
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(tree_map(_whole, state), buffer)
         with self._writing():
             replace_file(self._checkpoint, buffer.getvalue())
 
@@ -272,6 +277,13 @@ class RunFolder:
             parse_rows(known, self._metrics)
 
 
+def _whole(value: object) -> object:
+    """A tensor that is a view of a larger one as a tensor of its own: torch would save the larger one."""
+    if isinstance(value, Tensor) and value.layout == torch.strided and value.untyped_storage().nbytes() > value.nbytes:
+        return value.clone()
+    return value
+
+
 def is_set_aside(path: Path) -> bool:
     """Whether a folder bears the name that ``set_aside_if_broken`` gives."""
     return re.search(r"\.broken-\d+$", path.name) is not None
@@ -322,32 +334,3 @@ def write_json(path: Path, content: Any, *, compact: bool = False) -> None:
     """Write ``content`` as JSON; ``compact`` puts it in one line, for large files that nobody reads."""
     form: dict[str, Any] = {"separators": (",", ":")} if compact else {"indent": 2}
     replace_file(path, json.dumps(content, **form, allow_nan=False, ensure_ascii=False).encode() + b"\n")
-
-
-def environment() -> Environment:
-    """The versions and the machine of a run."""
-    return {
-        "sngd": _version("sngd"),
-        "torch": torch.__version__,
-        "numpy": _version("numpy"),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "cores": os.cpu_count(),
-        "cuda": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _processor() -> str:
-    if sys.platform == "linux":
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -9,12 +9,22 @@ import pytest
 
 from sngd.paper import reproduce as registry
 from sngd.paper.reproduce import reproduce
-from sngd.paper.trained import alternatives, norms, pictures, runs, sensitivity
+from sngd.paper.trained import (
+    alternatives,
+    counting,
+    large_batches,
+    norms,
+    pictures,
+    reduced_variance,
+    runs,
+    sensitivity,
+    spider_sizes,
+    variation,
+)
 from sngd.paper.trained.experiments import (
     BASE,
     EXPERIMENTS,
     FIG4,
-    PROFILES,
     READINGS,
     Arm,
     Experiment,
@@ -33,16 +43,24 @@ from sngd.training.plan_words import build_plan
 from studies.fake_runs import write_comparison, write_run
 
 N = 1437  # of the fake runs
+TABLES = {
+    **EXPERIMENTS,
+    "variation": variation.EXPERIMENTS,
+    "counting": counting.EXPERIMENTS,
+    "spider-sizes": spider_sizes.EXPERIMENTS,
+    "large-batches": large_batches.EXPERIMENTS,
+    "reduced-variance": reduced_variance.EXPERIMENTS,
+}
 
 
 def fake(figure: str, profile: str, out: Path, diverge: dict[str, int] | None = None) -> Path:
     """The folder of a figure as its runs leave it; ``diverge`` by label, after so many rows, of seed 0."""
-    for experiment in EXPERIMENTS[figure][profile]:
+    for experiment in TABLES[figure][profile]:
         folder, chosen = out / experiment.name, {}
         for place, arm in enumerate(experiment.arms):
             chosen[arm.label] = lr = arm.lr or experiment.grid[min(place, 2)]
             params = {"anchor_batch_size": 1024, "period": 16} if arm.method == "spider-sfo" else {}
-            for seed in range(experiment.seeds):
+            for seed in experiment.seed_numbers:
                 write_run(
                     folder / "runs" / arm.label / f"seed-{seed}",
                     arm.label,
@@ -50,7 +68,7 @@ def fake(figure: str, profile: str, out: Path, diverge: dict[str, int] | None = 
                     lr=lr,
                     floor=0.02 + 0.02 * place,
                     epochs=4,
-                    diverge=(diverge or {}).get(arm.label) if seed == 0 else None,
+                    diverge=(diverge or {}).get(arm.label) if seed == experiment.first_seed else None,
                     config={"method": arm.method, "plan": arm.plan, "params": params, "problem": experiment.problem},
                 )
         outcomes = [
@@ -68,14 +86,14 @@ def fake(figure: str, profile: str, out: Path, diverge: dict[str, int] | None = 
 
 
 def test_every_profile_can_be_configured():
-    for profiles in EXPERIMENTS.values():
-        assert tuple(profiles) == PROFILES
+    for figure, profiles in TABLES.items():
+        assert set(profiles) == set(registry.FIGURES[figure].profiles)
         for experiments in profiles.values():
             assert len({experiment.name for experiment in experiments}) == len(experiments)
             for experiment in experiments:
                 configs = experiment.configs("cpu")
                 assert len({config.label for config in configs}) == len(configs)
-                assert all(config.threads == 1 and not config.grad_norm for config in configs)
+                assert all(config.threads == 1 for config in configs)
 
 
 def test_the_papers_own_setting():
@@ -109,6 +127,18 @@ def test_small_figure_2_is_the_papers():
     assert all(experiment.seeds >= 5 for experiment in EXPERIMENTS["fig2"]["small"])
 
 
+def test_what_was_written_down_before_it_was_run_has_fresh_seeds():
+    later = [*variation.EXPERIMENTS["small"], *EXPERIMENTS["fig3"]["small"], *EXPERIMENTS["fig4"]["small"]]
+    assert [(e.first_seed, e.seeds) for e in later] == [(100, 20), (100, 20), (100, 8), (100, 20), (100, 8)]
+    readings = experiments_by_reading("small").values()
+    assert {e.seed_numbers for found in readings for part in found.values() for e in part} == {range(100, 105)}
+
+
+def test_c3_is_measured_at_evaluations_enough():
+    for experiment in variation.EXPERIMENTS["small"]:
+        assert 0.75 * experiment.epochs / experiment.eval_every >= variation.EVALUATIONS
+
+
 def test_what_is_changed_is_a_departure():
     changed = fig3_scaled("cifar10-resnet8:1024", 32, 4)
     assert changed.departures[:3] == (
@@ -133,11 +163,11 @@ def test_alternatives_change_what_they_say():
     readings = experiments_by_reading("small")
     assert list(readings) == list(READINGS)
     problems = {name: {e.problem for part in found.values() for e in part} for name, found in readings.items()}
-    assert problems["no augmentation"] == {"cifar10-resnet8:4000:unaugmented", "cifar10-resnet8:1000:unaugmented"}
-    assert "mnist-mlp:12000:normalized" in problems["inputs scaled otherwise"]
+    assert problems["no augmentation"] == {"cifar10-resnet8:unaugmented", "cifar10-resnet8:10000:unaugmented"}
+    assert "mnist-mlp:normalized" in problems["inputs scaled otherwise"]
     (staged,) = readings["poly by step"]["fig3"]
     (arm,) = staged.arms
-    assert (arm.label, arm.plan) == ("S-SNGD(v1), α=0.5", f"poly:stages={round(3 * 4000 / 64)}")
+    assert (arm.label, arm.plan) == ("S-SNGD(v1), α=0.5", f"poly:stages={round(2 * 50_000 / 128)}")
     assert readings["poly by step"]["fig2"] == []
     assert not any(arm.beyond for found in readings[BASE].values() for e in found for arm in e.arms)
 
@@ -250,7 +280,7 @@ def test_readings_are_measured_and_keep_what_they_leave_alone(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("figure", ["fig2", "fig3", "fig4", "sensitivity", "alternatives"])
+@pytest.mark.parametrize("figure", ["fig2", "variation", "fig3", "fig4", "sensitivity", "alternatives"])
 def test_every_figure_is_drawn(figure, tmp_path):
     fake(figure, "quick", tmp_path)
     measurements = registry.FIGURES[figure].measure("quick", tmp_path)

@@ -23,7 +23,7 @@ from sngd.paper.trained.runs import (
     measure_experiments,
 )
 from sngd.studies.figures import plain_style, save, styles
-from sngd.training.run_folder import Environment
+from sngd.training.environment import Environment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

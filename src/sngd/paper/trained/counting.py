@@ -2,14 +2,19 @@
 
 SPIDER-SFO evaluates B samples at an anchor, and b samples at two points at each of the M − 1 steps that follow. A step
 of the other methods evaluates b samples at one point, so all ways of counting agree on them.
+
+By the last way SPIDER-SFO's runs of Figure 2 end at a quarter of the axis. Those of ``EXPERIMENTS`` last to its
+end.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from sngd.cost import Cost, differences
+from sngd.paper.trained.experiments import BATCH_SIZES, FRESH, Experiment, fig2, scaled
 from sngd.paper.trained.runs import CURVE_KEYS, ArmMeasured, ExperimentMeasured, FigureMeasured
 
 
@@ -26,6 +31,24 @@ COUNTINGS = (
     Counting("b a step", lambda evaluated, b: evaluated._replace(anchor=b, between=b)),
 )
 """The first is that of the runs."""
+BY_STEP = COUNTINGS[-1]
+
+
+def _to_the_end(experiment: Experiment, anchor_batch_size: int = 1024) -> Experiment:
+    """The same with SPIDER-SFO's budget such that its runs, counted by ``BY_STEP``, end where the others do."""
+    b = experiment.batch_size
+    evaluated = differences(anchor_batch_size, b, anchor_batch_size // (2 * b))  # the method's defaults
+    longer = experiment.epochs * evaluated.of_a_period / BY_STEP.of_period(evaluated, b).of_a_period
+    arms = [replace(arm, epochs=longer) if arm.method == "spider-sfo" else arm for arm in experiment.arms]
+    return replace(experiment, arms=tuple(arms), first_seed=FRESH)
+
+
+_FIGURE_2 = [_to_the_end(fig2(b)) for b in BATCH_SIZES]
+EXPERIMENTS = {
+    "quick": [_to_the_end(scaled(fig2(32), problem="digits-mlp", epochs=4, seeds=2))],
+    "small": _FIGURE_2,
+    "paper": _FIGURE_2,
+}
 
 
 def recount(measured: FigureMeasured, counting: Counting) -> FigureMeasured:

@@ -21,7 +21,8 @@ from sngd.paper.trained.sensitivity import FACTOR, plateau
 from sngd.studies.figures import DASH_LENGTHS, Style, plain_labels, plain_style, save, styles
 from sngd.studies.markdown import markdown_table
 from sngd.studies.runs import Study, read_study
-from sngd.training.run_folder import Environment, replace_file
+from sngd.training.environment import Environment
+from sngd.training.run_folder import replace_file
 from sngd.training.schema import Count, NonNegative, Positive
 
 if TYPE_CHECKING:

@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 
 TITLES = {
     "fig2": "Figure 2: a small non-convex model",
+    "counting": "Figure 2 where SPIDER-SFO's steps count b samples each",
+    "variation": "How much the curves of SNGD and SPIDER-SFO vary",
     "fig3": "Figure 3: large non-convex models",
     "fig4": "Figure 4: S-SNGD and S-SGD with large batches",
+    "reduced-variance": "Methods that reduce variance, at equal calls and equal tuning",
 }
 
 

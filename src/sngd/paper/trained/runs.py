@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, cast
 
@@ -12,37 +12,44 @@ from sngd.paper.trained.experiments import EXPERIMENTS, Arm, Experiment, device_
 from sngd.studies.compare import compare
 from sngd.studies.execution.execution import Execution
 from sngd.studies.runs import Floats, Run, Study, Tuning, interpolate, read_study, value
-from sngd.training.run_folder import Environment
+from sngd.training.environment import Environment
 from sngd.training.schema import Count, NonNegative, Positive
 
 CurveKey = Literal["train_loss", "test_accuracy"]
 CURVE_KEYS: tuple[CurveKey, ...] = ("train_loss", "test_accuracy")
 
 
-def run(figure: str, profile: str, out: Path, command: str, execution: Execution) -> None:
+Table = Mapping[str, Sequence[Experiment]]  # a figure's experiments by profile
+
+
+def run(
+    figure: str, profile: str, out: Path, command: str, execution: Execution, *, table: Table | None = None
+) -> None:
     """Do the runs of a figure that ``out`` lacks, each experiment as ``compare`` does it, in a folder of its own.
 
     Args:
-        figure: a key of ``EXPERIMENTS``.
-        profile: one of ``PROFILES``.
+        figure: its name; a key of ``EXPERIMENTS`` if there is no ``table``.
+        profile: one of the table's.
         out: the figure's folder, made if need be.
         command: the command line, for the reports.
         execution: how the runs are done; ``begin`` is told titles that name figure and experiment. A cluster's GPUs
             serve the paper's profile if a run's share of them is named.
+        table: the figure's experiments, if they are not those of ``EXPERIMENTS``.
 
     Raises:
         ValueError: see ``compare``.
         Interrupted: ``execution.should_stop`` said so; the same call goes on.
     """
     device = device_of(profile, execution.ray.gpus if execution.ray else None)
-    experiments = EXPERIMENTS[figure][profile]
+    experiments = (table or EXPERIMENTS[figure])[profile]
     for number, experiment in enumerate(experiments, 1):
         compare(
             experiment.configs(device),
-            range(experiment.seeds),
+            experiment.seed_numbers,
             out / experiment.name,
             execution.titled(f"{figure}, study {number} of {len(experiments)}, {experiment.name}"),
             grid=experiment.grid or None,
+            tuning_epochs=experiment.tuning_epochs,
             command=command,
         )
 
@@ -61,6 +68,8 @@ class Finals(TypedDict):
 
     train_loss: list[float | None]
     test_accuracy: list[float | None]  # in [0, 1]
+    test_loss: NotRequired[list[float | None]]  # earlier measurements have none
+    grad_norm: NotRequired[list[float | None]]  # ‖∇F‖, where it was measured
 
 
 class Curves(TypedDict):
@@ -117,14 +126,15 @@ class FigureMeasured(TypedDict):
     environment: NotRequired[Environment]
 
 
-def measure(figure: str, profile: str, out: Path) -> FigureMeasured:
-    """The figure's measurements from the runs that ``out`` holds, and from nothing else.
+def measure(figure: str, profile: str, out: Path, *, table: Table | None = None) -> FigureMeasured:
+    """The figure's measurements from the runs that ``out`` holds, and from nothing else; arguments as for ``run``.
 
     Raises:
         FileNotFoundError: there are none of an experiment.
         ValueError: a run is absent or has not finished; see ``read_study`` for broken files.
     """
-    return {"figure": figure, "profile": profile, **measure_experiments(EXPERIMENTS[figure][profile], out)}
+    experiments = (table or EXPERIMENTS[figure])[profile]
+    return {"figure": figure, "profile": profile, **measure_experiments(experiments, out)}
 
 
 def measure_experiments(experiments: Sequence[Experiment], out: Path) -> ExperimentsMeasured:
@@ -153,7 +163,7 @@ def _measure_experiment(experiment: Experiment, study: Study) -> ExperimentMeasu
 
 def finished_runs(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
     """The arm's runs of all seeds; ValueError if one is absent or has not finished."""
-    runs = [run for run in study.arms.get(arm.label, []) if run.finished and run.seed < experiment.seeds]
+    runs = [run for run in study.arms.get(arm.label, []) if run.finished and run.seed in experiment.seed_numbers]
     if len(runs) < experiment.seeds:
         raise ValueError(
             f"{study.folder}: {len(runs)} finished runs of {arm.label!r}, must be {experiment.seeds}: run it again"
@@ -178,13 +188,23 @@ def _measure_arm(arm: Arm, runs: list[Run]) -> ArmMeasured:
         "beyond": arm.beyond,
         "seeds": [run.seed for run in runs],
         "diverged": [run.seed for run in runs if run.diverged],
-        "final": {"train_loss": final_values(runs, "train_loss"), "test_accuracy": final_values(runs, "test_accuracy")},
+        "final": _finals(runs),
         "curves": {
             "grads_over_n": costs.tolist(),
             "train_loss": [_curve(run, "train_loss", costs) for run in runs],
             "test_accuracy": [_curve(run, "test_accuracy", costs) for run in runs],
         },
     }
+
+
+def _finals(runs: Sequence[Run]) -> Finals:
+    found: Finals = {
+        "train_loss": final_values(runs, "train_loss"),
+        "test_accuracy": final_values(runs, "test_accuracy"),
+        "test_loss": final_values(runs, "test_loss"),
+    }
+    norms = final_values(runs, "grad_norm")
+    return found if norms.count(None) == len(norms) else {**found, "grad_norm": norms}
 
 
 def final_values(runs: Sequence[Run], key: str) -> list[float | None]:

@@ -9,6 +9,7 @@ from sngd.training import Progress, RunConfig
 
 OnProgress = Callable[[int, Progress], None]  # (index of the run, how far it is)
 OnWarning = Callable[[str], None]
+OnPlan = Callable[[str], None]
 Begin = Callable[[str, Sequence[RunConfig]], OnProgress]
 
 
@@ -39,6 +40,10 @@ def _warn(text: str) -> None:
     warnings.warn(text, stacklevel=2)
 
 
+def _unsaid(_text: str) -> None:
+    pass
+
+
 def _never() -> bool:
     return False
 
@@ -52,6 +57,8 @@ class Execution:
     Args:
         jobs: runs at a time on this machine, ≥ 1, each in a process with its share of the cores. Default: as many as
             there are cores, at most one a run.
+        replicas: the most runs that a process trains as one, ≥ 1, see ``sngd.training.replicas``; 1: each by itself.
+            Default: as many as gain by it. On a cluster each run is trained by itself.
         ray: do the runs on a Ray cluster instead, as many at a time as their shares allow, see ``ray_runs``.
         data: folder of data sets. Default: see ``sngd.problems.load_problem``.
         overwrite: throw away what the folders hold; otherwise finished runs are kept, and the others gone on with.
@@ -61,24 +68,30 @@ class Execution:
             that is running; lastly, for every one that is finished, with the whole budget spent.
         on_warning: told, in a line, what a user should know and what stops nothing, such as a damaged folder that was
             set aside. Default: a Python warning.
+        on_plan: told, in a line each, how many runs are done at a time, and which of them cannot be trained as one.
         should_stop: called repeatedly. Once it is true, running runs save a checkpoint, and ``Interrupted`` is raised.
 
     Raises:
-        ValueError: ``jobs`` or a share of ``ray``'s is out of range, or both are given.
+        ValueError: ``jobs``, ``replicas`` or a share of ``ray``'s is out of range, or ``ray`` is given with one of the
+            others.
     """
 
     jobs: int | None = None
+    replicas: int | None = None
     ray: RayCluster | None = None
     data: Path | None = None
     overwrite: bool = False
     tensorboard: bool = False
     begin: Begin = _unwatched
     on_warning: OnWarning = _warn
+    on_plan: OnPlan = _unsaid
     should_stop: Callable[[], bool] = _never
 
     def __post_init__(self) -> None:
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}")
+        if self.replicas is not None and self.replicas < 1:
+            raise ValueError(f"replicas must be at least 1, got {self.replicas}")
         if self.ray is None:
             return
         if not self.ray.cpus > 0:
@@ -89,6 +102,8 @@ class Execution:
             raise ValueError(
                 "jobs and ray exclude each other: a cluster does as many runs at a time as their shares allow"
             )
+        if self.replicas is not None and self.replicas > 1:
+            raise ValueError(f"replicas must be 1 with ray, which trains each run by itself, got {self.replicas}")
 
     def titled(self, prefix: str) -> "Execution":
         """The same, but titles of batches begin with ``prefix``."""
@@ -100,4 +115,4 @@ class Execution:
 
     def portable(self) -> "Execution":
         """The same without this process's functions, which cannot be sent to another process."""
-        return replace(self, begin=_unwatched, on_warning=_warn, should_stop=_never)
+        return replace(self, begin=_unwatched, on_warning=_warn, on_plan=_unsaid, should_stop=_never)

@@ -4,21 +4,26 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from typing import Any
 
+import torch
+
 from sngd.studies.execution.execution import Execution, OnProgress
+from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.ray_runs import run_on_ray
-from sngd.studies.execution.task import Task, check_there, do_task, finished
-from sngd.training import Interrupted, Progress
+from sngd.studies.execution.task import Task, Verdict, check_there, do_tasks, examine, finished
+from sngd.training import Interrupted, Progress, RunConfig
 from sngd.training.folder_lock import make_folder
 from sngd.training.metrics import Row
+from sngd.training.run_folder import RunFolder
 
 POLL_SECONDS = 0.1
 
@@ -52,15 +57,14 @@ def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: st
 def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgress) -> list[Row]:
     cores = os.cpu_count() or 1
     jobs = min(execution.jobs or cores, max(1, len(tasks)))
+    threads = max(1, cores // jobs)
     context = multiprocessing.get_context("spawn")
     stop, messages = context.Event(), context.Queue()
-    with _ignore_interrupts():  # Ctrl-C reaches the workers through `stop`, so that they can save
-        pool = ProcessPoolExecutor(jobs, context, _start_worker, (stop, messages, max(1, cores // jobs)))
-        futures = {pool.submit(_work, index, task, execution.portable()): index for index, task in enumerate(tasks)}
-
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (stop, messages, threads))
+    futures: dict[Future[list[Row]], list[int]] = {}
     ended: set[int] = set()
 
-    def tell(done: set[Future[Row]]) -> None:
+    def tell(done: set[Future[list[Row]]]) -> None:
         while not messages.empty():
             index, news = messages.get()
             if isinstance(news, str):
@@ -69,42 +73,96 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
                 on_progress(index, news)
         for future in done:
             if not future.cancelled() and not future.exception():
-                ended.add(futures[future])
-                on_progress(futures[future], finished(future.result()))
+                for index, row in zip(futures[future], future.result(), strict=True):
+                    ended.add(index)
+                    on_progress(index, finished(row))
 
+    pending: set[Future[list[Row]]] = set()
     try:
+        groups = _grouped(pool, tasks, execution, jobs, threads)
+        with _ignore_interrupts():
+            for group in groups:
+                own = {index: tasks[index] for index in group}
+                futures[pool.submit(_work, own, execution.portable())] = group
         pending = set(futures)
         while pending:
             done, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
             tell(done)
             if execution.should_stop() or any(future.exception() for future in done):
                 break
+    except BrokenProcessPool:
+        raise Interrupted(_KILLED) from None
     finally:
         stop.set()
         pool.shutdown(wait=True, cancel_futures=True)
     tell(pending)  # those that ended while the others were stopping
-    return _results(list(futures), tasks)
+    return _results(futures, tasks)
 
 
-def _results(futures: Sequence[Future[Row]], tasks: Sequence[Task]) -> list[Row]:
+_KILLED = "a worker process was killed; the same command goes on from the last checkpoints"
+
+
+def _grouped(
+    pool: ProcessPoolExecutor, tasks: Sequence[Task], execution: Execution, jobs: int, threads: int
+) -> list[list[int]]:
+    """The tasks that a worker trains as one, by index. Says what is done, unless all runs have ended."""
+    kinds = alike(tasks)
+    ended = {index for index, task in enumerate(tasks) if _has_ended(task, execution)}
+    open_kinds = {key: indices for key, indices in kinds.items() if len(indices) > 1 and not ended.issuperset(indices)}
+    verdicts: dict[Hashable, Verdict] = {}
+    if open_kinds and execution.replicas != 1:
+        configs = [tasks[indices[0]].config for indices in open_kinds.values()]
+        answers = _examined(pool, configs, execution, jobs)
+        verdicts = dict(zip(open_kinds, answers, strict=True))
+    found = in_groups(kinds, {key: verdict.most for key, verdict in verdicts.items()}, jobs)
+    if len(ended) < len(tasks):
+        for line in plan_in_words(tasks, found, verdicts, jobs, threads):
+            execution.on_plan(line)
+    return found
+
+
+def _has_ended(task: Task, execution: Execution) -> bool:
+    try:
+        return not execution.overwrite and RunFolder(task.folder).has_ended()
+    except ValueError:  # damaged files; the worker says more of them
+        return False
+
+
+def _examined(
+    pool: ProcessPoolExecutor, configs: Sequence[RunConfig], execution: Execution, jobs: int
+) -> list[Verdict]:
+    """The verdicts on runs of these kinds. Each worker loads the problem for it, which it needs anyway."""
+    with _ignore_interrupts():
+        futures = {pool.submit(_examine, configs, execution.portable()) for _ in range(jobs)}
+    done: set[Future[list[Verdict]]] = set()
+    while not done:
+        done, _ = wait(futures, POLL_SECONDS, FIRST_COMPLETED)
+        if execution.should_stop():
+            raise Interrupted("stopped before the first run; the same command goes on")
+    return next(iter(done)).result()
+
+
+def _results(futures: Mapping[Future[list[Row]], Sequence[int]], tasks: Sequence[Task]) -> list[Row]:
     errors = [error for f in futures if not f.cancelled() and (error := f.exception())]
     for error in errors:
         if isinstance(error, BrokenProcessPool):
-            raise Interrupted("a worker process was killed; the same command goes on from the last checkpoints")
+            raise Interrupted(_KILLED)
         if not isinstance(error, Interrupted):
             raise error
-    if errors or any(future.cancelled() for future in futures):
-        finished = sum(not f.cancelled() and not f.exception() for f in futures)
-        raise Interrupted(f"stopped with {finished} of {len(tasks)} runs finished; the same command goes on")
-    return [future.result() for future in futures]
+    ended = [future for future in futures if not future.cancelled() and not future.exception()]
+    rows = {i: row for future in ended for i, row in zip(futures[future], future.result(), strict=True)}
+    if len(rows) < len(tasks):
+        raise Interrupted(f"stopped with {len(rows)} of {len(tasks)} runs finished; the same command goes on")
+    return [rows[index] for index in range(len(tasks))]
 
 
 @contextmanager
 def _ignore_interrupts() -> Iterator[None]:
+    """Processes that are started inside ignore Ctrl-C: it reaches them through ``stop``, so that they can save."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # processes started now inherit it
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit
     try:
         yield
     finally:
@@ -126,13 +184,20 @@ def _exit_with_parent() -> None:
     os._exit(1)  # a checkpoint is enough to go on from
 
 
-def _work(index: int, task: Task, execution: Execution) -> Row:
+def _examine(configs: Sequence[RunConfig], execution: Execution) -> list[Verdict]:
+    torch.set_num_threads(_worker["threads"])
+    return [examine(config, execution) for config in configs]
+
+
+def _work(tasks: Mapping[int, Task], execution: Execution) -> list[Row]:
     if _worker["stop"].is_set():
         raise Interrupted("not started")
-    check_there(task)
+    for task in tasks.values():
+        check_there(task)
+    indices = list(tasks)
 
-    def tell(news: Progress | str) -> None:
-        _worker["messages"].put((index, news))
+    def tell(place: int, news: Progress | str) -> None:
+        _worker["messages"].put((indices[place], news))
 
-    execution = replace(execution, on_warning=tell, should_stop=_worker["stop"].is_set)
-    return do_task(task, execution, _worker["threads"], on_progress=tell)
+    execution = replace(execution, on_warning=partial(tell, 0), should_stop=_worker["stop"].is_set)
+    return do_tasks(list(tasks.values()), execution, _worker["threads"], tell)

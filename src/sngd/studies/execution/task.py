@@ -1,8 +1,9 @@
 """A task of a study, that is one run to do, and how a worker does it in any process and on any machine."""
 
 import errno
-from collections.abc import Callable
-from functools import lru_cache
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,8 @@ from sngd.problems import Problem, load_problem
 from sngd.studies.execution.execution import Execution
 from sngd.training import Progress, RunConfig, train
 from sngd.training.metrics import Row
+from sngd.training.replicas.alike import NO_GAIN, most_replicas, reason_against
+from sngd.training.replicas.train import train_together
 from sngd.training.run_folder import BrokenRun, RunFolder
 
 
@@ -20,6 +23,13 @@ class Task(NamedTuple):
 
     config: RunConfig
     folder: Path
+
+
+class Verdict(NamedTuple):
+    """How many runs of one kind may be trained as one; if it is 1, why."""
+
+    most: int
+    reason: str | None = None
 
 
 def do_task(task: Task, execution: Execution, threads: int, on_progress: Callable[[Progress], None]) -> Row:
@@ -41,6 +51,50 @@ def do_task(task: Task, execution: Execution, threads: int, on_progress: Callabl
     except BrokenRun as error:  # the files are undamaged, but of another run
         execution.on_warning(RunFolder(task.folder).set_aside(error))
         return _train(task, execution, on_progress)
+
+
+def do_tasks(
+    tasks: Sequence[Task], execution: Execution, threads: int, on_progress: Callable[[int, Progress], None]
+) -> list[Row]:
+    """``do_task`` of several runs that are trained as one; ``on_progress`` gets the place of the run in ``tasks``."""
+    if len(tasks) > 1:
+        torch.set_num_threads(threads)
+        try:
+            return _train_together(tasks, execution, on_progress)
+        except BrokenRun:
+            pass  # each run by itself finds out whether it is meant
+    return [do_task(task, execution, threads, partial(on_progress, place)) for place, task in enumerate(tasks)]
+
+
+def _train_together(
+    tasks: Sequence[Task], execution: Execution, on_progress: Callable[[int, Progress], None]
+) -> list[Row]:
+    for task in tasks if not execution.overwrite else []:
+        if warning := RunFolder(task.folder).set_aside_if_broken():
+            execution.on_warning(warning)
+    return train_together(
+        [task.config for task in tasks],
+        [task.folder for task in tasks],
+        lambda: _problem(tasks[0].config.problem, execution.data),
+        resume=not execution.overwrite,
+        overwrite=execution.overwrite,
+        tensorboard=execution.tensorboard,
+        on_progress=on_progress,
+        should_stop=execution.should_stop,
+    )
+
+
+def examine(config: RunConfig, execution: Execution) -> Verdict:
+    """Whether runs of this kind can be trained as one, and how many gain by it. It loads the problem.
+
+    Raises, if the problem cannot be loaded, what ``sngd.problems.load_problem`` does.
+    """
+    problem = _problem(config.problem, execution.data)
+    if not isinstance(problem.train[0], torch.Tensor):
+        return Verdict(1, "its samples are read when they are needed")
+    most = min(most_replicas(config, problem), execution.replicas or sys.maxsize)
+    reason = reason_against(config, problem) if most > 1 else NO_GAIN
+    return Verdict(1 if reason else most, reason)
 
 
 def _train(task: Task, execution: Execution, on_progress: Callable[[Progress], None]) -> Row:

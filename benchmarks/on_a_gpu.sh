@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# What an hour of one GPU is used for, the most valuable first.
+#
+#     bash benchmarks/on_a_gpu.sh [--dry-run] [OUT]        OUT: where files go (default: runs/on-a-gpu)
+#
+# A part that is done is not repeated, and no part takes more than 8 minutes: one that needs longer is interrupted, saves
+# where it is, and goes on when its turn comes again. So the same command continues after any interruption, also with 15
+# minutes today and 15 tomorrow. OUT/keep holds small files alone; everything else may be thrown away.
+#
+# PYTHON        the interpreter with torch and this package (default: python)
+# SECONDS_LEFT  for the whole call (default: 3600); a part that may not fit is not begun
+set -u
+
+DRY=
+if [ "${1:-}" = --dry-run ]; then
+    DRY=1
+    shift
+fi
+OUT=${1:-runs/on-a-gpu}
+PYTHON=${PYTHON:-python}
+LEFT=${SECONDS_LEFT:-3600}
+PART=450 # seconds for a part, and half a minute to save in
+MOST=6   # times that a part is continued in one call
+
+cd "$(dirname "$0")/.." || exit 2
+export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}"
+KEEP="$OUT/keep"
+STARTED=$(date +%s)
+
+# part NAME COMMAND...: do it, unless it is done. Returns 0 when it is done, 1 when it failed or did not begin, 75 when it
+# is to be continued.
+part() {
+    local name=$1 code
+    shift
+    if [ -n "$DRY" ]; then
+        echo "$name: $*"
+        return 0
+    fi
+    if [ -e "$OUT/$name.done" ]; then
+        echo "$name: done before"
+        return 0
+    fi
+    if [ $(($(date +%s) - STARTED + PART + 30)) -gt "$LEFT" ]; then
+        echo "$name: not begun, less than $((PART + 30)) of the $LEFT seconds are left"
+        return 1
+    fi
+    echo "$name: begun at $(date +%T), log: $OUT/$name.log"
+    timeout --signal=INT --kill-after=30 "$PART" "$@" >>"$OUT/$name.log" 2>&1
+    code=$?
+    case $code in
+    0)
+        touch "$OUT/$name.done"
+        echo "$name: done"
+        ;;
+    124 | 130 | 137)
+        echo "$name: interrupted after $PART seconds, goes on later"
+        return 75
+        ;;
+    *)
+        echo "$name: failed with exit code $code: $(tail -n 1 "$OUT/$name.log")"
+        return 1
+        ;;
+    esac
+}
+
+# long NAME COMMAND...: a part that may need several turns
+long() {
+    local turn
+    for turn in $(seq "$MOST"); do
+        part "$@"
+        [ $? -eq 75 ] || return
+    done
+}
+
+if [ -z "$DRY" ]; then
+    if ! "$PYTHON" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+        echo "no GPU: $PYTHON has a torch that sees none" >&2
+        exit 2
+    fi
+    mkdir -p "$KEEP" || exit 2
+fi
+
+# 1. Is it right there? Nothing else is worth measuring before.
+part tests "$PYTHON" -m pytest -m cuda -n0 -q -p no:cacheprovider
+# 2. What a step costs, and what copying as many bytes does.
+part bench "$PYTHON" -m sngd bench step --device cuda --json "$KEEP/bench.json"
+# 3. and 4. The paper's Figures 3 and 4 in its own size; every run goes on from its last checkpoint.
+long fig3 "$PYTHON" -m sngd reproduce fig3 --profile paper --jobs 4 --out "$OUT/reproduce/fig3"
+long fig4 "$PYTHON" -m sngd reproduce fig4 --profile paper --jobs 4 --out "$OUT/reproduce/fig4"
+
+# What there is to keep: measurements and pictures of the figures, the ends of the logs, the device.
+if [ -z "$DRY" ]; then
+    for figure in fig3 fig4; do
+        mkdir -p "$KEEP/$figure"
+        find "$OUT/reproduce/$figure" -maxdepth 1 -type f -size -1024k -exec cp {} "$KEEP/$figure/" \; 2>/dev/null
+    done
+    for log in "$OUT"/*.log; do
+        [ -e "$log" ] && tail -n 50 "$log" >"$KEEP/$(basename "$log")"
+    done
+    "$PYTHON" -m torch.utils.collect_env >"$KEEP/environment.txt" 2>/dev/null
+    du -sh "$KEEP"
+fi

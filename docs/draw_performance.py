@@ -1,0 +1,209 @@
+"""Put what `results/bench.json` holds into `docs/performance.md` and `README.md`, and draw `docs/performance.svg`.
+
+    make bench    # measures, then calls this
+    make docs
+
+In the pages, what stands between `<!-- bench: NAME -->` and `<!-- end -->` is written here and nowhere else. A test
+sees when a page or the picture is not that of the committed measurements.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from math import ceil, floor, log10
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "results" / "bench.json"
+PICTURE = ROOT / "docs" / "performance.svg"
+PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
+
+MODELS = {"mlp": "MLP", "resnet56": "ResNet56", "gpt2": "GPT-2"}
+_BLOCK = re.compile(r"(<!-- bench: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+Found = dict[str, Any]
+
+
+def main() -> None:
+    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    PICTURE.write_text(drawn(found), encoding="utf-8")
+    for page in PAGES:
+        page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
+
+
+def filled(page: str, found: Found) -> str:
+    """The page with every block written anew."""
+    return _BLOCK.sub(lambda block: f"{block[1]}{BLOCKS[block[2]](found)}\n{block[3]}", page)
+
+
+# --- blocks
+
+
+def machine(found: Found) -> str:
+    at = found["step"]["environment"]
+    return (
+        f"The numbers on this page are from {at['processor']}, {at['cores']} cores, {at['threads']} threads, "
+        f"torch {at['torch']}, Python {at['python']}."
+    )
+
+
+def sizes(found: Found) -> str:
+    rows = []
+    for case, title in MODELS.items():
+        size, row = found["step"]["cases"][case], _row(found, case, "SNGD", "bare calls")
+        ours, bare = map(_time, row["seconds"])
+        rows.append([title, f"{size['tensors']:,}", f"{size['parameters']:,}", ours, bare])
+    return _table(["weights", "tensors", "entries", "SNGD's step", "bare calls"], rows)
+
+
+def step(found: Found) -> str:
+    return _models(found, lambda row: row["same"])
+
+
+def different(found: Found) -> str:
+    return _models(found, lambda row: not row["same"])
+
+
+def _models(found: Found, wanted: Callable[[Found], bool]) -> str:
+    """A table with a column for each model: the ratio, and its quartiles."""
+    cells: dict[tuple[str, str], dict[str, str]] = {}
+    for row in found["step"]["comparisons"]:
+        if row["case"] in MODELS and wanted(row):
+            cells.setdefault((row["work"], row["against"]), {})[row["case"]] = _ratio(row)
+    rows = [[*pair, *(of_models.get(case, "") for case in MODELS)] for pair, of_models in cells.items()]
+    return _table(["step", "against", *MODELS.values()], rows)
+
+
+def train(found: Found) -> str:
+    rows = [[row["case"], row["work"], row["against"], _ratio(row)] for row in found["train"]["comparisons"]]
+    return _table(["", "", "against", "ratio"], rows)
+
+
+def goals(found: Found) -> str:
+    """Every comparison that has a goal."""
+    rows = []
+    for row in (row for part in found.values() for row in part["comparisons"] if row["goal"] is not None):
+        case = MODELS.get(row["case"], row["case"])
+        rows.append([case, row["work"], row["against"], _ratio(row), f"≤ {row['goal']:g}", row["verdict"]])
+    return _table(["", "work", "against", "ratio", "goal", ""], rows)
+
+
+def readme(found: Found) -> str:
+    bare = [f"{_row(found, case, 'SNGD', 'bare calls')['ratio'][0]:.2f} for {title}" for case, title in MODELS.items()]
+    clip = [f"{_row(found, case, 'SNGD', 'clip + SGD(foreach)')['ratio'][0]:.2f}" for case in MODELS]
+    loops = [row for row in found["train"]["comparisons"] if row["against"] == "DataLoader loop"]
+    passes = [f"{row['ratio'][0]:.2f} for {row['case']}" for row in loops]
+    return (
+        f"An `SNGD` step takes {_listed(bare)} of the time of the two bare calls that it needs, "
+        f"and {_listed(clip)} of that of `clip_grad_norm_` and `SGD(foreach=True)`.\n"
+        f"A pass of `sngd train` takes {_listed(passes)} of the time of a `DataLoader` loop."
+    )
+
+
+BLOCKS: dict[str, Callable[[Found], str]] = {
+    block.__name__: block for block in (machine, sizes, step, different, train, goals, readme)
+}
+
+
+def _row(found: Found, case: str, work: str, against: str) -> Found:
+    rows = found["step"]["comparisons"]
+    (row,) = (row for row in rows if (row["case"], row["work"], row["against"]) == (case, work, against))
+    return row  # type: ignore[no-any-return]
+
+
+def _ratio(row: Found) -> str:
+    median, low, high = row["ratio"]
+    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _time(seconds: float) -> str:
+    for factor, unit in ((1, "s"), (1e3, "ms")):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} µs"
+
+
+def _listed(words: list[str]) -> str:
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else words[0]
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# --- the picture; lengths are pixels
+
+LEFT, TOP, WIDTH, HEIGHT, BETWEEN = 70, 50, 330, 250, 90
+SIDES = {"SNGD": "#1f5fa8", "clip + SGD(foreach)": "#c25a1a", "bare calls": "#777777"}
+
+
+def drawn(found: Found) -> str:
+    """How a step's time grows, with the number of tensors and with the number of entries, both axes logarithmic."""
+    panels = [
+        ("tensors of 1000 entries", _series(found, r"(\d+) tensors of 1000")),
+        ("entries in each of 4 tensors", _series(found, r"4 tensors of (10\^\d+)")),
+    ]
+    width, height = LEFT + 2 * WIDTH + BETWEEN + 30, TOP + HEIGHT + 60
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}"'
+        ' font-family="Helvetica, Arial, sans-serif" font-size="12" fill="#222">',
+        "<title>How the time of a step grows with tensors and with entries</title>",
+        f'<rect width="{width}" height="{height}" fill="#fff"/>',
+    ]
+    for n, (side, color) in enumerate(SIDES.items()):
+        x = LEFT + 190 * n
+        lines.append(f'<path d="M{x} 20h24" stroke="{color}" stroke-width="2"/><text x="{x + 30}" y="24">{side}</text>')
+    for n, (title, series) in enumerate(panels):
+        lines += _panel(LEFT + n * (WIDTH + BETWEEN), title, series)
+    return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _series(found: Found, case: str) -> dict[str, list[tuple[float, float]]]:
+    """For each side, points (size, seconds)."""
+    series: dict[str, list[tuple[float, float]]] = {side: [] for side in SIDES}
+    for row in found["step"]["comparisons"]:
+        if (match := re.fullmatch(case, row["case"])) and row["against"] in SIDES:
+            base, _, power = match[1].partition("^")
+            size = float(base) ** int(power or 1)
+            series[row["against"]].append((size, row["seconds"][1]))
+            if row["against"] == "bare calls":
+                series["SNGD"].append((size, row["seconds"][0]))
+    return series
+
+
+def _panel(left: int, title: str, series: dict[str, list[tuple[float, float]]]) -> Iterator[str]:
+    points = [point for line in series.values() for point in line]
+    x0, x1 = _ends([x for x, _ in points])
+    y0, y1 = _ends([y for _, y in points])
+
+    def x(size: float) -> float:
+        return round(left + WIDTH * (log10(size) - x0) / (x1 - x0), 1)
+
+    def y(seconds: float) -> float:
+        return round(TOP + HEIGHT * (y1 - log10(seconds)) / (y1 - y0), 1)
+
+    for power in range(x0, x1 + 1):
+        at, label = x(10.0**power), "1" if power == 0 else f"10<tspan dy='-4' font-size='9'>{power}</tspan>"
+        yield f'<path d="M{at} {TOP}V{TOP + HEIGHT}" stroke="#e4e4e4"/>'
+        yield f'<text x="{at}" y="{TOP + HEIGHT + 18}" text-anchor="middle">{label}</text>'
+    for power in range(y0, y1 + 1):
+        at = y(10.0**power)
+        yield f'<path d="M{left} {at}H{left + WIDTH}" stroke="#e4e4e4"/>'
+        yield f'<text x="{left - 6}" y="{at + 4}" text-anchor="end">{_time(10.0**power)}</text>'
+    yield f'<rect x="{left}" y="{TOP}" width="{WIDTH}" height="{HEIGHT}" fill="none" stroke="#555"/>'
+    yield f'<text x="{left + WIDTH / 2:g}" y="{TOP + HEIGHT + 40}" text-anchor="middle">{title}</text>'
+    for side, line in series.items():
+        path = "L".join(f"{x(size)} {y(seconds)}" for size, seconds in sorted(line))
+        yield f'<path d="M{path}" fill="none" stroke="{SIDES[side]}" stroke-width="2"/>'
+        yield from (f'<circle cx="{x(a)}" cy="{y(b)}" r="3" fill="{SIDES[side]}"/>' for a, b in sorted(line))
+
+
+def _ends(values: list[float]) -> tuple[int, int]:
+    """The powers of ten around all values."""
+    return floor(log10(min(values))), ceil(log10(max(values)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Write `docs/gallery.md`: every committed picture, what it shows, and the command that makes it.
+
+    make docs
+
+The commands are read from the studies and measurements beside the pictures.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+PAGE = DOCS / "gallery.md"
+
+TOP = """# Pictures
+
+Every picture of the repository, with the command that makes it. Studies that take long were made once and are kept in
+`results/`. `sngd report DIR` draws the curves of a study again in seconds.
+"""
+
+WORDS = {  # what each picture shows; a test sees that none is missing
+    "docs/architecture.svg": "The rooms of the package, and which imports which.",
+    "docs/norms.svg": "Unit balls of five norms of 2 × 2 matrices, and the step that each takes along one gradient.",
+    "results/mnist-mlp-tuned": "MNIST, each method at the best rate of the same grid: training loss and test accuracy.",
+    "results/mnist-mlp": "MNIST at the default learning rates, untuned.",
+    "results/mnist-mlp-methods": "MNIST: mini-batch and variance-reduced methods with the same number of oracle calls.",
+    "results/mnist-mlp-peers": "MNIST, five passes: SGD with momentum, AdamW and normalized methods, all tuned alike.",
+    "results/mnist-tracked": "Constants along ten passes over MNIST: gradient noise, smoothness, curvature.",
+    "results/cifar10-resnet8-one-epoch": "Every method for one pass of CIFAR-10, one seed.",
+    "results/small/fig1/fig1.png": "Figure 1: paths from a saddle and in a sharp minimum.",
+    "results/small/fig1/fig1-map.png": "Who leaves which of 40 starts, at each of 21 learning rates.",
+    "results/small/fig2/fig2.png": "Figure 2: SNGD and SPIDER-SFO on MNIST.",
+    "results/small/fig2/batch-32": "The runs of Figure 2 with batch size 32.",
+    "results/small/fig2/batch-128": "The runs of Figure 2 with batch size 128.",
+    "results/small/fig3/fig3.png": "Figure 3: stagewise methods on ResNet8 and CIFAR-10, two passes.",
+    "results/small/fig3/resnet8": "The runs of Figure 3.",
+    "results/small/fig4/fig4.png": "Figure 4: large batches on ResNet8 and a fifth of CIFAR-10.",
+    "results/small/fig4/large-batch": "The runs of Figure 4.",
+    "results/small/sensitivity/sensitivity.png": "Final training loss against the learning rate.",
+    "results/small/sensitivity/learning-rates": "The runs of the learning rates.",
+    "results/small/alternatives/alternatives.png": "Claims C1 to C6 under other readings of the paper.",
+    "results/small/conformance/conformance.png": "Lemmas and bounds held to random instances with known constants.",
+    "results/small/conformance-norms/norms.png": "The same in every norm.",
+    "results/small/scaling/scaling.png": "Oracle calls to reach a target, against the target.",
+    "results/small/relaxed/relaxed.png": "Σ cosh w_i, which is L-smooth for no L.",
+    "results/small/variance/variance.png": "Variance of SPIDER's gradient and of a mini-batch's, against the rate.",
+}
+
+
+def main() -> None:
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+def page() -> str:
+    return "\n".join([TOP, *(entry(picture) for picture in pictures())])
+
+
+def pictures() -> list[str]:
+    """Paths of all committed pictures; those of `docs/` first."""
+    found = [*DOCS.glob("*.svg"), *(ROOT / "results").rglob("*.png")]
+    return sorted(path.relative_to(ROOT).as_posix() for path in found)
+
+
+def entry(picture: str) -> str:
+    link = picture.removeprefix("docs/") if picture.startswith("docs/") else f"../{picture}"
+    words = WORDS[next(place for place in places(picture) if place in WORDS)]
+    title = picture.removeprefix("results/").removesuffix("/figures/curves.png")
+    return f"## {title}\n\n{words}\n\n    {command(picture)}\n\n![{words}]({link})\n"
+
+
+def command(picture: str) -> str:
+    """How the picture was made, from the file beside it or above it."""
+    if picture.startswith("docs/"):
+        return "make docs"
+    for place in places(picture):
+        for name in ("study.json", "measurements.json", "diagnosis.json"):
+            path = ROOT / place / name
+            if path.is_file():
+                content = json.loads(path.read_text(encoding="utf-8"))
+                return str(content.get("command") or content["comparison"]["command"])
+    raise ValueError(f"{picture}: no file beside it says how it was made")
+
+
+def places(picture: str) -> Iterator[str]:
+    """The picture and the folders that hold it, the nearest first."""
+    yield picture
+    yield from (folder.as_posix() for folder in Path(picture).parents)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""A pass of the engine over the data against a DataLoader loop, and a study of seeds against separate processes."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from sngd.bench import plain_loop
+from sngd.bench.result import Comparison, Result, compared
+from sngd.bench.timing import interleaved
+from sngd.problems import Problem, load_problem
+from sngd.training import RunConfig
+from sngd.training.run_state import RunState
+
+ENGINE, LOOP = "sngd train", "DataLoader loop"
+STUDY, PROCESSES = "sngd compare", "separate processes"
+SEEDS = 8
+_CHECKED = 20  # steps after which both must have the same weights
+_TOLERANCE = 1e-4  # of the distance that the weights have moved
+_ACCURACY = 0.01  # by which the mean test accuracies of two studies, with other seeds, may differ
+
+
+class Case(NamedTuple):
+    """One pass over the first ``samples`` training samples (None: all), with an evaluation after it or without."""
+
+    problem: str
+    batch_size: int
+    samples: int | None = None
+    evaluates: bool = False
+    goal: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.problem}, b={self.batch_size}"
+
+
+CASES = (
+    Case("mnist-mlp", 128, goal=0.35),
+    Case("mnist-mlp", 32, goal=0.5),
+    Case("cifar10-resnet8", 128, samples=2560, evaluates=True, goal=0.7),
+    Case("cifar10-resnet20", 128, samples=1280, evaluates=True, goal=0.7),
+)
+
+
+def bench_train(
+    *,
+    cases: Sequence[Case] = CASES,
+    studies: bool = True,
+    data: Path | None = None,
+    seconds: float = 20.0,
+    on_progress: Callable[[str], None] = lambda _: None,
+) -> Result:
+    """Compare passes over data, and a study of several seeds.
+
+    Args:
+        cases: what is trained.
+        studies: whether to compare the study of seeds too, which takes minutes.
+        data: folder of data sets, see ``sngd.problems.load_problem``.
+        seconds: for each case; of the study, two rounds are measured.
+        on_progress: called with what is measured next.
+
+    Raises:
+        ValueError: two sides that should do the same arithmetic do not.
+    """
+    comparisons: list[Comparison] = []
+    sizes: dict[str, dict[str, Any]] = {}
+    left_out: dict[str, str] = {}
+    for case in cases:
+        on_progress(case.name)
+        try:
+            problem = _first(load_problem(case.problem, data), case.samples)
+        except ValueError as error:  # no such data here, and no network
+            left_out[case.name] = str(error)
+            continue
+        check(case, problem)
+        sides = Sides(case, problem)
+        times = interleaved({ENGINE: sides.engine, LOOP: sides.loop}, seconds=seconds, least=3)
+        comparisons.append(compared(case.name, ENGINE, LOOP, times, goal=case.goal))
+        sizes[case.name] = {"samples": problem.n, "evaluates": case.evaluates, "rounds": len(times[ENGINE])}
+    if studies:
+        on_progress(f"{SEEDS} seeds")
+        try:
+            comparisons.append(_study(load_problem("mnist-mlp", data), data))
+        except ValueError as error:
+            left_out[f"{SEEDS} seeds"] = str(error)
+    return Result("train", "cpu", sizes, comparisons, left_out)
+
+
+def _first(problem: Problem, samples: int | None) -> Problem:
+    """The first training samples, and a fifth as many for testing."""
+    if samples is None or problem.test is None:
+        return problem
+    (x, y), (test_x, test_y), few = problem.train, problem.test, samples // 5
+    return replace(problem, train=(x[:samples], y[:samples]), test=(test_x[:few], test_y[:few]))
+
+
+class Sides:
+    """The same pass twice: by the engine, and by a plain loop with the same weights, batches and random numbers."""
+
+    def __init__(self, case: Case, problem: Problem) -> None:
+        config = RunConfig(
+            case.problem, "sgd", batch_size=case.batch_size, epochs=1e6, lr=0.1, threads=torch.get_num_threads()
+        )
+        config = replace(config.resolved(problem.n), grad_norm=False)
+        self.case, self.problem, self.steps = case, problem, problem.n // case.batch_size
+        self.run, twin = RunState(config, problem), RunState(config, problem)
+        self.model, self.augmentation = twin.model, twin.augmentation
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.order = [twin.samples.draw(case.batch_size).tolist() for _ in range(self.steps)]
+
+    def engine(self, steps: int | None = None) -> None:
+        for _ in range(steps or self.steps):
+            self.run.step()
+        if self.case.evaluates:
+            self.run.evaluate()
+
+    def loop(self, steps: int | None = None) -> None:
+        prepare = self.problem.prepare or (lambda x: x)
+        loader = DataLoader(TensorDataset(*self.problem.train), batch_sampler=self.order[:steps])
+        plain_loop.train_pass(loader, self.model, self.optimizer, self.problem.loss, self._varied, prepare)
+        if self.case.evaluates:
+            for samples in (self.problem.train, self.problem.test):
+                if samples is not None:
+                    plain_loop.evaluated(samples, self.model, self.problem.loss, prepare)
+
+    def _varied(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.problem.augmented((x, y), self.augmentation)
+
+
+def check(case: Case, problem: Problem) -> None:
+    """ValueError unless some steps of both sides lead to the same weights."""
+    sides = Sides(case._replace(evaluates=False), problem)
+    before = [p.detach().clone() for p in sides.model.parameters()]
+    steps = min(_CHECKED, sides.steps)
+    sides.engine(steps)
+    sides.loop(steps)
+    pairs = zip(sides.run.model.parameters(), sides.model.parameters(), strict=True)
+    apart = _length([a.detach() - b.detach() for a, b in pairs])
+    moved = _length([p.detach() - b for p, b in zip(sides.model.parameters(), before, strict=True)])
+    if not apart <= _TOLERANCE * moved:
+        raise ValueError(
+            f"{case.name}: {ENGINE} and {LOOP} must do the same arithmetic, but after {steps} steps their weights "
+            f"differ by {apart / moved:.2g} of the way"
+        )
+
+
+def _length(tensors: Sequence[Tensor]) -> float:
+    return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt())
+
+
+# --- several seeds
+
+
+def _study(problem: Problem, data: Path | None) -> Comparison:
+    """A study of several seeds, one pass each, against as many processes with a plain loop, as many at a time."""
+    jobs = max(1, torch.get_num_threads())
+    accuracies: dict[str, float] = {}
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "data.pt")
+        torch.save((problem.train, problem.test), path)
+
+        def study() -> None:
+            accuracies[STUDY] = _compare(Path(folder, "study"), jobs, data)
+
+        def processes() -> None:
+            command = [sys.executable, plain_loop.__file__, str(path)]
+            with ThreadPoolExecutor(jobs) as pool:
+                printed = pool.map(lambda seed: _output([*command, str(seed), "1", "128"]), range(SEEDS))
+                accuracies[PROCESSES] = fmean(map(float, printed))
+
+        times = interleaved({STUDY: study, PROCESSES: processes}, seconds=0, least=2, warm_up=0)
+    ours, theirs = accuracies[STUDY], accuracies[PROCESSES]
+    if abs(ours - theirs) > _ACCURACY:
+        raise ValueError(
+            f"{STUDY} and {PROCESSES} must do the same arithmetic, but their test accuracies are {ours:.3f} and "
+            f"{theirs:.3f}"
+        )
+    return compared(f"{SEEDS} seeds, mnist-mlp, b=128", STUDY, PROCESSES, times)
+
+
+def _compare(folder: Path, jobs: int, data: Path | None) -> float:
+    """Do the study; the mean test accuracy of its runs."""
+    words = ["compare", "mnist-mlp", "--methods", "sgd", "--seeds", str(SEEDS), "--epochs", "1", "--lr", "0.1"]
+    words += ["--batch-size", "128", "--jobs", str(jobs), "--out", str(folder), "--overwrite"]
+    _output([sys.executable, "-m", "sngd", *words, *(("--data", str(data)) if data else ())])
+    files = list(folder.rglob("metrics.jsonl"))
+    return fmean(json.loads(file.read_text().splitlines()[-1])["test_accuracy"] for file in files)
+
+
+def _output(command: list[str]) -> str:
+    """What a command prints; ValueError with its last line if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command[:3])} failed: {(done.stderr.strip().splitlines() or ['?'])[-1]}")
+    return done.stdout

@@ -1,0 +1,82 @@
+"""The command that measures what a step and a pass over the data cost on this machine."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from sngd.cli.console import err, out
+from sngd.cli.options import Data
+from sngd.cli.torchrun import refuse_several_processes
+
+if TYPE_CHECKING:
+    from sngd.bench import Comparison, Result
+
+
+def bench(
+    what: Annotated[Literal["step", "train"], typer.Argument(help="An optimizer's step, or a pass over the data.")],
+    file: Annotated[
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Also write this JSON file; another benchmark's part in it stays."),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few rounds: to see that it runs.")] = False,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where steps are taken.")] = "cpu",
+    data: Data = None,
+) -> None:
+    """Measure ratios of times on this machine: this package's against torch's bare calls and what else users write.
+
+    Both sides of a ratio are checked to compute the same, then timed in turn. A ratio is the median over all rounds,
+    with its quartiles; below 1 this package is quicker. "≠" marks what computes something else.
+    """
+    from sngd.bench import bench_step, bench_train, read_results, write_result
+    from sngd.bench.train import Case
+    from sngd.training.ranks import ALONE
+
+    refuse_several_processes("bench")
+    ALONE.device(device)  # an error if it is absent
+    if what == "train" and device != "cpu":
+        raise ValueError(f"--device is for step, train is measured on the CPU: leave out {device}")
+    if file is not None:  # an error before anything is measured
+        if file.exists():
+            read_results(file)
+        elif not file.parent.is_dir():
+            raise ValueError(f"{file}: the folder must exist")
+
+    def tell(case: str) -> None:
+        err.print(f"measuring {case}", highlight=False)
+
+    if what == "step":
+        much = {"cases": ("tiny",), "seconds": 0.05} if quick else {}
+        result = bench_step(device=device, on_progress=tell, **much)
+    elif quick:
+        result = bench_train(cases=[Case("digits-mlp", 32)], studies=False, seconds=0.5, on_progress=tell)
+    else:
+        result = bench_train(data=data, on_progress=tell)
+    for line in lines(result):
+        out.print(line, highlight=False, soft_wrap=True)
+    if file is not None:
+        write_result(result, file)
+        out.print(f"written: {file}", soft_wrap=True, highlight=False)
+
+
+def lines(result: "Result") -> Iterator[str]:
+    """The result as a table of at most 70 columns."""
+    case = None
+    for row in result.comparisons:
+        if row.case != case:
+            case = row.case
+            sizes = result.cases.get(case, {})
+            about = ", ".join(f"{value:,} {key}" for key, value in sizes.items() if type(value) is int)
+            yield f"{case}: {about}" if about else case
+        yield _line(row)
+    for name, reason in result.left_out.items():
+        yield f"left out: {name}: {reason}"
+
+
+def _line(row: "Comparison") -> str:
+    work = row.work.removeprefix("SNGD ")
+    against = row.against if row.same else f"≠ {row.against}"
+    quartiles = "–".join(f"{value:.2f}" if value < 10 else f"{value:.1f}" for value in row.ratio[1:])
+    goal = "" if row.goal is None else f"≤{row.goal:g} {row.verdict}"
+    return f"{work:10} {against:29} {row.ratio.median:5.2f} {quartiles:9} {goal}".rstrip()

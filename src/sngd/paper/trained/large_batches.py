@@ -1,0 +1,262 @@
+"""Large batches where they can be trained to the end: C12 to C14.
+
+Figure 4's networks end far from a minimum after few passes. These small ones get there at four batch sizes. §6.2
+explains the advantage of S-SNGD by its leaving sharp minima, so the sharpness at the last weights is measured too, also
+of Figure 4's runs.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import product
+from math import exp, log
+from pathlib import Path
+from statistics import fmean, linear_regression
+from typing import TYPE_CHECKING, cast
+
+from sngd.diagnose.interval import mean_interval
+from sngd.paper.trained import runs
+from sngd.paper.trained.comparing import (
+    ERROR,
+    FINAL,
+    LEVEL,
+    LOSS,
+    TEST_LOSS,
+    TINY,
+    Pair,
+    Values,
+    as_context,
+    compare,
+    compare_values,
+    count_divergence,
+    evidence_of,
+    final_comparisons,
+    final_test_losses,
+    has_arms,
+)
+from sngd.paper.trained.experiments import FIG4, FIG4_SMALL, FRESH, POLY, Arm, Experiment
+from sngd.paper.trained.pictures import page_of
+from sngd.paper.trained.runs import ArmMeasured, ExperimentMeasured, FigureMeasured
+from sngd.paper.trained.sharpness import Sharpness, measure_sharpness, stored_sharpness
+from sngd.paper.verdicts import Evidence, Quantity, above, reach_of_mean
+from sngd.studies.execution.execution import Execution
+from sngd.studies.figures import DASH_LENGTHS, Style, plain_labels, plain_style, save, styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+WINNER, LOSER = "S-SNGD", "S-SGD"
+LARGE = 2048  # the least batch size at which C12 is judged
+
+# ---- what is run ---------------------------------------------------------------------------------------------
+
+
+def _experiment(problem: str, batch_size: int, epochs: float = 40, seeds: int = 5) -> Experiment:
+    """Figure 4's arms on a small network."""
+    return Experiment(
+        f"{problem.partition(':')[0]}-{batch_size}",
+        problem,
+        batch_size,
+        epochs,
+        tuple(Arm(arm.label, arm.method, plan=POLY, beyond=arm.beyond) for arm in FIG4.arms),
+        seeds,
+        eval_every=epochs / 4,
+        grid=FIG4.grid,
+        first_seed=FRESH,
+        departures=(f"a small network, trained for {epochs:g} #grad/n",),
+    )
+
+
+BATCH_SIZES = (128, 512, 2048, 8192)
+EXPERIMENTS = {
+    "quick": [_experiment("digits-mlp", b, 8, 2) for b in (64, 256)],
+    "small": [*(_experiment("mnist-mlp", b) for b in BATCH_SIZES), FIG4_SMALL],
+    "paper": [*(_experiment(problem, b) for problem in ("mnist-mlp", "fashion-mlp") for b in BATCH_SIZES), FIG4],
+}
+
+
+class LargeBatches(FigureMeasured):
+    """The experiments, and λ_max where their runs ended: by experiment, label and seed."""
+
+    sharpness: Sharpness
+
+
+def run(profile: str, out: Path, command: str, execution: Execution) -> None:
+    """As ``runs.run``; then every run's sharpness is measured."""
+    runs.run("large-batches", profile, out, command, execution, table=EXPERIMENTS)
+    measure_sharpness(EXPERIMENTS[profile], out, execution.titled("large-batches"))
+
+
+def measure(profile: str, out: Path) -> LargeBatches:
+    """The measurements of the runs in ``out``, and what sharpness.json holds.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``runs.measure``.
+    """
+    measured = runs.measure("large-batches", profile, out, table=EXPERIMENTS)
+    return cast(LargeBatches, {**measured, "sharpness": stored_sharpness(out)})
+
+
+# ---- judged --------------------------------------------------------------------------------------------------
+
+
+def judge_large_batches(measured: LargeBatches) -> Evidence:
+    """C12: S-SNGD against S-SGD, both tuned, with batches of at least ``LARGE`` samples. Others are context."""
+    trained = _to_the_end(measured)
+    pairs = [Pair(key, e, WINNER, LOSER) for key, e in trained.items() if e["batch_size"] >= LARGE]
+    return evidence_of([measured], final_comparisons(pairs), [*final_test_losses(pairs), *_context(trained)])
+
+
+def judge_growth(measured: LargeBatches) -> Evidence:
+    """C13: the logarithm of S-SGD's final training loss over S-SNGD's grows with that of the batch size.
+
+    Each seed has a slope (least squares over the batch sizes), whose mean must be positive.
+    """
+    problems = _by_problem(_to_the_end(measured))
+    comparisons = [partial(_compare_growth, problem, sizes) for problem, sizes in problems.items()]
+    return evidence_of([measured], comparisons)
+
+
+def judge_sharpness(measured: LargeBatches) -> Evidence:
+    """C14: the sharpness where S-SGD ends over that where S-SNGD ends, in the geometric mean over seeds, above 1.
+
+    It depends on how far the loss has fallen, so the ratio of the training losses stands beside it. A run that diverged
+    has no sharpness, and its seed is left out.
+    """
+    experiments = {key: e for key, e in measured["experiments"].items() if has_arms(e, WINNER, LOSER)}
+    comparisons = [partial(_compare_sharpness, key, e, measured["sharpness"]) for key, e in experiments.items()]
+    losses = [as_context(_compare_losses(key, e)) for key, e in experiments.items()]
+    return evidence_of([measured], comparisons, [quantity for quantity in losses if quantity])
+
+
+def _to_the_end(measured: LargeBatches) -> dict[str, ExperimentMeasured]:
+    """The experiments on small networks, which are trained to the end."""
+    return {key: e for key, e in measured["experiments"].items() if not e["problem"].startswith("cifar10")}
+
+
+def _context(trained: Mapping[str, ExperimentMeasured]) -> Iterator[Quantity]:
+    """What S-SNGD gains with smaller batches, and what normalization gains where both have momentum."""
+    small = [Pair(key, e, WINNER, LOSER) for key, e in trained.items() if e["batch_size"] < LARGE]
+    momentum = [Pair(key, e, "SNGM", "S-SGD with momentum") for key, e in trained.items()]
+    for pair, criterion in product([*small, *momentum], FINAL):
+        if found := as_context(compare(pair.key, pair.experiment, criterion, pair.winner, pair.loser)):
+            yield found
+
+
+def _by_problem(trained: Mapping[str, ExperimentMeasured]) -> dict[str, list[ExperimentMeasured]]:
+    problems: dict[str, list[ExperimentMeasured]] = {}
+    for experiment in trained.values():
+        if has_arms(experiment, WINNER, LOSER):
+            problems.setdefault(experiment["problem"], []).append(experiment)
+    return problems
+
+
+def _compare_growth(problem: str, sizes: Sequence[ExperimentMeasured], level: float) -> Quantity | None:
+    """The slope of log(S-SGD's loss / S-SNGD's) against log b; None if there is one size, or one seed."""
+    name = f"{problem}: growth of log(final training loss, {LOSER} / {WINNER}) with the logarithm of the batch size"
+    ours, theirs = ([LOSS.values(e["arms"][label]) for e in sizes] for label in (WINNER, LOSER))
+    seeds = len(ours[0])
+    if len(sizes) < 2 or seeds < 2:
+        return None
+    if any(None in values for values in ours) or any(values.count(None) == seeds for values in theirs):
+        return count_divergence(name, _count_diverged(ours), _count_diverged(theirs), seeds)
+    ratios = [_log_ratios(cast("list[float]", a), b) for a, b in zip(ours, theirs, strict=True)]
+    logs = [log(e["batch_size"]) for e in sizes]
+    slopes = [linear_regression(logs, seed).slope for seed in zip(*ratios, strict=True)]
+    return above(name, mean_interval(slopes, level), 0, essential=True, reach=reach_of_mean(slopes, level))
+
+
+def _count_diverged(by_size: Sequence[Values]) -> int:
+    """The most runs that diverged at one batch size."""
+    return max(values.count(None) for values in by_size)
+
+
+def _log_ratios(ours: Sequence[float], theirs: Values) -> list[float]:
+    """A competitor's run that diverged counts as the worst of the others."""
+    worst = max(value for value in theirs if value is not None)
+    return [log(max(worst if b is None else b, TINY) / max(a, TINY)) for a, b in zip(ours, theirs, strict=True)]
+
+
+def _compare_sharpness(key: str, experiment: ExperimentMeasured, sharpness: Sharpness, level: float) -> Quantity | None:
+    """None if it is known for fewer than two seeds of both."""
+    ours, theirs = (
+        _sharpness_of(experiment["arms"][label], sharpness.get(key, {}).get(label, {})) for label in (WINNER, LOSER)
+    )
+    known = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
+    if len(known) < 2:
+        return None
+    name = f"{key}: sharpness at the end, {LOSER} / {WINNER}"
+    return compare_values(name, [a for a, _ in known], [b for _, b in known], level, ratio=True)
+
+
+def _sharpness_of(arm: ArmMeasured, known: Mapping[str, float | None]) -> Values:
+    return [known.get(str(seed)) for seed in arm["seeds"]]
+
+
+def _compare_losses(key: str, experiment: ExperimentMeasured) -> Quantity:
+    ours, theirs = (LOSS.values(experiment["arms"][label]) for label in (WINNER, LOSER))
+    return compare_values(f"{key}: final training loss, {LOSER} / {WINNER}", ours, theirs, LEVEL, ratio=True)
+
+
+# ---- drawn ---------------------------------------------------------------------------------------------------
+
+
+def draw(measurements: LargeBatches, folder: str | os.PathLike[str]) -> list[Path]:
+    """Draw ``large-batches.png`` and ``.svg``: what the runs end with by batch size, a column a problem."""
+    problems: dict[str, dict[str, ExperimentMeasured]] = {}
+    for key, experiment in measurements["experiments"].items():
+        problems.setdefault(experiment["problem"], {})[key] = experiment
+    labels = list(dict.fromkeys(label for e in measurements["experiments"].values() for label in e["arms"]))
+    look = styles(labels)
+    rows: list[tuple[str, Callable[[str, str, ArmMeasured], Values]]] = [
+        ("final training loss", lambda _key, _label, arm: LOSS.values(arm)),
+        ("final test loss", lambda _key, _label, arm: TEST_LOSS.values(arm)),
+        ("final test error (points)", lambda _key, _label, arm: ERROR.values(arm)),
+        (
+            "sharpness at the end",
+            lambda key, label, arm: _sharpness_of(arm, measurements["sharpness"].get(key, {}).get(label, {})),
+        ),
+    ]
+    with plain_style():
+        title = "Large batches, trained to the end"
+        figure, page = page_of(max(7.0, 4.2 * len(problems)), 2.7 * len(rows) + 1, title, measurements)
+        grid = page.subplots(len(rows), len(problems), squeeze=False, sharex="col")
+        for column, (problem, sizes) in zip(grid.T, problems.items(), strict=True):
+            column[0].set_title(problem, fontsize=10)
+            column[-1].set_xlabel("batch size")
+            for ax, (name, values_of) in zip(column, rows, strict=True):
+                _draw_by_size(ax, sizes, look, values_of)
+                ax.set_ylabel(name)
+        handles, names = grid[0][0].get_legend_handles_labels()
+        page.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9, handlelength=3)
+        return save(figure, Path(folder) / "large-batches", dpi=130)
+
+
+def _draw_by_size(
+    ax: Axes,
+    sizes: Mapping[str, ExperimentMeasured],
+    look: Mapping[str, Style],
+    values_of: Callable[[str, str, ArmMeasured], Values],
+) -> None:
+    from matplotlib.ticker import NullLocator
+
+    for label, (color, dash) in look.items():
+        points: list[tuple[int, float]] = []
+        for key, experiment in sizes.items():
+            if label in experiment["arms"]:
+                known = [value for value in values_of(key, label, experiment["arms"][label]) if value is not None]
+                ax.plot([experiment["batch_size"]] * len(known), known, color=color, marker="_", linestyle="none")
+                points += [(experiment["batch_size"], exp(fmean(map(log, known))))] if known and min(known) > 0 else []
+        if not points:
+            continue
+        (line,) = ax.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, linewidth=1.2, label=label)
+        if DASH_LENGTHS[dash]:
+            line.set_dashes(DASH_LENGTHS[dash])
+    batch_sizes = [experiment["batch_size"] for experiment in sizes.values()]
+    ax.set(xscale="log", yscale="log")
+    plain_labels(ax.yaxis, *ax.get_ylim())
+    ax.set_xticks(batch_sizes, [str(b) for b in batch_sizes])
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.grid(True, which="major", color="#dddddd", linewidth=0.6)

@@ -1,0 +1,83 @@
+"""The sharpness where training ends: λ_max of the training loss's Hessian at the last weights of every run of a study.
+
+On 8,192 training samples (all, if there are fewer), the same for all runs of a problem, without augmentation. BatchNorm
+normalizes each batch by itself, as in training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+
+from sngd.diagnose import Objective
+from sngd.diagnose.curvature import lanczos
+from sngd.paper.trained.experiments import Experiment
+from sngd.paper.trained.runs import finished_runs
+from sngd.studies.diagnosis import run_at_its_end
+from sngd.studies.execution.execution import Execution
+from sngd.studies.execution.task import finished
+from sngd.studies.runs import Run, read_study
+from sngd.training import Interrupted
+from sngd.training.run_folder import write_json
+from sngd.training.schema import read
+
+SAMPLES = 8192
+TOLERANCE = 0.01  # of λ_max
+FILE = "sharpness.json"
+
+Sharpness = dict[str, dict[str, dict[str, float | None]]]  # λ_max by experiment, label and seed; None: it diverged
+
+
+def measure_sharpness(experiments: Sequence[Experiment], out: Path, execution: Execution) -> None:
+    """Measure every run of the experiments in ``out`` that ``out``/sharpness.json lacks, and add it there.
+
+    Raises:
+        FileNotFoundError: a run's checkpoint is gone.
+        ValueError: a run has not finished, or a file is broken.
+        Interrupted: ``execution.should_stop`` said so; what was measured is kept.
+    """
+    known = stored_sharpness(out)
+    missing = [(e, run) for e in experiments for run in _runs(e, out) if not _has(known, e, run)]
+    on_progress = execution.begin("sharpness", [run.settings for _, run in missing])
+    for index, (experiment, run) in enumerate(missing):
+        if execution.should_stop():
+            measured = f"{index} of {len(missing)}"
+            raise Interrupted(f"stopped with the sharpness of {measured} runs measured; the same command goes on")
+        arm = known.setdefault(experiment.name, {}).setdefault(run.label, {})
+        arm[str(run.seed)] = None if run.diverged else _sharpness(run, execution.data)
+        write_json(out / FILE, known)
+        on_progress(index, finished(run.answer))
+
+
+def stored_sharpness(out: Path) -> Sharpness:
+    path = out / FILE
+    return read(path, Sharpness) if path.exists() else {}
+
+
+def _runs(experiment: Experiment, out: Path) -> Iterator[Run]:
+    study = read_study(out / experiment.name)
+    for arm in experiment.arms:
+        yield from finished_runs(arm, experiment, study)
+
+
+def _has(known: Sharpness, experiment: Experiment, run: Run) -> bool:
+    return str(run.seed) in known.get(experiment.name, {}).get(run.label, {})
+
+
+def _sharpness(run: Run, data: Path | None) -> float:
+    state = run_at_its_end(run, run.settings.device, data)
+    batch_size = state.config.batch_size_or_default
+    objective = Objective(state.model, state.loss_of, state.problem.train, chunk_size=batch_size)
+    generator = torch.Generator().manual_seed(0)  # the same samples for all runs
+    batch = objective.draw(min(SAMPLES, objective.n), generator)
+    largest, _, _ = lanczos(
+        lambda vector: objective.hessian_vector(vector, batch),
+        objective.dim,
+        tolerance=TOLERANCE,
+        ends="largest",
+        generator=generator,
+        device=objective.device,
+    )
+    return largest.value

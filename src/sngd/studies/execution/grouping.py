@@ -1,0 +1,53 @@
+"""Which runs of a study are trained as one in a process, and what is said of it."""
+
+from collections.abc import Hashable, Mapping, Sequence
+
+from sngd.studies.execution.task import Task, Verdict
+from sngd.training.replicas.alike import kind
+
+
+def alike(tasks: Sequence[Task]) -> dict[Hashable, list[int]]:
+    """The indices of the tasks by kind."""
+    kinds: dict[Hashable, list[int]] = {}
+    for index, task in enumerate(tasks):
+        kinds.setdefault(kind(task.config), []).append(index)
+    return kinds
+
+
+def in_groups(kinds: Mapping[Hashable, Sequence[int]], most: Mapping[Hashable, int], jobs: int) -> list[list[int]]:
+    """The indices of the tasks that are trained as one, of equal sizes up to one, so that all processes have work.
+
+    Larger groups come first. The answer depends on the list of tasks alone and not on which of them have ended: after
+    an interruption the same runs are trained together.
+    """
+    found = []
+    for key, indices in kinds.items():
+        least = -(-len(indices) // most.get(key, 1))
+        number = min(len(indices), -(-least // jobs) * jobs)
+        found += [list(indices[start::number]) for start in range(number)]
+    return sorted(found, key=len, reverse=True)
+
+
+def plan_in_words(
+    tasks: Sequence[Task],
+    groups: Sequence[Sequence[int]],
+    verdicts: Mapping[Hashable, Verdict],
+    jobs: int,
+    threads: int,
+) -> list[str]:
+    """A line on how many runs are done at a time, and one for each reason why runs are not trained as one."""
+    sizes = sorted({len(group) for group in groups}, reverse=True)
+    replicas = " or ".join(map(str, sizes))
+    lines = [
+        f"{_count(len(tasks), 'run')}: {_count(min(jobs, len(groups)), 'process', 'processes')} "
+        f"× {replicas} {'replica' if sizes == [1] else 'replicas'} × {_count(threads, 'thread')}"
+    ]
+    arms: dict[str, list[str]] = {}
+    for key, indices in alike(tasks).items():
+        if key in verdicts and (reason := verdicts[key].reason):
+            arms.setdefault(reason, []).append(str(tasks[indices[0]].config.label or tasks[indices[0]].config.method))
+    return lines + [f"{', '.join(labels)}: runs are trained one by one, because {why}" for why, labels in arms.items()]
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"

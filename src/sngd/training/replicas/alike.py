@@ -1,0 +1,151 @@
+"""Which runs can be replicas, and how many of them gain by it."""
+
+from collections.abc import Hashable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from sngd.problems import Problem
+from sngd.problems.problem import Samples
+from sngd.training.config import RunConfig
+from sngd.training.methods import Method, find_method
+from sngd.training.replicas.losses import Batch, Losses
+
+NO_GAIN = "a step is so much arithmetic that many at once gain nothing"
+_OPERATIONS = 2e8  # of a forward pass: with more, a step of each replica takes at least 0.85 of one by itself
+_CHUNK = 512  # samples at a time of a gradient on all, unless the run says otherwise
+_MOST = 16  # more gain little, and their weights leave the cache
+_MOST_ON_ACCELERATOR, _OPERATIONS_OF_ALL = 256, 2e10
+_NUMBERS = 2**27  # of all replicas' weights; a step needs about eight matrices of so many
+_SAMPLES = 3  # of the trial
+_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative, of a gradient
+
+
+def kind(config: RunConfig) -> Hashable:
+    """Equal for runs that differ in seed, learning rate, parameters and label alone."""
+    return repr(replace(config, seed=0, lr=None, params={}, label=None))
+
+
+def reason_against(config: RunConfig, problem: Problem) -> str | None:
+    """Why runs of this kind cannot be replicas, as the end of a sentence; None if they can.
+
+    Two models with different weights are tried on a few samples, together and one after the other. So this finds
+    whatever makes a difference, also in a model or a loss of the user's own.
+    """
+    if type(find_method(config.method)) is not Method:
+        return f"{config.method} has a loop of its own"
+    if config.track is not None:
+        return "--track measures each run by itself"
+    with torch.random.fork_rng(devices=[]):
+        try:
+            return _reason_in_trial(problem)
+        except Exception as error:  # a user's model may raise anything, and vmap has many reasons
+            first_line = str(error).strip().partition("\n")[0]
+            return f"torch.func.vmap cannot batch its model or loss ({first_line or type(error).__name__})"
+
+
+def _reason_in_trial(problem: Problem) -> str | None:
+    models = [_seeded(problem, seed) for seed in (0, 1)]
+    params = list(models[0].parameters())
+    if not all(param.requires_grad for param in params):
+        return "some of its weights are not trained"
+    if len({param.dtype for param in params}) > 1 or params[0].dtype not in _TOLERANCE:
+        return "its weights are not all float32 or all float64"
+    if _differ(*models):
+        return "its models have buffers that depend on the seed"
+    batches = [_batch(problem, seed) for seed in (0, 1)]
+    before, chance = _seeded(problem, 0), torch.get_rng_state()
+    alone = [_alone(problem, model, batch) for model, batch in zip(models, batches, strict=True)]
+    if _differ(models[0], before):
+        return "its model changes buffers while it trains, as BatchNorm does"
+    if not torch.equal(chance, torch.get_rng_state()):
+        return "its model draws random numbers while it trains, as dropout does"
+    losses = Losses(problem, models[0])
+    weights = losses.layout.matrix([list(model.parameters()) for model in models])
+    together = torch.zeros_like(weights)
+    inputs, targets = zip(*batches, strict=True)
+    losses.gradient(weights, Batch(torch.stack(inputs), torch.stack(targets)), together)
+    for model in models:
+        model.eval()
+    evaluated, _ = losses.losses(weights, Batch(*batches[0], shared=True))
+    expected = torch.stack([_loss(problem, model, batches[0]).detach() for model in models])
+    if not (_alike(together, losses.layout.matrix(alone)) and _alike(evaluated, expected)):
+        return "its losses or gradients come out differently when models are batched"
+    return None
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether they are equal up to rounding."""
+    error = torch.linalg.vector_norm(one - other)
+    return bool(error <= _TOLERANCE[one.dtype] * torch.linalg.vector_norm(other))
+
+
+def _seeded(problem: Problem, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return problem.build_model()
+
+
+def _batch(problem: Problem, seed: int) -> Samples:
+    inputs, targets = (part[-_SAMPLES:] if seed else part[:_SAMPLES] for part in problem.train)
+    return problem.augmented((inputs, targets), torch.Generator().manual_seed(seed))
+
+
+def _differ(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.buffers(), other.buffers(), strict=True)
+    return not all(torch.equal(own, theirs) for own, theirs in pairs)
+
+
+def _alone(problem: Problem, model: nn.Module, batch: Samples) -> list[Tensor]:
+    """The gradient of one model's loss, by parameter."""
+    gradients = torch.autograd.grad(_loss(problem, model, batch), list(model.parameters()), allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), gradients, strict=True)]
+
+
+def _loss(problem: Problem, model: nn.Module, batch: Samples) -> Tensor:
+    inputs, targets = batch
+    return problem.loss(model(inputs if problem.prepare is None else problem.prepare(inputs)), targets)
+
+
+def most_replicas(config: RunConfig, problem: Problem) -> int:
+    """The number of replicas up to which a step of each takes less time; 1 if there is none.
+
+        On a CPU, replicas share the time that Python and torch take to start an operation, about half a millisecond a
+        step. So they gain where the arithmetic of a step takes no longer than a few milliseconds. A step of one of 4 and of
+        16 replicas over a step by itself, measured by ``benchmarks/replicas.py`` (``results/replicas.json``):
+
+    TABLE
+
+        On an accelerator nothing was measured: there the number is bounded by the arithmetic that keeps a large one busy
+        for a millisecond.
+    """
+    batch = config.batch_size_or_default
+    if find_method(config.method).estimate.cost_text == "n":
+        batch = int(config.params.get("chunk_size", _CHUNK))
+    cost = operations(problem, min(batch, problem.n))
+    with torch.random.fork_rng(devices=[]):
+        numbers = sum(param.numel() for param in _seeded(problem, 0).parameters())
+    if torch.device(config.device).type == "cpu":
+        most = _MOST if cost <= _OPERATIONS else 1
+    else:
+        most = min(_MOST_ON_ACCELERATOR, int(_OPERATIONS_OF_ALL / max(1.0, cost)))
+    return max(1, min(most, _NUMBERS // numbers))
+
+
+def operations(problem: Problem, batch: int) -> float:
+    """Floating-point operations of a forward pass in the layers that multiply matrices, roughly."""
+    total = 0.0
+
+    def count(module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal total
+        weights = [param for param in module.parameters(recurse=False) if param.dim() > 1]
+        if weights and isinstance(output, Tensor) and not isinstance(module, nn.Embedding):
+            total += 2 * output.numel() * weights[0][0].numel()
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model = _seeded(problem, 0).eval()
+        for module in model.modules():
+            module.register_forward_hook(count)
+        inputs, _ = _batch(problem, 0)
+        model(inputs if problem.prepare is None else problem.prepare(inputs))
+    return total / len(inputs) * batch

@@ -1,0 +1,185 @@
+"""The usual step, quick on the CPU, is the general one, also when tensors change between steps."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+
+from sngd import SNGD
+from sngd.optim import pieces
+from sngd.optim.usual import are_usual
+
+RULES = {
+    "sngd": {},
+    "sngm": {"momentum": 0.9},
+    "nsgd-momentum": {"momentum": 0.9, "normalize": "momentum"},
+    "decay": {"weight_decay": 0.1},
+    "decoupled decay": {"weight_decay": 0.1, "decoupled_weight_decay": True, "momentum": 0.5},
+    "capped": {"max_scale": 0.01, "maximize": True},
+    "kahan": {"kahan_sum": True, "momentum": 0.9},
+}
+SHAPES = [(3, 70), (5,), (1,), (2, 3, 2, 2), (90, 900), (6000,), (0, 4), ()]
+
+
+def weights(dtype=torch.float32, shapes=SHAPES):
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator).to(dtype)) for shape in shapes]
+
+
+def with_gradients(params, seed):
+    generator = torch.Generator().manual_seed(seed)
+    for p in params:
+        p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
+
+
+def general(optimizer, monkeypatch):
+    """Make this optimizer take every step the general way."""
+    monkeypatch.setattr(optimizer, "_usual_parts", lambda: None)
+    return optimizer
+
+
+def assert_same_bits(some, others):
+    for a, b in zip(some, others, strict=True):
+        assert a.dtype == b.dtype
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("fused", [None, True])
+def test_it_is_the_general_step_bit_for_bit(rule, dtype, fused, monkeypatch):
+    usual, other = weights(dtype), weights(dtype)
+    optimizers = (
+        SNGD(usual, lr=0.1, fused=fused, **RULES[rule]),
+        general(SNGD(other, lr=0.1, fused=fused, **RULES[rule]), monkeypatch),
+    )
+    for step in range(3):
+        for params, optimizer in zip((usual, other), optimizers, strict=True):
+            with_gradients(params, step)
+            optimizer.step()
+        assert optimizers[0]._usual_parts() is not None
+        assert_same_bits(usual, other)
+        assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_change_no_bit(rule, dtype, monkeypatch):
+    whole, cut = weights(dtype), weights(dtype)
+    with torch.no_grad():
+        for params in (whole, cut):  # one that has gaps in memory, which is never cut
+            params.append(nn.Parameter(torch.ones(64, 128, dtype=dtype).mT[::2]))
+    for params, length in ((whole, 10**9), (cut, 100)):
+        monkeypatch.setattr(pieces, "_LENGTH", length)
+        optimizer = SNGD(params, lr=0.1, **RULES[rule])
+        for step in range(3):
+            with_gradients(params, step)
+            optimizer.step()
+    assert_same_bits(whole, cut)
+
+
+def test_long_tensors_are_cut_and_all_entries_are_in_one_piece(monkeypatch):
+    monkeypatch.setattr(pieces, "_LENGTH", 100)
+    params = weights()
+    arguments = {"params": params, "vectors": params, "buffers": [], "lr": 0.1}
+    found = list(pieces.in_pieces(arguments))
+    assert len(found) == 1 + 3 + 810 + 60
+    assert sum(p.numel() for piece in found for p in piece["params"]) == sum(p.numel() for p in params)
+    assert all(piece["lr"] == 0.1 and piece["buffers"] == [] for piece in found)
+
+
+# --- what users change between steps
+
+
+CHANGES = {
+    "a gradient is None": lambda _, ps: setattr(ps[1], "grad", None),
+    "all are None": lambda _, ps: [setattr(p, "grad", None) for p in ps],
+    "a weight is frozen": lambda _, ps: ps[0].requires_grad_(False),
+    "the learning rate": lambda o, _: o.param_groups[0].update(lr=0.3),
+    "the learning rate is a tensor": lambda o, _: o.param_groups[0].update(lr=torch.tensor(0.3)),
+    "the weights' memory": lambda _, ps: setattr(ps[0], "data", ps[0].data.clone() * 2),
+    "an option": lambda o, _: o.param_groups[0].update(weight_decay=0.2, momentum=0.5),
+    "the norm": lambda o, _: o.param_groups[0].update(norm="sign"),
+    "the implementation": lambda o, _: o.param_groups[0].update(foreach=False),
+    "the order": lambda o, _: o.param_groups[0]["params"].reverse(),
+    "a weight leaves": lambda o, _: o.param_groups[0]["params"].pop(),
+    "a weight comes": lambda o, _: o.param_groups[0]["params"].append(nn.Parameter(torch.ones(3, 2))),
+    "a group comes": lambda o, _: o.add_param_group({"params": [nn.Parameter(torch.ones(3, 2))], "lr": 0.7}),
+    "the state is loaded": lambda o, _: o.load_state_dict(copy.deepcopy(o.state_dict())),
+    "the state is cleared": lambda o, _: o.state.clear(),
+    "a buffer's layout": lambda o, ps: [
+        s.update(momentum_buffer=s["momentum_buffer"].mT.contiguous().mT) for s in [o.state[ps[0]]] if s
+    ],
+    "a gradient's layout": lambda _, ps: setattr(ps[0], "grad", ps[0].grad.mT.contiguous().mT),
+    "weights become double": lambda _, ps: [setattr(p, "data", p.data.double()) for p in ps],
+    "some become double": lambda _, ps: [setattr(p, "data", p.data.double()) for p in ps[:3]],
+    "a gradient is zero": lambda _, ps: ps[0].grad.zero_(),
+    "gradients are zero": lambda _, ps: [p.grad.zero_() for p in ps],
+    "gradients are tiny": lambda _, ps: [p.grad.mul_(1e-40) for p in ps],
+    "gradients are huge": lambda _, ps: [p.grad.mul_(1e38) for p in ps],
+    "a gradient is nan": lambda _, ps: ps[0].grad.fill_(torch.nan),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("rule", ["sngd", "sngm", "nsgd-momentum", "decay"])
+def test_a_change_between_steps_has_its_effect(change, rule, monkeypatch):
+    """The learning loop of two optimizers, one of which looks at every tensor in every step."""
+    usual, other = weights(), weights()
+    optimizers = SNGD(usual, lr=0.1, **RULES[rule]), general(SNGD(other, lr=0.1, **RULES[rule]), monkeypatch)
+    for step in range(5):
+        for params, optimizer in zip((usual, other), optimizers, strict=True):
+            own = [p for group in optimizer.param_groups for p in group["params"]]
+            with_gradients([p for p in own if p.requires_grad], step)
+            if step == 2:
+                CHANGES[change](optimizer, params)
+            optimizer.step()
+        assert_same_bits(usual, other)
+        assert_same_bits(*([p for g in o.param_groups for p in g["params"]] for o in optimizers))
+    assert optimizers[0].skipped_steps == optimizers[1].skipped_steps
+    assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
+
+
+def test_what_is_not_usual():
+    w, g = nn.Parameter(torch.ones(4)), torch.ones(4)
+    assert are_usual([w], [g], [])
+    assert not are_usual([w], [torch.ones(1)])
+    assert not are_usual([w], [torch.ones(4).to_sparse()])
+    assert not are_usual([w], [None])
+    assert not are_usual([w, nn.Parameter(torch.ones(4).double())], [g, g])
+    assert not are_usual([nn.Parameter(torch.ones(4, dtype=torch.complex64))], [torch.ones(4, dtype=torch.complex64)])
+    assert not are_usual([nn.Parameter(torch.ones(4, device="meta"))], [torch.ones(4, device="meta")])
+
+
+# --- torch's wrapper of step
+
+
+def test_hooks_are_called_around_the_step_and_may_change_its_arguments():
+    calls = []
+    (w,) = weights(shapes=[(4,)])
+    optimizer = SNGD([w])
+    handles = [
+        optimizer.register_step_pre_hook(lambda *_: calls.append("before")),
+        optimizer.register_step_post_hook(lambda *_: calls.append("after")),
+        optimizer.register_step_pre_hook(lambda o, *_: ((o, lambda: calls.append("closure")), {})),
+        register_optimizer_step_pre_hook(lambda *_: calls.append("before all")),
+        register_optimizer_step_post_hook(lambda *_: calls.append("after all")),
+    ]
+    with_gradients([w], 0)
+    optimizer.step()
+    assert calls == ["before all", "before", "closure", "after", "after all"]
+    for handle in handles:
+        handle.remove()
+    optimizer.step()
+    assert len(calls) == 5
+
+
+def test_a_profiler_hears_of_the_step():
+    (w,) = weights(shapes=[(4,)])
+    optimizer = SNGD([w])
+    with_gradients([w], 0)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        optimizer.step()
+    assert "Optimizer.step#SNGD.step" in {event.key for event in profile.key_averages()}

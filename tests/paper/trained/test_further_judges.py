@@ -1,0 +1,176 @@
+"""The judges of C11 to C15, which no figure of the paper shows: each verdict flips with what was measured."""
+
+import copy
+import math
+
+import pytest
+
+from paper.trained.test_paper_judges import (
+    diverge,
+    fake_arm,
+    fake_experiment,
+    fake_figure,
+    outcome,
+    quantity,
+    required,
+    tally,
+)
+from sngd.paper.trained.counting import BY_STEP, recount
+from sngd.paper.trained.counting import EXPERIMENTS as COUNTING
+from sngd.paper.trained.large_batches import judge_growth, judge_large_batches, judge_sharpness
+from sngd.paper.trained.reduced_variance import judge_reduced_variance
+from sngd.paper.trained.spider_sizes import EXPERIMENTS as SIZES
+from sngd.paper.trained.spider_sizes import judge_sizes
+from sngd.paper.verdicts import CONTRADICTED, NOT_TESTED, OPEN, SHOWN
+from sngd.training.methods import find_method, parameter_values
+
+# ---- counting to the end of the axis -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("profile", ["quick", "small"])
+def test_runs_counted_by_step_end_together(profile):
+    for experiment in COUNTING[profile]:
+        n, b = 10_000, experiment.batch_size
+        values = parameter_values(find_method("spider-sfo"), {}, b, n)
+        (longer,) = {arm.epochs for arm in experiment.arms if arm.method == "spider-sfo"}
+        arms = {"SPIDER": fake_arm(0.1, epochs=round(longer)), "SNGD": fake_arm(0.1, epochs=round(experiment.epochs))}
+        arms["SPIDER"]["params"] = values
+        measured = fake_figure("counting", {"one": {**fake_experiment(arms, batch_size=b), "n": n}})
+        recounted = recount(measured, BY_STEP)["experiments"]["one"]
+        assert recounted["epochs"] == pytest.approx(experiment.epochs, rel=0.02)
+
+
+# ---- C11: other anchors and periods --------------------------------------------------------------------------
+
+
+def test_the_sizes_are_those_announced():
+    counts = [len(experiment.arms) - 1 for experiment in SIZES["small"]]
+    assert counts == [2 * 9, 2 * 8]
+    for experiment in SIZES["small"]:
+        for _, method, _, _, _, params, _ in map(_fields, experiment.arms[1:]):
+            size = dict(params)
+            assert method == "spider-sfo"
+            assert size["period"] in {
+                max(1, size["anchor_batch_size"] // (k * experiment.batch_size)) for k in (4, 2, 1)
+            }
+
+
+def _fields(arm):
+    return (arm.label, arm.method, arm.lr, arm.plan, arm.beyond, arm.params, arm.epochs)
+
+
+@pytest.fixture
+def sizes():
+    spiders = {
+        f"SPIDER-SFO, B={B}, M=2, α={lr}": fake_arm(0.4, per_epoch=2) for B in (256, 1024) for lr in (0.1, 0.001)
+    }
+    arms = {"SNGD, α=0.1": fake_arm(0.2, per_epoch=2), **spiders}
+    return fake_figure("spider-sizes", {"batch-32": fake_experiment(arms)})
+
+
+def test_c11_flips_with_one_size(sizes):
+    evidence = judge_sizes(sizes)
+    assert (outcome(evidence), tally(evidence)) == (SHOWN, (8, 8, 0))
+    rough = [q.name for q in evidence.quantities if "roughness" in q.name]
+    assert len(rough) == 2 * 2  # of two curves, where α is SNGD's
+    assert not any(q.answer for q in evidence.quantities if q.name in rough)
+    sizes["experiments"]["batch-32"]["arms"]["SPIDER-SFO, B=256, M=2, α=0.001"] = fake_arm(0.1, per_epoch=2)
+    assert outcome(judge_sizes(sizes)) == CONTRADICTED
+
+
+# ---- C12 to C14: large batches -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def large():
+    """S-SGD's loss is 1.5 times S-SNGD's at batch size 128 and 4.5 times at 8192; its sharpness is twice as large."""
+    experiments, sharpness = {}, {}
+    for b in (128, 2048, 8192):
+        factor = 1.5 * 3 ** (math.log2(b / 128) / 6)
+        arms = {"S-SGD": fake_arm(0.1 * factor), "S-SNGD": fake_arm(0.1), "SNGM": fake_arm(0.1)}
+        arms["S-SGD with momentum"] = fake_arm(0.2)
+        for place, arm in enumerate(arms.values()):
+            arm["final"]["test_loss"] = [0.5 - 0.1 * place] * 3
+        key = f"mnist-mlp-{b}"
+        experiments[key] = fake_experiment(arms, "mnist-mlp", b)
+        sharpness[key] = {
+            label: {str(k): (2 if label == "S-SGD" else 1) * (10 + k) for k in range(3)} for label in arms
+        }
+    return fake_figure("large-batches", experiments) | {"sharpness": sharpness}
+
+
+def test_c12_is_judged_at_large_batches_alone(large):
+    evidence = judge_large_batches(large)
+    assert (outcome(evidence), tally(evidence)) == (SHOWN, (4, 4, 0))
+    assert quantity(evidence, "mnist-mlp-128: final training loss, S-SGD − S-SNGD").answer is None
+    assert quantity(evidence, "mnist-mlp-8192: final test loss, S-SGD − S-SNGD").value == pytest.approx(0.1)
+    assert quantity(evidence, "mnist-mlp-128: final training loss, S-SGD with momentum − SNGM").value > 0
+    large["experiments"]["mnist-mlp-128"]["arms"]["S-SGD"] = fake_arm(0.01)
+    assert outcome(judge_large_batches(large)) == SHOWN
+    large["experiments"]["mnist-mlp-2048"]["arms"]["S-SGD"] = fake_arm(0.01)
+    assert outcome(judge_large_batches(large)) == CONTRADICTED
+
+
+def test_networks_that_are_not_trained_to_the_end_are_left_out_of_c12_and_c13(large):
+    arms = large["experiments"]["mnist-mlp-8192"]["arms"]
+    large["experiments"] = {"large-batch": fake_experiment(arms, "cifar10-resnet20", 4096)}
+    assert outcome(judge_large_batches(large)) == outcome(judge_growth(large)) == NOT_TESTED
+
+
+def test_c13_is_the_slope_of_the_ratio(large):
+    (found,) = (q for q in judge_growth(large).quantities if q.answer)
+    assert found.value == pytest.approx(math.log(3) / math.log(64), rel=0.01)
+    assert found.answer == SHOWN
+    ends = [large["experiments"][f"mnist-mlp-{b}"]["arms"] for b in (128, 8192)]
+    ends[0]["S-SGD"], ends[1]["S-SGD"] = ends[1]["S-SGD"], ends[0]["S-SGD"]
+    assert outcome(judge_growth(large)) == CONTRADICTED
+
+
+def test_a_diverged_competitor_counts_as_the_worst_and_a_diverged_winner_against_the_claim(large):
+    by_size = [large["experiments"][f"mnist-mlp-{b}"]["arms"] for b in (128, 2048, 8192)]
+    diverge(by_size[2]["S-SGD"], 0)
+    (found,) = (q for q in judge_growth(large).quantities if q.answer)
+    assert found.answer == SHOWN
+    assert found.high > found.low  # the seeds differ now
+    diverge(by_size[1]["S-SNGD"], 1)
+    (found,) = (q for q in judge_growth(large).quantities if q.answer)
+    assert (found.answer, found.measured) == (OPEN, "1 of 3")  # both diverged
+    by_size[2]["S-SGD"] = fake_arm(0.45)
+    assert outcome(judge_growth(large)) == CONTRADICTED
+
+
+def test_c14_flips_with_the_sharpness(large):
+    evidence = judge_sharpness(large)
+    assert (outcome(evidence), tally(evidence)) == (SHOWN, (3, 3, 0))
+    assert quantity(evidence, "mnist-mlp-128: sharpness at the end, S-SGD / S-SNGD").value == pytest.approx(2)
+    assert quantity(evidence, "mnist-mlp-128: final training loss, S-SGD / S-SNGD").value == pytest.approx(
+        1.5, rel=0.01
+    )
+    arms = large["sharpness"]["mnist-mlp-128"]
+    arms["S-SGD"], arms["S-SNGD"] = arms["S-SNGD"], arms["S-SGD"]
+    assert outcome(judge_sharpness(large)) == CONTRADICTED
+
+
+def test_a_seed_without_sharpness_is_left_out(large):
+    large["sharpness"]["mnist-mlp-128"]["S-SNGD"]["0"] = None
+    assert set(required(judge_sharpness(large)).values()) == {SHOWN}
+    large["sharpness"]["mnist-mlp-128"]["S-SGD"] = {"1": 20.0}
+    assert tally(judge_sharpness(large)) == (2, 2, 0)
+    large["sharpness"] = {}
+    assert outcome(judge_sharpness(large)) == NOT_TESTED
+
+
+# ---- C15: variance reduction ---------------------------------------------------------------------------------
+
+
+def test_c15_flips_with_one_competitor():
+    arms = {"SPIDER-SFO": fake_arm(0.1), "SVRG": fake_arm(0.2), "SCSG": fake_arm(0.3), "Natasha2": fake_arm(0.4)}
+    for arm in arms.values():
+        arm["final"]["grad_norm"] = [value / 10 for value in arm["final"]["train_loss"]]
+    measured = fake_figure("reduced-variance", {"mnist-mlp": fake_experiment(arms)})
+    evidence = judge_reduced_variance(measured)
+    assert (outcome(evidence), tally(evidence)) == (SHOWN, (6, 6, 0))
+    assert quantity(evidence, "mnist-mlp: final ‖∇F‖, SVRG − SPIDER-SFO").value > 0
+    worse = copy.deepcopy(measured)
+    worse["experiments"]["mnist-mlp"]["arms"]["SCSG"] = fake_arm(0.05)
+    assert outcome(judge_reduced_variance(worse)) == CONTRADICTED

@@ -1,0 +1,99 @@
+"""Runs that are alike are put together so that all processes have work, whatever has ended already."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sngd.studies.execution.execution import Execution
+from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
+from sngd.studies.execution.parallel import run_all
+from sngd.studies.execution.task import Task, Verdict
+from sngd.training import RunConfig
+
+
+def tasks(**counts):
+    return [
+        Task(RunConfig("digits-mlp", method.replace("_", "-"), seed=seed, label=method), Path(method, str(seed)))
+        for method, count in counts.items()
+        for seed in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "jobs", "sizes"),
+    [
+        (8, 16, 2, [4, 4]),
+        (8, 16, 1, [8]),
+        (5, 16, 2, [3, 2]),
+        (1, 16, 2, [1]),
+        (40, 16, 2, [10, 10, 10, 10]),
+        (40, 16, 1, [14, 13, 13]),
+        (3, 16, 8, [1, 1, 1]),
+        (5, 1, 2, [1, 1, 1, 1, 1]),
+        (7, 2, 2, [2, 2, 2, 1]),
+    ],
+)
+def test_groups_are_of_equal_sizes_and_as_many_as_processes_or_a_multiple(count, most, jobs, sizes):
+    kinds = alike(tasks(sngd=count))
+    found = in_groups(kinds, dict.fromkeys(kinds, most), jobs)
+    assert [len(group) for group in found] == sizes
+    assert sorted(index for group in found for index in group) == list(range(count))
+
+
+def test_only_runs_of_a_kind_are_together_and_large_groups_come_first():
+    some = tasks(sgd=2, sngd=6)
+    kinds = alike(some)
+    assert in_groups(kinds, dict.fromkeys(kinds, 16), 2) == [[2, 4, 6], [3, 5, 7], [0], [1]]
+
+
+def test_the_plan_is_said_with_reasons():
+    some = tasks(sgd=2, sngd=6, natasha2=2)
+    kinds = list(alike(some))
+    verdicts = {kinds[1]: Verdict(16), kinds[0]: Verdict(1, "so"), kinds[2]: Verdict(1, "so")}
+    found = in_groups(alike(some), {key: v.most for key, v in verdicts.items()}, 2)
+    assert plan_in_words(some, found, verdicts, 2, 1) == [
+        "10 runs: 2 processes × 3 or 1 replicas × 1 thread",
+        "sgd, natasha2: runs are trained one by one, because so",
+    ]
+
+
+@pytest.mark.slow
+def test_a_study_says_what_it_does_and_ends_as_without_replicas(tmp_path):
+    config = RunConfig("digits-mlp", "sngd", epochs=1, eval_every=1)
+    configs = [replace(config, method=method, seed=seed) for method in ("sngd", "natasha2") for seed in range(3)]
+    said = []
+    rows = [
+        run_all(
+            [Task(c, tmp_path / str(replicas) / c.method / str(c.seed)) for c in configs],
+            Execution(jobs=1, replicas=replicas, on_plan=said.append),
+        )
+        for replicas in (None, 2, 1)
+    ]
+    assert said == [
+        "6 runs: 1 process × 3 or 1 replicas × 2 threads",
+        "natasha2: runs are trained one by one, because natasha2 has a loop of its own",
+        "6 runs: 1 process × 2 or 1 replicas × 2 threads",
+        "natasha2: runs are trained one by one, because natasha2 has a loop of its own",
+        "6 runs: 1 process × 1 replica × 2 threads",
+    ]
+    for one, *others in zip(*rows, strict=True):
+        for other in others:
+            assert other["train_loss"] == pytest.approx(one["train_loss"], rel=1e-4)
+    again = run_all(
+        [Task(c, tmp_path / "None" / c.method / str(c.seed)) for c in configs], Execution(jobs=1, on_plan=said.append)
+    )
+    assert again == rows[0]
+    assert len(said) == 5
+
+
+@pytest.mark.slow
+def test_a_damaged_run_is_set_aside_and_done_anew_beside_the_others(tmp_path):
+    config = RunConfig("digits-mlp", "sngd", epochs=1, eval_every=1)
+    some = [Task(replace(config, seed=seed), tmp_path / str(seed)) for seed in range(3)]
+    rows, told = run_all(some, Execution(jobs=1)), []
+    (tmp_path / "1" / "checkpoint.pt").write_bytes(b"damaged")
+    again = run_all(some, Execution(jobs=1, on_warning=told.append))
+    assert (again[0], again[2]) == (rows[0], rows[2])
+    assert {**again[1], "seconds": 0} == {**rows[1], "seconds": 0}
+    assert "set aside as 1.broken-1" in told[0]

@@ -1,0 +1,63 @@
+"""The page of performance, the README and the picture show the committed measurements, and these are whole."""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from sngd.bench import step as steps
+from sngd.bench import train as trains
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+
+import draw_performance as performance  # noqa: E402
+
+FOUND = json.loads(performance.RESULTS.read_text(encoding="utf-8"))
+PAGE = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", performance.PAGES, ids=lambda page: page.stem)
+def test_the_numbers_on_a_page_are_the_committed_ones(page):
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<!-- bench: ") == text.count("<!-- end -->") > 0
+    assert performance.filled(text, FOUND) == text, f"{page.name} is stale: make docs"
+
+
+def test_the_picture_is_that_of_the_committed_measurements():
+    assert performance.PICTURE.read_text(encoding="utf-8") == performance.drawn(FOUND), "it is stale: make docs"
+
+
+def test_another_number_would_be_seen():
+    other = json.loads(json.dumps(FOUND))
+    other["step"]["comparisons"][0]["ratio"][0] += 1
+    assert performance.filled(PAGE, other) != PAGE
+
+
+def test_a_ratio_is_written_in_blocks_alone():
+    """So that no number is left from an earlier measurement."""
+    prose = re.sub(r"<!-- bench: .*?<!-- end -->", "", PAGE, flags=re.DOTALL)
+    assert not re.findall(r"\d\.\d\d", prose)
+
+
+def test_every_goal_of_the_benchmarks_is_measured_and_shown():
+    measured = {(row["case"], row["work"], row["against"]) for part in FOUND.values() for row in part["comparisons"]}
+    wanted = {
+        (case, group.name, against) for case in steps.MODELS for group in steps.groups(case) for against in group.goals
+    }
+    wanted |= {(case.name, trains.ENGINE, trains.LOOP) for case in trains.CASES}
+    assert wanted <= measured
+    assert performance.goals(FOUND).count(" met |") + performance.goals(FOUND).count(" missed |") >= len(wanted)
+
+
+def test_both_benchmarks_ran_in_the_same_place_and_in_full():
+    step, train = FOUND["step"], FOUND["train"]
+    assert step["environment"] == train["environment"]
+    assert step["cases"].keys() == set(steps.CASES)
+    assert not any("quick" in part["command"] for part in (step, train))
+
+
+def test_the_file_is_small():
+    assert performance.RESULTS.stat().st_size < 30_000

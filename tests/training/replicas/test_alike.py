@@ -1,0 +1,154 @@
+"""Runs that cannot be replicas are found, and told why; those that gain nothing are left alone."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from sngd.problems import Problem, load_problem
+from sngd.training import RunConfig
+from sngd.training.replicas.alike import kind, most_replicas, reason_against
+
+CONFIG = RunConfig("some", "sngd", batch_size=7)
+
+
+def problem_of(build_model, loss=nn.functional.cross_entropy, **settings):
+    chance = torch.Generator().manual_seed(0)
+    samples = torch.randn(30, 4, generator=chance), torch.randint(3, (30,), generator=chance)
+    return Problem(build_model, loss, samples, **settings)
+
+
+def with_frozen_weights():
+    model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
+    model[0].requires_grad_(False)
+    return model
+
+
+class WithBuffer(nn.Linear):
+    """A fixed random direction is added to the inputs."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("direction", torch.randn(4))
+
+    def forward(self, x):
+        return super().forward(x + self.direction)
+
+
+class OtherwiseInEval(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+
+    def forward(self, x):
+        return super().forward(x) * (1.0 if self.training else self.weight.detach().max().item())
+
+
+class WithItem(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+
+    def forward(self, x):
+        return super().forward(x) * (2.0 if self.weight.sum().item() > 0 else 1.0)
+
+
+REASONS = {
+    "changes buffers while it trains": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
+    "draws random numbers while it trains": lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.01)),
+    "some of its weights are not trained": with_frozen_weights,
+    "not all float32 or all float64": lambda: nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3).bfloat16()),
+    "buffers that depend on the seed": WithBuffer,
+    "torch.func.vmap cannot batch its model or loss": WithItem,
+    "torch.func.vmap cannot batch its model": OtherwiseInEval,
+}
+
+
+@pytest.mark.parametrize("reason", REASONS)
+def test_a_model_that_cannot_be_batched_is_told_why(reason):
+    assert reason in reason_against(CONFIG, problem_of(REASONS[reason]))
+
+
+def test_a_loss_that_cannot_be_batched(recwarn):
+    def loss(outputs, targets):
+        return nn.functional.cross_entropy(outputs, targets) * float(outputs.detach().max())
+
+    assert "vmap cannot batch" in reason_against(CONFIG, problem_of(lambda: nn.Linear(4, 3), loss))
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"), [({"method": "natasha2"}, "a loop of its own"), ({"track": "noise"}, "--track measures")]
+)
+def test_a_run_that_cannot_be_a_replica(settings, reason):
+    assert reason in reason_against(replace(CONFIG, **settings), problem_of(lambda: nn.Linear(4, 3)))
+
+
+@pytest.mark.parametrize(
+    "build_model",
+    [
+        lambda: nn.Linear(4, 3),
+        lambda: nn.Sequential(nn.Linear(4, 5, bias=False), nn.Tanh(), nn.Linear(5, 3)).double().float(),
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3)),
+        lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.0)),
+    ],
+)
+def test_other_models_can_and_no_random_number_is_drawn(build_model):
+    before = torch.get_rng_state()
+    assert reason_against(CONFIG, problem_of(build_model)) is None
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_a_gradient_that_is_another_one_is_noticed(monkeypatch):
+    """Whatever vmap does not see: here the gradient of a batched model is spoiled on purpose."""
+    from sngd.training.replicas.losses import Losses
+
+    right = Losses.gradient
+
+    def wrong(self, weights, batch, into, chunk_size=None):
+        losses = right(self, weights, batch, into, chunk_size)
+        into[1] *= 1.1
+        return losses
+
+    monkeypatch.setattr(Losses, "gradient", wrong)
+    assert "come out differently" in reason_against(CONFIG, problem_of(lambda: nn.Linear(4, 3)))
+
+
+def test_runs_of_a_kind_differ_in_seed_rate_parameters_and_label_alone():
+    same = [
+        CONFIG,
+        replace(CONFIG, seed=4),
+        replace(CONFIG, lr=0.3),
+        replace(CONFIG, params={"momentum": 0.1}),
+        replace(CONFIG, label="mine"),
+    ]
+    assert len({kind(config) for config in same}) == 1
+    others = [
+        replace(CONFIG, **{name: value}) for name, value in (("batch_size", 8), ("method", "sgd"), ("plan", "poly"))
+    ]
+    assert len({kind(config) for config in (*others, CONFIG)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "most"),
+    [
+        ("digits-mlp", {}, 16),
+        ("digits-mlp", {"method": "gd"}, 16),
+        ("saddle", {}, 16),
+        ("digits-mlp", {"device": "cuda"}, 256),
+    ],
+)
+def test_small_problems_gain(name, settings, most):
+    assert most_replicas(replace(CONFIG, **settings), load_problem(name)) == most
+
+
+def test_a_step_of_much_arithmetic_gains_nothing():
+    problem = problem_of(lambda: nn.Sequential(nn.Linear(4, 3000), nn.Linear(3000, 2500), nn.Linear(2500, 3)))
+    assert most_replicas(CONFIG, problem) == 16
+    assert most_replicas(replace(CONFIG, batch_size=30), problem) == 1
+    assert most_replicas(replace(CONFIG, method="gd"), problem) == 1
+    assert most_replicas(replace(CONFIG, batch_size=30, device="cuda"), problem) == 17
+
+
+def test_replicas_fit_into_memory():
+    problem = problem_of(lambda: nn.Sequential(nn.Linear(4, 3_000_000), nn.Linear(3_000_000, 3)))
+    assert most_replicas(replace(CONFIG, batch_size=1), problem) == 5
