@@ -41,7 +41,7 @@ lint: .venv/.installed
 types: .venv/.installed
 	$(BIN)/mypy
 
-# Ten minutes on a machine that does nothing else: results/bench.json, and the numbers and the picture of docs/performance.md.
+# A quarter of an hour on a machine that does nothing else: results/bench.json, and what docs/performance.md shows of it.
 bench: .venv/.lab
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/sngd bench step --json results/bench.json

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sngd.norms.global_norm import global_norm
+from sngd.norms.global_norm import Unmade, global_norm, norm_here
 
 
 def test_one_norm_over_all_tensors():
@@ -45,3 +45,14 @@ def test_no_entry_is_too_small_or_too_large_for_the_cpu(size):
 @pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
 def test_a_bad_entry_makes_it_non_finite(bad):
     assert not torch.isfinite(global_norm([torch.ones(3), torch.tensor([1.0, bad])]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("entries", [70_000, 3_000_001])
+def test_a_tensor_made_in_pieces_has_the_norm_of_the_whole(dtype, entries):
+    whole, short = (
+        torch.randn(entries, generator=torch.Generator().manual_seed(0)).to(dtype),
+        torch.ones(5, dtype=dtype),
+    )
+    unmade = Unmade(torch.empty_like(whole), lambda: iter(whole.split(2048)))
+    assert torch.equal(norm_here([[unmade, short]]), norm_here([[whole, short]]))

@@ -30,6 +30,7 @@ def bench(
     with its quartiles; below 1 this package is quicker. "≠" marks what computes something else.
     """
     from sngd.bench import bench_step, bench_train, read_results, write_result
+    from sngd.bench.step import CASES, SECONDS
     from sngd.bench.train import Case
     from sngd.training.ranks import ALONE
 
@@ -47,8 +48,8 @@ def bench(
         err.print(f"measuring {case}", highlight=False)
 
     if what == "step":
-        much = {"cases": ("tiny",), "seconds": 0.05} if quick else {}
-        result = bench_step(device=device, on_progress=tell, **much)
+        cases, seconds = (("tiny",), 0.05) if quick else (CASES, SECONDS)
+        result = bench_step(cases=cases, device=device, seconds=seconds, on_progress=tell)
     elif quick:
         result = bench_train(cases=[Case("digits-mlp", 32)], studies=False, seconds=0.5, on_progress=tell)
     else:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from math import prod, sqrt
 from typing import ClassVar, NamedTuple
 
@@ -19,6 +20,8 @@ from sngd.norms.global_norm import (
     ldexp,
     times_power_of_two,
 )
+
+_SHORT, _PIECE = 2**16, 2**19  # entries of tensors that are summed together, and of pieces of longer ones
 
 
 class Weight(NamedTuple):
@@ -171,10 +174,21 @@ class Norm(ABC):
         """The factor of the unit step for weights of this shape; 1 for one without entries or if not ``scaled``."""
         return self.factor(weight_of(shape)) if self.scaled and 0 not in shape else 1.0
 
+    def factors_of(self, vs: Sequence[Tensor]) -> list[float]:
+        """``factor_of`` each tensor; remembered, because every step asks for the same shapes."""
+        if torch.compiler.is_compiling():
+            return [self.factor_of(v.shape) for v in vs]
+        return _factors(self, tuple([v.shape for v in vs]))
+
     def __str__(self) -> str:
         """Name and options that are not the default, as ``find_norm`` reads them: ``row(table=True)``."""
         options = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
         return f"{self.name}({', '.join(options)})" if options else self.name
+
+
+@lru_cache(maxsize=256)
+def _factors(norm: Norm, shapes: tuple[torch.Size, ...]) -> list[float]:
+    return [norm.factor_of(shape) for shape in shapes]
 
 
 def as_matrix(v: Tensor) -> Tensor:
@@ -215,8 +229,18 @@ def inner(vs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:
     """Σ ⟨v, u⟩ over all pairs, 0-d; summed in float64 where the device has it, else in float32."""
     device = vs[0].device
     dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
-    products = torch._foreach_mul(list(us), list(vs)) if len(us) > 1 else [us[0] * vs[0]]
-    return torch.stack([product.sum(dtype=dtype) for product in products]).sum()
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        products = torch._foreach_mul(list(us), list(vs)) if len(us) > 1 else [us[0] * vs[0]]
+        return torch.stack([product.sum(dtype=dtype) for product in products]).sum()
+    short = [i for i, v in enumerate(vs) if v.numel() <= _SHORT]
+    sums = []
+    if short:  # one sum of all is quicker than a sum of each
+        products = torch._foreach_mul([us[i] for i in short], [vs[i] for i in short])
+        sums.append(torch.cat([product.reshape(-1) for product in products]).sum(dtype=dtype))
+    for i in sorted({*range(len(vs))} - {*short}):  # in pieces, so that no product as long as the weights is made
+        pieces = zip(us[i].reshape(-1).split(_PIECE), vs[i].reshape(-1).split(_PIECE), strict=True)
+        sums += [(u * v).sum(dtype=dtype) for u, v in pieces]
+    return torch.stack(sums).sum()
 
 
 def per_output(weight: Weight, table: bool) -> float:

@@ -31,7 +31,7 @@ class Sign(Norm):
             return []
         wide = [v.to(at_least_float32(v.dtype)).contiguous() for v in vs]
         signs = list(torch._foreach_sign(wide))
-        torch._foreach_mul_(signs, [self.factor_of(v.shape) for v in vs])
+        torch._foreach_mul_(signs, self.factors_of(vs))
         return signs
 
     def bare_size(self, m: Tensor) -> Tensor:

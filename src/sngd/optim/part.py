@@ -1,20 +1,24 @@
 """The data of one step: parameters of one device, dtype and sharding, and the vectors along which they move."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from math import frexp, inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from sngd.norms.global_norm import (
+    Unmade,
     at_least_float32,
     host_may_read,
+    is_long,
     ldexp,
     times_power_of_two,
 )
 from sngd.optim.kahan import foreach_kahan_sub_, unless
 from sngd.optim.options import Number, averages, coupled_decay
+from sngd.optim.pieces import cut, in_pieces, long_ones
 from sngd.sharding import Spread
 
 _LEAST_FACTOR = 1e-30  # α c; with a smaller one, float32 would round products with vectors more than the vectors
@@ -39,7 +43,11 @@ class Part:
     """Parameters of one group, device, dtype and sharding during one step; for DTensors, this rank's part.
 
     ``vectors`` are the v of which the global norm is taken: d = g + λw, or for ``normalize="momentum"`` the new
-    momentum m = βm + (1−β)d. ``aim`` computes them. The step is w ← w − α c v with c = min{1/‖v‖, max_scale/α}.
+    momentum m = βm + (1−β)d. ``aim`` computes them, when they are first asked for. The step is w ← w − α c v with
+    c = min{1/‖v‖, max_scale/α}.
+
+    With ``by_pieces``, long vectors are not kept between norm and step, which would write them to memory and read them
+    again: pieces of them are made for the norm (``measured``), and once more for the step (``steps``).
 
     Squares of very small or large numbers leave float32's range. ``scale_ingredients`` and ``scale_vectors`` avoid
     this: after them ``vectors`` are v · 2^−exponent, in float32 or wider.
@@ -58,8 +66,24 @@ class Part:
     ) -> None:
         self.group, self.params, self.grads, self.buffers, self.dropped = group, params, grads, buffers, dropped
         self.spread, self.directions = spread, directions
-        self.vectors: list[Tensor] = []
+        self._vectors: list[Tensor] | None = None
+        self.by_pieces = False
         self.exponent = 0
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        if self._vectors is None:
+            self.aim(self.params, self.grads, self.old_averages)
+        return cast(list[Tensor], self._vectors)
+
+    @vectors.setter
+    def vectors(self, vectors: list[Tensor]) -> None:
+        self._vectors, self.by_pieces = vectors, False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The vectors' dtype."""
+        return (self.grads if self.by_pieces else self.vectors)[0].dtype
 
     @property
     def old_averages(self) -> list[Tensor]:
@@ -70,18 +94,48 @@ class Part:
     def needs_room(self) -> bool:
         """Whether the step computes more tensors on the way, and does not only add multiples of the vectors."""
         dtype = self.params[0].dtype
-        return bool(self.buffers) or dtype != at_least_float32(dtype)
+        return self.by_pieces or bool(self.buffers) or dtype != at_least_float32(dtype)
 
     def aim(self, params: list[Tensor], grads: list[Tensor], old_averages: list[Tensor]) -> None:
         """Compute the vectors, from the part's own tensors or from multiples of them."""
-        self.vectors = self.directions(
+        self.vectors = self._made(params, grads, old_averages)
+
+    def _made(self, params: list[Tensor], grads: list[Tensor], old_averages: Sequence[Tensor] = ()) -> list[Tensor]:
+        return self.directions(
             params,
             grads,
-            old_averages,
+            list(old_averages),
             momentum=self.group["momentum"],
             weight_decay=coupled_decay(self.group),
             maximize=self.group["maximize"],
         )
+
+    def may_take_pieces(self) -> bool:
+        """Whether vectors are not the gradients themselves, and some are long enough to be made in pieces."""
+        if not (self.old_averages or coupled_decay(self.group) or self.group["maximize"]):
+            return False
+        if not long_ones([self.params, self.grads]):
+            return False
+        return len({t.dtype for tensors in (self.params, self.grads, self.old_averages) for t in tensors}) == 1
+
+    def measured(self) -> list[Tensor | Unmade]:
+        """The vectors, for their norm; if they are made in pieces, then long ones as what makes them."""
+        if not self.by_pieces:
+            return [*self.vectors]
+        lists = [self.params, self.grads, *([self.old_averages] if self.old_averages else [])]
+        long = {i for i in long_ones(lists) if is_long(self.grads[i].numel(), self.grads[i].itemsize)}
+        short = [i for i in range(len(self.params)) if i not in long]
+        found: list[Tensor | Unmade] = list(self.grads)
+        for i, vector in zip(short, self._made(*[[ts[i] for i in short] for ts in lists]), strict=True):
+            found[i] = vector
+        for i in long:
+            found[i] = Unmade(self.grads[i], partial(self._made_of, [ts[i] for ts in lists]))
+        return found
+
+    def _made_of(self, tensors: list[Tensor]) -> Iterator[Tensor]:
+        """The vector for one parameter's weights, gradient and average, as flat pieces."""
+        for pieces in zip(*map(cut, tensors), strict=True):
+            yield from self._made(*[[piece] for piece in pieces])
 
     def ingredients(self) -> list[Tensor]:
         """The tensors that the vectors are computed from. If no entry is larger than 1, no sum or mean overflows."""
@@ -122,9 +176,19 @@ class Part:
             "lr": lr,
             "momentum": group["momentum"],
             "normalize": group["normalize"],
-            "new_averages": self.new_averages(),
+            "new_averages": [] if self.by_pieces else self.new_averages(),
             **({"dropped": self.dropped} if self.dropped else {}),
         }
+
+    def steps(self, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The arguments for an implementation of the step, for one piece of the tensors after another."""
+        if not self.by_pieces:
+            yield from in_pieces(arguments)
+            return
+        for piece in in_pieces(arguments | {"grads": self.grads}):
+            grads, averages_ = piece.pop("grads"), piece["buffers"] if self.old_averages else []
+            vectors = self._made(piece["params"], grads, averages_)
+            yield piece | {"vectors": vectors, "new_averages": vectors}
 
     def direction(self, norms: Norms, lr: Number) -> tuple[list[Tensor], Tensor]:
         """Tensors and a factor c whose product is the normalized direction."""
@@ -138,7 +202,7 @@ class Part:
             self.scale_vectors(-exponent)
             norm = norm * 2.0**-exponent
             c = _coefficient(norm, lr, cap, self.exponent) if share is None else share * _reciprocal(norm)
-        return self.vectors, c
+        return [] if self.by_pieces else self.vectors, c
 
     def shrink(self, skip: Tensor | None) -> None:
         """Decoupled weight decay, w ← (1 − αλ)w, unless ``skip``."""

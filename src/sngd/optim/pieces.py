@@ -1,12 +1,12 @@
 """A step in pieces, so that what it computes on the way stays in the processor's cache."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
 
-_LISTS = ("params", "vectors", "buffers", "new_averages", "dropped")
-_LENGTH = 2**18  # entries: 1 MB of float32
+_LISTS = ("params", "grads", "vectors", "buffers", "new_averages", "dropped")
+_LENGTH = 2**19  # entries: 2 MB of float32. A multiple of the rows by which norms are summed
 
 
 def in_pieces(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -16,19 +16,28 @@ def in_pieces(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for: temporary tensors as long as the weights, which are written to memory, read again, and given back.
     """
     lists: dict[str, list[Tensor]] = {name: arguments[name] for name in _LISTS if arguments.get(name)}
-    lengths = [param.numel() for param in arguments["params"]]
-    long = [i for i, length in enumerate(lengths) if length > _LENGTH and _is_flat(i, lists)]
+    long = long_ones([*lists.values()])
     if not long:
         yield arguments
         return
-    short = sorted({*range(len(lengths))} - {*long})
+    short = sorted({*range(len(arguments["params"]))} - {*long})
     if short:
         yield arguments | {name: [tensors[i] for i in short] for name, tensors in lists.items()}
     for i in long:
-        cut = {name: tensors[i].view(-1).split(_LENGTH) for name, tensors in lists.items()}
-        for pieces in zip(*cut.values(), strict=True):
-            yield arguments | {name: [piece] for name, piece in zip(cut, pieces, strict=True)}
+        for pieces in zip(*[cut(tensors[i]) for tensors in lists.values()], strict=True):
+            yield arguments | {name: [piece] for name, piece in zip(lists, pieces, strict=True)}
 
 
-def _is_flat(i: int, lists: dict[str, list[Tensor]]) -> bool:
-    return all(tensors[i].is_contiguous() for tensors in lists.values())
+def long_ones(lists: Sequence[Sequence[Tensor]]) -> list[int]:
+    """The indices at which tensors are long, and lie in memory without gaps in all lists, so that they can be cut."""
+    return [
+        i
+        for i, tensor in enumerate(lists[0])
+        if tensor.numel() > _LENGTH and all(tensors[i].is_contiguous() for tensors in lists)
+    ]
+
+
+def cut(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Flat pieces of a tensor without gaps; all but the last have the same length."""
+    pieces: tuple[Tensor, ...] = tensor.view(-1).split(_LENGTH)
+    return pieces

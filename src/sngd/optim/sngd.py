@@ -30,7 +30,6 @@ from sngd.optim.options import (
     is_zero,
 )
 from sngd.optim.part import Part
-from sngd.optim.pieces import in_pieces
 from sngd.optim.usual import are_usual
 from sngd.optim.whole_norm import Everywhere, is_no_direction, norms_of
 from sngd.sharding import (
@@ -270,8 +269,8 @@ class SNGD(Optimizer):
                 continue
             part.shrink(later)
             arguments = part.arguments(norms, later)
-            implementation = _implementation(part, arguments["vectors"])
-            for piece in in_pieces(arguments) if decide_here and part.needs_room else (arguments,):
+            implementation = _implementation(part, part.grads if part.by_pieces else arguments["vectors"])
+            for piece in part.steps(arguments) if decide_here and part.needs_room else (arguments,):
                 implementation(**piece)
         return loss
 
@@ -306,7 +305,7 @@ class SNGD(Optimizer):
             if not are_usual(params, grads, buffers, dropped):
                 return None
             part = Part(group, params, grads, buffers, dropped, spread=(None, ()), directions=_foreach_directions)
-            part.aim(part.params, part.grads, part.old_averages)
+            part.by_pieces = not self.defaults["capturable"] and part.may_take_pieces()
             parts.append(part)
         return parts
 
@@ -356,6 +355,8 @@ class SNGD(Optimizer):
             part = Part(group, *lists, spread=spread, directions=directions)
         if params:
             part.aim(part.params, part.grads, part.old_averages)
+        else:
+            part.vectors = []
         return part
 
     def _buffers(
@@ -364,8 +365,14 @@ class SNGD(Optimizer):
         """The buffers for momentum and for Kahan summation of parameters of one dtype; empty for what is not wanted."""
         kahan = group["kahan_sum"] and dtype != at_least_float32(dtype)
         wanted = (group["momentum"], "momentum_buffer"), (kahan, "kahan_buffer")
-        momentum, dropped = ([self._buffer(p, name) for p in params] if want else [] for want, name in wanted)
+        momentum, dropped = (self._buffers_named(name, params, dtype) if want else [] for want, name in wanted)
         return momentum, dropped
+
+    def _buffers_named(self, name: str, params: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+        buffers: list[Any] = [self.state[p].get(name) for p in params]
+        if are_plain(buffers) and all(b.dtype is dtype for b in buffers):
+            return buffers
+        return [self._buffer(p, name) for p in params]
 
     def _buffer(self, param: Tensor, name: str) -> Tensor:
         state = self.state[param]

@@ -61,8 +61,8 @@ def norms_of(parts: Sequence[Part], everywhere: Everywhere) -> Norms:
 
 def _l2_norm(parts: Sequence[Part], everywhere: Everywhere) -> tuple[Tensor, int]:
     """‖v‖₂ over all parts as norm · 2^exponent; the parts' vectors are scaled accordingly."""
-    norm = norm_of_lists([(part.spread, part.vectors) for part in parts], everywhere)
-    dtypes = [part.vectors[0].dtype for part in parts]
+    norm = norm_of_lists([(part.spread, part.measured()) for part in parts], everywhere)
+    dtypes = [part.dtype for part in parts]
     if not host_may_read(norm) or has_room(norm, dtypes, communicates=any(map(is_shared, everywhere))):
         return norm, 0
     ingredients = exponent_of_largest([(part.spread, part.ingredients()) for part in parts], everywhere)
