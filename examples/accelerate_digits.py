@@ -55,4 +55,4 @@ if __name__ == "__main__":
         train(Path(folder), epochs=range(5))
         model = train(Path(folder), epochs=range(5, 10))
     x, y = DIGITS.tensors
-    accelerator.print(f"accuracy {(model(x).argmax(1) == y).float().mean():.3f}")
+    accelerator.print(f"accuracy {100 * (model(x).argmax(1) == y).float().mean():.1f} %")

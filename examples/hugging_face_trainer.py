@@ -53,4 +53,4 @@ if __name__ == "__main__":
             train(folder, way, max_steps=50)  # as if it had been killed there
             trainer = train(folder, way, resume=True)
             correct = trainer.predict(DIGITS).predictions.argmax(1) == labels
-        print(f"{way}: accuracy {correct.mean():.3f} after {trainer.state.global_step} steps")
+        print(f"{way}: accuracy {100 * correct.mean():.1f} % after {trainer.state.global_step} steps")

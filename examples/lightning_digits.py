@@ -56,4 +56,5 @@ if __name__ == "__main__":
         train(Path(folder), epochs=5)
         digits = train(Path(folder), epochs=10, resume=True)
     x, y = DIGITS.tensors
-    print(f"accuracy {(digits.model(x).argmax(1) == y).float().mean():.3f} after {digits.global_step} steps")
+    accuracy = (digits.model(x).argmax(1) == y).float().mean()
+    print(f"accuracy {100 * accuracy:.1f} % after {digits.global_step} steps")

@@ -29,4 +29,4 @@ while estimator.oracle_calls + estimator.next_cost <= 20 * len(x):  # 20 passes,
 
 with torch.no_grad():
     accuracy = (model.eval()(x).argmax(1) == y).float().mean()
-print(f"accuracy {accuracy:.3f} after {estimator.oracle_calls} gradient evaluations")
+print(f"accuracy {100 * accuracy:.1f} % after {estimator.oracle_calls} gradient evaluations")

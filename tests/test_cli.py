@@ -713,10 +713,11 @@ def test_plan_gives_the_papers_numbers(sngd):
     assert code == 0
     best = json.loads(out)
     assert (best["lr"], best["batch_size"], best["steps"], best["oracle_calls"]) == (0.05, 100, 460, 46_000)
-    assert best["guarantee"] == 0.4
+    assert (best["epsilon"], best["guarantee"]) == (0.1, 0.4)
     code, out, _ = sngd("plan", "sngd,s-sngd:harmonic,sgd", *constants, "--json")
     plans = json.loads(out)
     assert [p["target"] for p in plans] == [0.4] * 3
+    assert [p.get("epsilon") for p in plans] == [0.1, None, None]
     assert all(p["guarantee"] <= 0.4 for p in plans)
     out = sngd("plan", "sngd,s-sngd", *constants)[1]
     assert "46,000" in out

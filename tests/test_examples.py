@@ -9,13 +9,13 @@ import pytest
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 PRINTS = {  # what a script prints last, and what must hold of its first number
-    "spider_with_adam.py": (r"accuracy ([\d.]+) after 40000 gradient evaluations", lambda share: share > 0.9),
-    "accelerate_digits.py": (r"accuracy ([\d.]+)", lambda share: share > 0.9),
+    "spider_with_adam.py": (r"accuracy ([\d.]+) % after 40000 gradient evaluations", lambda percent: percent > 90),
+    "accelerate_digits.py": (r"accuracy ([\d.]+) %", lambda percent: percent > 90),
     "hugging_face_trainer.py": (
-        r"optimizer_cls_and_kwargs: accuracy ([\d.]+) after 145 steps",
-        lambda share: share > 0.9,
+        r"optimizer_cls_and_kwargs: accuracy ([\d.]+) % after 145 steps",
+        lambda percent: percent > 90,
     ),
-    "lightning_digits.py": (r"accuracy ([\d.]+) after 290 steps", lambda share: share > 0.9),
+    "lightning_digits.py": (r"accuracy ([\d.]+) % after 290 steps", lambda percent: percent > 90),
     "optuna_digits.py": (r"loss ([\d.]+) with lr [\d.]+, momentum [\d.]+", lambda loss: loss < 0.3),
     "ray_tune_digits.py": (r"loss ([\d.]+) with lr 0\.3", lambda loss: loss < 0.5),
     "svrg_in_your_loop.py": (r"loss ([\d.]+) after 5280 gradient evaluations", lambda loss: loss < 0.02),

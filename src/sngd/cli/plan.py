@@ -51,6 +51,8 @@ def plan(
     plans += [plan_run(name, given, sigma, gap, target=plans[0].target, kappa=kappa) for name in names[1:]]
     if as_json:
         shown = [{**p.as_json(), **in_norm} for p in plans]
+        if epsilon is not None:
+            shown[0]["epsilon"] = epsilon  # beside the guarantee, which is a multiple of it
         print_json(shown[0] if len(plans) == 1 else shown)
         return
     print_table(

@@ -50,6 +50,7 @@ def reproduce(
     judged by measurements alone.
     """
     from sngd.paper import claims
+    from sngd.paper.closed_form.share_done import listening
     from sngd.paper.reproduce import reproduce as measure_and_draw
 
     refuse_several_processes("reproduce")
@@ -62,21 +63,27 @@ def reproduce(
     folder = folder or Path("runs", f"reproduce-{what}-{profile}")
     command = shlex.join(["sngd", *sys.argv[1:]])
     with watched(execution) as (watched_execution, bars):
-        present = bars.add_task(f"{what}, profile {profile}", total=None, loss="")
+        present, done, total = bars.add_task(f"{what}, profile {profile}", total=None, loss=""), 0, 1
 
         def tell(figure: str, index: int, count: int) -> None:
-            description = f"study {index + 1} of {count}: {figure}, profile {profile}"
-            bars.update(present, description=description, completed=index, total=count)
+            nonlocal done, total
+            done, total = index, count
+            bars.update(present, description=f"study {index + 1} of {count}: {figure}, profile {profile}")
+            tell_share(0.0)
 
-        if what == "all":
-            verdicts = claims.reproduce_all(profile, folder, command, watched_execution, on_progress=tell)
-        elif what == "claims":
-            names = [name.strip() for name in only.split(",")] if only else []
-            verdicts = claims.reproduce_claims(
-                names, profile, folder, command, watched_execution, on_progress=tell, stored_only=stored
-            )
-        else:
-            pictures = measure_and_draw(what, profile, folder, command, watched_execution)
+        def tell_share(share: float) -> None:
+            bars.update(present, completed=done + share, total=total)
+
+        with listening(tell_share):
+            if what == "all":
+                verdicts = claims.reproduce_all(profile, folder, command, watched_execution, on_progress=tell)
+            elif what == "claims":
+                names = [name.strip() for name in only.split(",")] if only else []
+                verdicts = claims.reproduce_claims(
+                    names, profile, folder, command, watched_execution, on_progress=tell, stored_only=stored
+                )
+            else:
+                pictures = measure_and_draw(what, profile, folder, command, watched_execution)
     if what in ("all", "claims"):
         _print_verdicts(verdicts, folder, as_json)
     else:

@@ -28,6 +28,7 @@ class Planned(TypedDict):
     norm: NotRequired[Line]
     gap: NotRequired[float]
     target: NotRequired[float]
+    epsilon: NotRequired[Positive]
     anchor_batch_size: NotRequired[AtLeastOne]
     period: NotRequired[AtLeastOne]
     max_scale: NotRequired[Positive]

@@ -29,6 +29,7 @@ from sngd.optim.sngd import SNGD
 from sngd.optim.stagewise import StagewiseLR
 from sngd.paper.closed_form.conformance import ERROR_RATE, SEEDS, TOLERANCE, WRONG, student
 from sngd.paper.closed_form.families import log_uniform, normal
+from sngd.paper.closed_form.share_done import steps as each
 from sngd.stages import StagePlan, constant, harmonic
 from sngd.studies.figures import plain_style, save
 from sngd.theory import (
@@ -315,7 +316,7 @@ def measure(profile: str = "quick") -> NormConformance:
         "error_rate": ERROR_RATE,
         "families": {
             name: _family(number, draw_instance, INSTANCES[profile], quantile)
-            for number, (name, draw_instance) in enumerate(FAMILIES.items())
+            for number, (name, draw_instance) in each(enumerate(FAMILIES.items()))
         },
     }
 
@@ -332,7 +333,7 @@ def _family(number: int, draw_instance: Callable[[Generator], Instance], instanc
         "largest_lemma_ratio": 0.0,
         "largest_ratio": 0.0,
     }
-    for index in range(instances):
+    for index in each(range(instances)):
         generator = torch.Generator().manual_seed(1000 * number + index)
         instance = draw_instance(generator)
         exact = not any(isinstance(ball.spelling, Spectral) for ball in instance.balls)

@@ -34,6 +34,7 @@ from sngd.optim.stagewise import StagewiseLR
 from sngd.paper.closed_form.families import FAMILIES, Instance, log_uniform
 from sngd.paper.closed_form.scaling import Scaling, slope_interval
 from sngd.paper.closed_form.scaling import summary as scaling_summary
+from sngd.paper.closed_form.share_done import steps as each
 from sngd.paper.verdicts import (
     Evidence,
     Quantity,
@@ -159,7 +160,7 @@ def measure(profile: str = "quick") -> Conformance:
         "comparisons": comparisons,
         "families": {
             name: _family(number, draw_instance, INSTANCES[profile], quantile)
-            for number, (name, draw_instance) in enumerate(FAMILIES.items())
+            for number, (name, draw_instance) in each(enumerate(FAMILIES.items()))
         },
     }
 

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from sngd.diagnose.interval import Interval
+from sngd.paper.closed_form.share_done import steps as each
 from sngd.paper.verdicts import Quantity, above, reported, share_interval
 from sngd.problems.analytic import sharp_and_flat, strict_saddle, tensor_decomposition
 from sngd.problems.problem import Problem
@@ -211,12 +212,14 @@ def measure_map(starts: int, tuning_starts: int, components: int, rates: Sequenc
         * ``lr``: row → the rate of the comparison; a row with first steps as long as NGD's has NGD's;
         * ``steps``: row → at this rate, for each judged start the steps, None if it has not left.
     """
-    measured = {name: _measure_place(place, starts, tuning_starts, rates) for name, place in places(components).items()}
+    measured = {
+        name: _measure_place(place, starts, tuning_starts, rates) for name, place in each(places(components).items())
+    }
     return {"starts": starts, "tuning_starts": tuning_starts, "rates": list(rates), "places": measured}
 
 
 def _measure_place(place: Place, starts: int, tuning_starts: int, rates: Sequence[float]) -> PlaceMeasured:
-    tuning = {method: _tuned(place, Row(method), rates, tuning_starts) for method in METHODS}
+    tuning = {method: _tuned(place, Row(method), rates, tuning_starts) for method in each(METHODS)}
     best = {method: best_rate(tuning[method], rates) for method in METHODS}
     lr = {row.label: best[row.as_long_as or row.method] for row in ROWS}
     left, steps = {}, {}

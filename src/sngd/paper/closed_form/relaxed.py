@@ -27,6 +27,7 @@ from torch.optim import SGD, Optimizer
 from sngd.checks import check_one_of
 from sngd.diagnose.interval import Interval, mean_interval
 from sngd.optim.sngd import SNGD
+from sngd.paper.closed_form.share_done import steps as each
 from sngd.paper.verdicts import (
     LEVEL,
     Evidence,
@@ -141,9 +142,9 @@ def measure(profile: str = "quick") -> Relaxed:
     settings = SIZES[profile]
     runs = [
         _runs(settings, method, lr, gradient)
-        for gradient in settings.gradients
-        for method in METHODS
-        for lr in settings.lrs[method]
+        for gradient in each(settings.gradients)
+        for method in each(METHODS)
+        for lr in each(settings.lrs[method])
     ]
     return {
         "profile": profile,

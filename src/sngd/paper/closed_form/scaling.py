@@ -37,6 +37,7 @@ from numpy.typing import NDArray
 
 from sngd.checks import check_one_of
 from sngd.diagnose.interval import Interval, mean_interval
+from sngd.paper.closed_form.share_done import steps as each
 from sngd.stages import StagePlan
 from sngd.studies.figures import plain_style, save, styles
 from sngd.theory import Plan, Smooth, plan
@@ -158,8 +159,8 @@ def measure(profile: str = "quick") -> Scaling:
         "level": LEVEL,
         "targets": list(targets),
         "problems": {
-            name: {method: _measure(method, objective, targets, seeds) for method in METHODS}
-            for name, objective in OBJECTIVES.items()
+            name: {method: _measure(method, objective, targets, seeds) for method in each(METHODS)}
+            for name, objective in each(OBJECTIVES.items())
         },
     }
 
@@ -169,7 +170,7 @@ def _measure(
 ) -> MethodMeasured:
     rng = np.random.default_rng(0)
     plans = [planned(method, target) for target in targets]
-    calls = [_arrivals(p, objective(p.target), seeds, rng) for p in plans]
+    calls = [_arrivals(p, objective(p.target), seeds, rng) for p in each(plans)]
     return {
         "calls": calls,
         "planned": [p.oracle_calls for p in plans],

@@ -27,6 +27,7 @@ from sngd.checks import check_one_of
 from sngd.diagnose.interval import mean_interval
 from sngd.estimators import Full, MiniBatch, Spider
 from sngd.optim.sngd import SNGD
+from sngd.paper.closed_form.share_done import steps as each
 from sngd.paper.verdicts import (
     LEVEL,
     Answer,
@@ -183,13 +184,13 @@ def measure(profile: str = "quick") -> Variance:
         "seeds": settings.seeds,
         "periods": settings.periods,
         "lrs": list(settings.lrs),
-        "problems": {name: _measure_case(case(), settings) for name, case in CASES.items()},
+        "problems": {name: _measure_case(case(), settings) for name, case in each(CASES.items())},
     }
 
 
 def _measure_case(case: Case, settings: Size) -> CaseMeasured:
     seeds = range(settings.seeds)
-    spider = [[_spider_errors(case, lr, settings.periods, seed) for seed in seeds] for lr in settings.lrs]
+    spider = [[_spider_errors(case, lr, settings.periods, seed) for seed in seeds] for lr in each(settings.lrs)]
     return {
         "L": case.L,
         "sigma": case.sigma,
