@@ -358,7 +358,7 @@ def test_a_figure_from_nothing(tmp_path, monkeypatch):
 
     files = reproduce("fig4", "quick", tmp_path, "sngd reproduce fig4", Execution(jobs=1, begin=begin))
     assert all(file.stat().st_size for file in files)
-    assert titles == [("fig4, tiny, runs", 2)]
+    assert titles == [("fig4, study 1 of 1, tiny, runs", 2)]
     assert (tmp_path / "tiny" / "report.html").exists()
     stored = json.loads((tmp_path / "measurements.json").read_text())
     assert stored["command"] == "sngd reproduce fig4"
