@@ -8,12 +8,12 @@ of Figure 4's runs.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from math import exp, log
 from pathlib import Path
-from statistics import fmean, linear_regression
+from statistics import fmean, linear_regression, median
 from typing import TYPE_CHECKING, cast
 
 from sngd.diagnose.interval import mean_interval
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 WINNER, LOSER = "S-SNGD", "S-SGD"
-LARGE = 2048  # the least batch size at which C12 is judged
 
 # ---- what is run ---------------------------------------------------------------------------------------------
 
@@ -103,10 +102,11 @@ def measure(profile: str, out: Path) -> LargeBatches:
 
 
 def judge_large_batches(measured: LargeBatches) -> Evidence:
-    """C12: S-SNGD against S-SGD, both tuned, with batches of at least ``LARGE`` samples. Others are context."""
+    """C12: S-SNGD against S-SGD, both tuned, with the larger half of each problem's batch sizes. Others are context."""
     trained = _to_the_end(measured)
-    pairs = [Pair(key, e, WINNER, LOSER) for key, e in trained.items() if e["batch_size"] >= LARGE]
-    return evidence_of([measured], final_comparisons(pairs), [*final_test_losses(pairs), *_context(trained)])
+    large = _large(trained)
+    pairs = [Pair(key, e, WINNER, LOSER) for key, e in trained.items() if key in large]
+    return evidence_of([measured], final_comparisons(pairs), [*final_test_losses(pairs), *_context(trained, large)])
 
 
 def judge_growth(measured: LargeBatches) -> Evidence:
@@ -136,9 +136,17 @@ def _to_the_end(measured: LargeBatches) -> dict[str, ExperimentMeasured]:
     return {key: e for key, e in measured["experiments"].items() if not e["problem"].startswith("cifar10")}
 
 
-def _context(trained: Mapping[str, ExperimentMeasured]) -> Iterator[Quantity]:
+def _large(trained: Mapping[str, ExperimentMeasured]) -> set[str]:
+    """The experiments whose batches are above the median of their problem's."""
+    sizes: dict[str, list[int]] = {}
+    for experiment in trained.values():
+        sizes.setdefault(experiment["problem"], []).append(experiment["batch_size"])
+    return {key for key, e in trained.items() if e["batch_size"] > median(sizes[e["problem"]])}
+
+
+def _context(trained: Mapping[str, ExperimentMeasured], large: Collection[str]) -> Iterator[Quantity]:
     """What S-SNGD gains with smaller batches, and what normalization gains where both have momentum."""
-    small = [Pair(key, e, WINNER, LOSER) for key, e in trained.items() if e["batch_size"] < LARGE]
+    small = [Pair(key, e, WINNER, LOSER) for key, e in trained.items() if key not in large]
     momentum = [Pair(key, e, "SNGM", "S-SGD with momentum") for key, e in trained.items()]
     for pair, criterion in product([*small, *momentum], FINAL):
         if found := as_context(compare(pair.key, pair.experiment, criterion, pair.winner, pair.loser)):

@@ -45,7 +45,7 @@ _RESNET8 = fig3_scaled(
     "cifar10-resnet8", 128, 2, arms=_arms(0.5), seeds=8, first_seed=FRESH, eval_every=2 / 27, eval_samples=5000
 )
 EXPERIMENTS = {
-    "quick": [scaled(_MNIST[0], name="digits", problem="digits-mlp", epochs=10, seeds=3, eval_every=1 / 3)],
+    "quick": [scaled(_MNIST[0], name="digits", problem="digits-mlp", epochs=10, seeds=3, eval_every=0.2)],
     "small": [*_MNIST, _RESNET8],
     "paper": _MNIST,
 }
