@@ -298,6 +298,8 @@ class SNGD(Optimizer):
             params: list[Tensor] = group["params"]
             grads: list[Any] = [p.grad for p in params]
             if type(None) in {*map(type, grads)}:
+                if not are_plain(params):  # shards of one may have a gradient on another rank
+                    return None
                 params = [p for p in params if p.grad is not None]
                 grads = [p.grad for p in params]
             if not params:
