@@ -110,14 +110,13 @@ def _loss(problem: Problem, model: nn.Module, batch: Samples) -> Tensor:
 def most_replicas(config: RunConfig, problem: Problem) -> int:
     """The number of replicas up to which a step of each takes less time; 1 if there is none.
 
-        On a CPU, replicas share the time that Python and torch take to start an operation, about half a millisecond a
-        step. So they gain where the arithmetic of a step takes no longer than a few milliseconds. A step of one of 4 and of
-        16 replicas over a step by itself, measured by ``benchmarks/replicas.py`` (``results/replicas.json``):
+    On a CPU, replicas share the time that Python and torch take to start an operation, about half a millisecond a
+    step. So they gain where the arithmetic of a step takes no longer than a few milliseconds. ``results/replicas.json``
+    has the ratios that the limit follows from, of a step as one of 2, 4, 8 and 16 replicas to a step by itself, as
+    ``benchmarks/replicas.py`` measured them.
 
-    TABLE
-
-        On an accelerator nothing was measured: there the number is bounded by the arithmetic that keeps a large one busy
-        for a millisecond.
+    On an accelerator nothing was measured: there the number is bounded by the arithmetic that keeps a large one busy
+    for a millisecond.
     """
     batch = config.batch_size_or_default
     if find_method(config.method).estimate.cost_text == "n":
