@@ -114,7 +114,7 @@ def _grouped(
         configs = [tasks[indices[0]].config for indices in open_kinds.values()]
         answers = _examined(pool, configs, execution, jobs)
         verdicts = dict(zip(open_kinds, answers, strict=True))
-    found = in_groups(kinds, {key: verdict.most for key, verdict in verdicts.items()}, jobs)
+    found = in_groups(tasks, {key: verdict.most for key, verdict in verdicts.items()}, jobs)
     if len(ended) < len(tasks):
         for line in plan_in_words(tasks, found, verdicts, jobs, threads):
             execution.on_plan(line)
