@@ -4,6 +4,7 @@ import json
 import re
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import nn
 from reference.training import naive_training
 from sngd import stages
 from sngd.problems import Problem, load_problem
-from sngd.training import METHODS, Interrupted, RunConfig, train
+from sngd.training import METHODS, Interrupted, RunConfig, engine, train
+from sngd.training.run_folder import RunFolder
 
 CONFIG = RunConfig("plain", "sngd", lr=0.05, batch_size=7, epochs=4, threads=1, seed=3)
 
@@ -160,6 +162,20 @@ def test_evaluations_are_scheduled_in_oracle_calls(tmp_path, tiny):
     calls = [row["oracle_calls"] for row in rows(tmp_path)]
     assert calls == [0, 35, 63, 91, 126, 154, 175]  # the first multiples of 7 from 30 k on, and the end of the budget
     assert [row["final"] for row in rows(tmp_path)] == [False] * 6 + [True]
+
+
+def test_rows_of_the_same_second_share_a_checkpoint(tmp_path, tiny, monkeypatch):
+    saves, save = [], RunFolder.save_checkpoint
+
+    def save_and_count(self, state):
+        saves.append(state["steps"])
+        save(self, state)
+
+    monkeypatch.setattr(RunFolder, "save_checkpoint", save_and_count)
+    monkeypatch.setattr(engine, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    row = train(CONFIG, tmp_path, problem=tiny)
+    assert len(rows(tmp_path)) == 5
+    assert saves == [0, row["step"]]
 
 
 def test_a_step_across_several_evaluations_is_evaluated_once(tmp_path, tiny):

@@ -39,6 +39,28 @@ def test_numbers_that_are_not_finite_become_null(tmp_path):
     assert rows(folder) == [{"step": 1, "train_loss": None, "grad_norm": None, "lr": 0.1}]
 
 
+def test_a_run_has_ended_when_its_checkpoint_says_so_or_its_rows_alone(tmp_path):
+    """A final row without its checkpoint is one that a kill may have cut off."""
+    folder = begun(tmp_path)
+    final = dict.fromkeys(("step", "epoch", "oracle_calls", "grads_over_n", "lr", "seconds"), 0)
+    losses = dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy", "grad_norm"))
+    assert not folder.has_ended()
+    folder.append(final | losses | {"iterate": "last", "final": True, "diverged": False})
+    assert folder.has_ended()
+    folder.save_checkpoint(STATE)
+    assert not folder.has_ended()
+    folder.save_checkpoint({**STATE, "finished": True})
+    assert folder.has_ended()
+
+
+def test_a_view_is_saved_without_the_tensor_that_it_is_a_part_of(tmp_path):
+    folder = begun(tmp_path)
+    matrix = torch.arange(300_000.0).view(3, -1)
+    folder.save_checkpoint({**STATE, "model": {"weight": matrix[1]}})
+    assert torch.equal(folder.load_checkpoint()["model"]["weight"], matrix[1])
+    assert (folder.path / "checkpoint.pt").stat().st_size < 1.1 * matrix[1].nbytes
+
+
 @pytest.mark.parametrize("tail", [b"", b'{"step": 2, "tr', b'{"step": 2}\n', b'{"step": 2}\n{"st'])
 def test_rows_after_the_checkpoint_are_dropped_whole_or_half_written(tmp_path, tail):
     folder = begun(tmp_path)

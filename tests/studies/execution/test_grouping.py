@@ -1,5 +1,6 @@
 """Runs that are alike are put together so that all processes have work, whatever has ended already."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,23 +36,28 @@ def tasks(**counts):
     ],
 )
 def test_groups_are_of_equal_sizes_and_as_many_as_processes_or_a_multiple(count, most, jobs, sizes):
-    kinds = alike(tasks(sngd=count))
-    found = in_groups(kinds, dict.fromkeys(kinds, most), jobs)
+    some = tasks(sngd=count)
+    found = in_groups(some, dict.fromkeys(alike(some), most), jobs)
     assert [len(group) for group in found] == sizes
     assert sorted(index for group in found for index in group) == list(range(count))
 
 
 def test_only_runs_of_a_kind_are_together_and_large_groups_come_first():
     some = tasks(sgd=2, sngd=6)
-    kinds = alike(some)
-    assert in_groups(kinds, dict.fromkeys(kinds, 16), 2) == [[2, 4, 6], [3, 5, 7], [0], [1]]
+    assert in_groups(some, dict.fromkeys(alike(some), 16), 2) == [[2, 4, 6], [3, 5, 7], [0], [1]]
+
+
+def test_on_an_accelerator_groups_are_as_large_as_they_may_be():
+    some = [task._replace(config=replace(task.config, device="cuda")) for task in tasks(sngd=300)]
+    found = in_groups(some, dict.fromkeys(alike(some), 256), 16)
+    assert [len(group) for group in found] == [150, 150]
 
 
 def test_the_plan_is_said_with_reasons():
     some = tasks(sgd=2, sngd=6, natasha2=2)
     kinds = list(alike(some))
     verdicts = {kinds[1]: Verdict(16), kinds[0]: Verdict(1, "so"), kinds[2]: Verdict(1, "so")}
-    found = in_groups(alike(some), {key: v.most for key, v in verdicts.items()}, 2)
+    found = in_groups(some, {key: v.most for key, v in verdicts.items()}, 2)
     assert plan_in_words(some, found, verdicts, 2, 1) == [
         "10 runs: 2 processes × 3 or 1 replicas × 1 thread",
         "sgd, natasha2: runs are trained one by one, because so",
@@ -70,12 +76,14 @@ def test_a_study_says_what_it_does_and_ends_as_without_replicas(tmp_path):
         )
         for replicas in (None, 2, 1)
     ]
+    cores = os.cpu_count() or 1
+    threads = "1 thread" if cores == 1 else f"{cores} threads"
     assert said == [
-        "6 runs: 1 process × 3 or 1 replicas × 2 threads",
+        f"6 runs: 1 process × 3 or 1 replicas × {threads}",
         "natasha2: runs are trained one by one, because natasha2 has a loop of its own",
-        "6 runs: 1 process × 2 or 1 replicas × 2 threads",
+        f"6 runs: 1 process × 2 or 1 replicas × {threads}",
         "natasha2: runs are trained one by one, because natasha2 has a loop of its own",
-        "6 runs: 1 process × 1 replica × 2 threads",
+        f"6 runs: 1 process × 1 replica × {threads}",
     ]
     for one, *others in zip(*rows, strict=True):
         for other in others:

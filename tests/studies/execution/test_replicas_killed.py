@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 WORDS = (
-    "compare digits-mlp:600 --methods sngd,scsg --seeds 4 --epochs 60 --batch-size 13 --eval-every 5 --output random"
+    "compare digits-mlp:600 --methods sngd,scsg --seeds 4 --epochs 30 --batch-size 13 --eval-every 3 --output random"
 )
-KILLS = 3
+KILLS = 2
 
 
 def command(folder: Path) -> list[str]:
@@ -45,7 +45,7 @@ def test_killed_with_all_its_processes_a_study_of_replicas_ends_alike(tmp_path):
         process = subprocess.Popen(
             command(folder), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while begun(folder) < 1 + 3 * kill and process.poll() is None:
+        while begun(folder) < 1 + 4 * kill and process.poll() is None:
             time.sleep(0.01)
         time.sleep(0.2 * kill)
         if process.poll() is None:

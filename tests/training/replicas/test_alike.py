@@ -143,7 +143,7 @@ def test_small_problems_gain(name, settings, most):
 
 def test_a_step_of_much_arithmetic_gains_nothing():
     problem = problem_of(lambda: nn.Sequential(nn.Linear(4, 3000), nn.Linear(3000, 2500), nn.Linear(2500, 3)))
-    assert most_replicas(CONFIG, problem) == 16
+    assert most_replicas(replace(CONFIG, batch_size=5), problem) == 16
     assert most_replicas(replace(CONFIG, batch_size=30), problem) == 1
     assert most_replicas(replace(CONFIG, method="gd"), problem) == 1
     assert most_replicas(replace(CONFIG, batch_size=30, device="cuda"), problem) == 17

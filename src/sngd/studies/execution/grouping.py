@@ -2,6 +2,8 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 
+import torch
+
 from sngd.studies.execution.task import Task, Verdict
 from sngd.training.replicas.alike import kind
 
@@ -14,17 +16,24 @@ def alike(tasks: Sequence[Task]) -> dict[Hashable, list[int]]:
     return kinds
 
 
-def in_groups(kinds: Mapping[Hashable, Sequence[int]], most: Mapping[Hashable, int], jobs: int) -> list[list[int]]:
-    """The indices of the tasks that are trained as one, of equal sizes up to one, so that all processes have work.
+def in_groups(tasks: Sequence[Task], most: Mapping[Hashable, int], jobs: int) -> list[list[int]]:
+    """The indices of the tasks that are trained as one, of equal sizes up to one; larger groups come first.
 
-    Larger groups come first. The answer depends on the list of tasks alone and not on which of them have ended: after
-    an interruption the same runs are trained together.
+    On the CPU there are enough groups for all processes. On an accelerator, which the processes share, they are as
+    large as they may be. The answer depends on the list of tasks alone and not on which of them have ended: after an
+    interruption the same runs are trained together.
+
+    Args:
+        most: the largest group by kind; 1 for a kind that is not there.
+        jobs: number of processes.
     """
     found = []
-    for key, indices in kinds.items():
+    for key, indices in alike(tasks).items():
         least = -(-len(indices) // most.get(key, 1))
-        number = min(len(indices), -(-least // jobs) * jobs)
-        found += [list(indices[start::number]) for start in range(number)]
+        if torch.device(tasks[indices[0]].config.device).type == "cpu":
+            least = -(-least // jobs) * jobs
+        number = min(len(indices), least)
+        found += [indices[start::number] for start in range(number)]
     return sorted(found, key=len, reverse=True)
 
 

@@ -113,8 +113,10 @@ def _grouped(
     if open_kinds and execution.replicas != 1:
         configs = [tasks[indices[0]].config for indices in open_kinds.values()]
         answers = _examined(pool, configs, execution, jobs)
+        if answers is None:
+            raise Interrupted(f"stopped with {len(ended)} of {len(tasks)} runs finished; the same command goes on")
         verdicts = dict(zip(open_kinds, answers, strict=True))
-    found = in_groups(kinds, {key: verdict.most for key, verdict in verdicts.items()}, jobs)
+    found = in_groups(tasks, {key: verdict.most for key, verdict in verdicts.items()}, jobs)
     if len(ended) < len(tasks):
         for line in plan_in_words(tasks, found, verdicts, jobs, threads):
             execution.on_plan(line)
@@ -130,15 +132,15 @@ def _has_ended(task: Task, execution: Execution) -> bool:
 
 def _examined(
     pool: ProcessPoolExecutor, configs: Sequence[RunConfig], execution: Execution, jobs: int
-) -> list[Verdict]:
-    """The verdicts on runs of these kinds. Each worker loads the problem for it, which it needs anyway."""
+) -> list[Verdict] | None:
+    """The verdicts on runs of these kinds; None: asked to stop. Each worker loads the problem, as it must anyway."""
     with _ignore_interrupts():
         futures = {pool.submit(_examine, configs, execution.portable()) for _ in range(jobs)}
     done: set[Future[list[Verdict]]] = set()
     while not done:
         done, _ = wait(futures, POLL_SECONDS, FIRST_COMPLETED)
         if execution.should_stop():
-            raise Interrupted("stopped before the first run; the same command goes on")
+            return None
     return next(iter(done)).result()
 
 

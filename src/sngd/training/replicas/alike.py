@@ -13,7 +13,7 @@ from sngd.training.methods import Method, find_method
 from sngd.training.replicas.losses import Batch, Losses
 
 NO_GAIN = "a step is so much arithmetic that many at once gain nothing"
-_OPERATIONS = 2e8  # of a forward pass: with more, a step of each replica takes at least 0.85 of one by itself
+_OPERATIONS = 9e7  # of a forward pass: with more, less than a tenth of the time is saved
 _CHUNK = 512  # samples at a time of a gradient on all, unless the run says otherwise
 _MOST = 16  # more gain little, and their weights leave the cache
 _MOST_ON_ACCELERATOR, _OPERATIONS_OF_ALL = 256, 2e10
@@ -110,14 +110,13 @@ def _loss(problem: Problem, model: nn.Module, batch: Samples) -> Tensor:
 def most_replicas(config: RunConfig, problem: Problem) -> int:
     """The number of replicas up to which a step of each takes less time; 1 if there is none.
 
-        On a CPU, replicas share the time that Python and torch take to start an operation, about half a millisecond a
-        step. So they gain where the arithmetic of a step takes no longer than a few milliseconds. A step of one of 4 and of
-        16 replicas over a step by itself, measured by ``benchmarks/replicas.py`` (``results/replicas.json``):
+    On a CPU, replicas share the time that Python and torch take to start an operation, about half a millisecond a
+    step. So they gain where the arithmetic of a step takes no longer than a few milliseconds. ``results/replicas.json``
+    has the ratios that the limit follows from, of a step as one of 2, 4, 8 and 16 replicas to a step by itself, as
+    ``benchmarks/replicas.py`` measured them.
 
-    TABLE
-
-        On an accelerator nothing was measured: there the number is bounded by the arithmetic that keeps a large one busy
-        for a millisecond.
+    On an accelerator nothing was measured: there the number is bounded by the arithmetic that keeps a large one busy
+    for a millisecond.
     """
     batch = config.batch_size_or_default
     if find_method(config.method).estimate.cost_text == "n":

@@ -74,17 +74,15 @@ class Differences:
         self.stored = layout.matrix([estimator._gradient for estimator in estimators])
         self.matrices = [self.reference, self.stored]
         for row, estimator in enumerate(estimators):
-            estimator._reference, estimator._gradient = (
-                layout.views(self.reference[row]),
-                layout.views(self.stored[row]),
-            )
+            estimator._reference = layout.views(self.reference[row])
+            estimator._gradient = layout.views(self.stored[row])
         plans = {(e.anchor_batch_size, e.period, e.chunk_size) for e in estimators}
         self.in_step = len(plans) == 1 and not isinstance(estimators[0], SCSG)
         self._there = torch.zeros_like(gradient)
 
     def estimate(self, rows: Sequence[int]) -> Tensor:
-        anchoring = [row for row in rows if self.estimators[row].age == 0]
-        between = [row for row in rows if row not in anchoring]
+        anchors = {row: self.estimators[row].age == 0 for row in rows}
+        anchoring, between = ([row for row in rows if anchors[row] is yes] for yes in (True, False))
         losses = self._build(between) if between else self.weights.new_zeros(len(self.weights))
         if self.in_step and not between:
             losses = self._anchor(anchoring, slice(None))

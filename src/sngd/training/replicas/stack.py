@@ -49,7 +49,7 @@ class Stack:
             run = self.runs[row]
             if run.iterate is not None:
                 run.iterate.update(run.loop.iterate_weight)
-        others = [row for row in range(len(self.runs)) if row not in rows]
+        others = sorted(set(range(len(self.runs))) - set(rows))
         matrices = (self.weights, *self.estimates.matrices, *self.rule.matrices) if others else ()
         before = [matrix[others] for matrix in matrices]
         self.losses = self.estimates.estimate(rows)

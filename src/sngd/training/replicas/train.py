@@ -87,7 +87,7 @@ class _Together:
             steps = min(run.state.steps for run in self.open.values())
             turn = [index for index, run in self.open.items() if run.state.steps == steps]
             if due := [index for index in turn if self._is_due(self.open[index].state)]:
-                self._evaluate(due, together=due == turn, steps=steps)
+                self._evaluate(due, turn, steps)
                 for index in [index for index in due if index in self.rows]:
                     on_progress(index, self.open.pop(index).state.last_progress)
                 turn = [index for index in turn if index in self.open]
@@ -110,14 +110,16 @@ class _Together:
     def _is_due(self, run: RunState) -> bool:
         return run.finished or run.evaluation_due
 
-    def _evaluate(self, due: Sequence[int], together: bool, steps: int) -> None:
+    def _evaluate(self, due: Sequence[int], turn: Sequence[int], steps: int) -> None:
         """Write the rows that are due; runs that have ended get their last one in ``rows``.
 
-        Runs in step with each other are due together, so that their rows do not depend on a kill either.
+        Runs in step with each other are all due after the same steps. They are measured together, also if a kill left
+        only some of them due, so that rows do not depend on it.
         """
         stack = self._stack_after(steps - 1)
         self._settle()
-        if together and stack.in_step:
+        level = len({self.open[index].state.loop.oracle_calls for index in turn}) == 1
+        if stack.in_step and level:
             rows = self._measured(stack, due)
         else:
             rows = {index: self.open[index].state.evaluate() for index in due}
