@@ -196,7 +196,8 @@ class SNGD(Optimizer):
         @wraps(func)
         def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
             own = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
-            heard = any(own) or any(_HOOKS_OF_ALL) or _profiler_enabled() or torch.compiler.is_compiling()
+            # a compiled graph cannot ask for the profiler, so whether it is compiled comes first
+            heard = torch.compiler.is_compiling() or any(own) or any(_HOOKS_OF_ALL) or _profiler_enabled()
             return (announced if heard else func)(self, *args, **kwargs)
 
         return step
