@@ -294,9 +294,9 @@ class SNGD(Optimizer):
         """
         parts = []
         for group in self.param_groups:
-            if group["norm"] != "l2" or group["foreach"] is False:
-                return None
             params: list[Tensor] = group["params"]
+            if group["norm"] != "l2" or group["foreach"] is False or not are_plain(params):
+                return None  # of DTensors other ranks may have gradients, also if this one has none
             grads: list[Any] = [p.grad for p in params]
             if type(None) in {*map(type, grads)}:
                 params = [p for p in params if p.grad is not None]
