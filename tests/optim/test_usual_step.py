@@ -185,3 +185,13 @@ def test_a_profiler_hears_of_the_step():
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
         optimizer.step()
     assert "Optimizer.step#SNGD.step" in {event.key for event in profile.key_averages()}
+
+
+def test_the_whole_step_is_one_compiled_graph():
+    """Called as users call it, with the wrapper around it."""
+    (w,) = weights(shapes=[(4,)])
+    optimizer = SNGD([w], lr=0.1)
+    with_gradients([w], 0)
+    before = w.detach().clone()
+    torch.compile(lambda: optimizer.step(), backend="eager", fullgraph=True)()
+    torch.testing.assert_close(before - w.detach(), 0.1 * w.grad / w.grad.norm())

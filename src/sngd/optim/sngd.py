@@ -195,8 +195,8 @@ class SNGD(Optimizer):
         @wraps(func)
         def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
             own = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
-            compiled = torch.compiler.is_compiling()  # asked first: _profiler_enabled cannot be traced
-            heard = compiled or any(own) or any(_HOOKS_OF_ALL) or _profiler_enabled()
+            # a compiled graph cannot ask for the profiler, so whether it is compiled comes first
+            heard = torch.compiler.is_compiling() or any(own) or any(_HOOKS_OF_ALL) or _profiler_enabled()
             return (announced if heard else func)(self, *args, **kwargs)
 
         return step
@@ -293,13 +293,11 @@ class SNGD(Optimizer):
         """
         parts = []
         for group in self.param_groups:
-            if group["norm"] != "l2" or group["foreach"] is False:
-                return None
             params: list[Tensor] = group["params"]
+            if group["norm"] != "l2" or group["foreach"] is False or not are_plain(params):
+                return None  # of DTensors other ranks may have gradients, also if this one has none
             grads: list[Any] = [p.grad for p in params]
             if type(None) in {*map(type, grads)}:
-                if not are_plain(params):  # shards of one may have a gradient on another rank
-                    return None
                 params = [p for p in params if p.grad is not None]
                 grads = [p.grad for p in params]
             if not params:
