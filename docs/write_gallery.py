@@ -22,6 +22,7 @@ Every picture of the repository, with the command that makes it. Studies that ta
 WORDS = {  # what each picture shows; a test sees that none is missing
     "docs/architecture.svg": "The rooms of the package, and which imports which.",
     "docs/norms.svg": "Unit balls of five norms of 2 × 2 matrices, and the step that each takes along one gradient.",
+    "docs/performance.svg": "How the time of a step grows with the number of tensors and of entries.",
     "results/mnist-mlp-tuned": "MNIST, each method at the best rate of the same grid: training loss and test accuracy.",
     "results/mnist-mlp": "MNIST at the default learning rates, untuned.",
     "results/mnist-mlp-methods": "MNIST: mini-batch and variance-reduced methods with the same number of oracle calls.",
