@@ -44,7 +44,7 @@ def filled(page: str, found: Found) -> str:
 def machine(found: Found) -> str:
     at = found["step"]["environment"]
     return (
-        f"The numbers on this page are from {at['processor']}, {at['cores']} cores, {at['threads']} threads, "
+        f"The numbers on this page are from {at['processor']}, {at['cores']} cores, {at['threads']} thread{'s' * (at['threads'] > 1)}, "
         f"torch {at['torch']}, Python {at['python']}."
     )
 
