@@ -43,8 +43,9 @@ def filled(page: str, found: Found) -> str:
 
 def machine(found: Found) -> str:
     at = found["step"]["environment"]
+    threads = f"{at['threads']} thread" + "s" * (at["threads"] > 1)
     return (
-        f"The numbers on this page are from {at['processor']}, {at['cores']} cores, {at['threads']} thread{'s' * (at['threads'] > 1)}, "
+        f"The numbers on this page are from {at['processor']}, {at['cores']} cores, {threads}, "
         f"torch {at['torch']}, Python {at['python']}."
     )
 
