@@ -54,7 +54,7 @@ def evaluated(
 def main(path: str, seed: int, epochs: int, batch_size: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    train, test = torch.load(path)
+    train, test = torch.load(path, weights_only=True)
     model = nn.Sequential(nn.Flatten(), nn.Linear(784, 100), nn.ReLU(), nn.Linear(100, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     loader = DataLoader(TensorDataset(*train), batch_size=batch_size, shuffle=True)

@@ -93,6 +93,10 @@ class Problem:
         """Number of training samples."""
         return len(self.train[0])
 
+    def outputs(self, model: Callable[[Tensor], Any], inputs: Tensor) -> Any:
+        """What ``model`` gives for inputs as they are stored; ``prepare`` comes first, if there is one."""
+        return model(inputs if self.prepare is None else self.prepare(inputs))
+
     def augmented(self, samples: Any, generator: torch.Generator) -> Samples:
         """Training samples as `augment` varies them; without it, as they are."""
         if self.augment is None:

@@ -90,7 +90,7 @@ def _measure(
             if len(x) == 0:
                 continue
             share = len(x) / n
-            outputs = model(x if problem.prepare is None else problem.prepare(x))
+            outputs = problem.outputs(model, x)
             value = problem.loss(outputs, y)
             loss += value.detach().double() * share
             if classifies(outputs, y):

@@ -148,9 +148,7 @@ class RunState:
 
     def _local_loss(self, model: Forward, batch: Samples) -> Tensor:
         inputs, targets = materialized(batch)
-        if self.problem.prepare is not None:
-            inputs = self.problem.prepare(inputs)
-        return self.problem.loss(model(inputs), targets)
+        return self.problem.loss(self.problem.outputs(model, inputs), targets)
 
     def evaluate(self) -> list[Row]:
         """The rows due now: of the current iterate and, at the end, of the random iterate if that is the output."""

@@ -104,7 +104,7 @@ def _alone(problem: Problem, model: nn.Module, batch: Samples) -> list[Tensor]:
 
 def _loss(problem: Problem, model: nn.Module, batch: Samples) -> Tensor:
     inputs, targets = batch
-    return problem.loss(model(inputs if problem.prepare is None else problem.prepare(inputs)), targets)
+    return problem.loss(problem.outputs(model, inputs), targets)
 
 
 def most_replicas(config: RunConfig, problem: Problem) -> int:
@@ -146,5 +146,5 @@ def operations(problem: Problem, batch: int) -> float:
         for module in model.modules():
             module.register_forward_hook(count)
         inputs, _ = _batch(problem, 0)
-        model(inputs if problem.prepare is None else problem.prepare(inputs))
+        problem.outputs(model, inputs)
     return total / len(inputs) * batch
