@@ -9,8 +9,9 @@ import pytest
 from sngd.studies.execution.execution import Execution
 from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.parallel import run_all
-from sngd.studies.execution.task import Task, Verdict
+from sngd.studies.execution.task import Task
 from sngd.training import RunConfig
+from sngd.training.replicas.alike import Limit
 
 
 def tasks(**counts):
@@ -56,9 +57,9 @@ def test_on_an_accelerator_groups_are_as_large_as_they_may_be():
 def test_the_plan_is_said_with_reasons():
     some = tasks(sgd=2, sngd=6, natasha2=2)
     kinds = list(alike(some))
-    verdicts = {kinds[1]: Verdict(16), kinds[0]: Verdict(1, "so"), kinds[2]: Verdict(1, "so")}
-    found = in_groups(some, {key: v.most for key, v in verdicts.items()}, 2)
-    assert plan_in_words(some, found, verdicts, 2, 1) == [
+    limits = {kinds[1]: Limit(16), kinds[0]: Limit(1, "so"), kinds[2]: Limit(1, "so")}
+    found = in_groups(some, {key: v.most for key, v in limits.items()}, 2)
+    assert plan_in_words(some, found, limits, 2, 1) == [
         "10 runs: 2 processes × 3 or 1 replicas × 1 thread",
         "sgd, natasha2: runs are trained one by one, because so",
     ]

@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 from sngd.problems import Problem, load_problem
 from sngd.training import RunConfig
-from sngd.training.replicas.alike import kind, most_replicas, reason_against
+from sngd.training.replicas.alike import Limit, kind, limit, most_replicas, reason_against
 
 CONFIG = RunConfig("some", "sngd", batch_size=7)
 
@@ -152,3 +153,23 @@ def test_a_step_of_much_arithmetic_gains_nothing():
 def test_replicas_fit_into_memory():
     problem = problem_of(lambda: nn.Sequential(nn.Linear(4, 3_000_000), nn.Linear(3_000_000, 3)))
     assert most_replicas(replace(CONFIG, batch_size=1), problem) == 5
+
+
+def test_a_limit_of_one_says_why():
+    problem = problem_of(lambda: nn.Linear(4, 3))
+    assert limit(CONFIG, problem) == Limit(16)
+    assert limit(CONFIG, problem_of(REASONS["some of its weights are not trained"])).reason.endswith("are not trained")
+    read_later = replace(problem, train=TensorDataset(*problem.train))
+    assert limit(CONFIG, read_later) == Limit(1, "its samples are read when they are needed")
+    assert "so much arithmetic" in limit(RunConfig("some", "sngd", batch_size=30), problem_of(Wide)).reason
+
+
+class Wide(nn.Linear):
+    """A step of it takes far longer than to start its operations."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.repeated = nn.Linear(2000, 2000)
+
+    def forward(self, x):
+        return super().forward(x) + self.repeated(x.new_zeros(len(x), 2000)).mean(1, keepdim=True)

@@ -4,8 +4,8 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
-from sngd.studies.execution.task import Task, Verdict
-from sngd.training.replicas.alike import kind
+from sngd.studies.execution.task import Task
+from sngd.training.replicas.alike import Limit, kind
 
 
 def alike(tasks: Sequence[Task]) -> dict[Hashable, list[int]]:
@@ -40,7 +40,7 @@ def in_groups(tasks: Sequence[Task], most: Mapping[Hashable, int], jobs: int) ->
 def plan_in_words(
     tasks: Sequence[Task],
     groups: Sequence[Sequence[int]],
-    verdicts: Mapping[Hashable, Verdict],
+    limits: Mapping[Hashable, Limit],
     jobs: int,
     threads: int,
 ) -> list[str]:
@@ -53,7 +53,7 @@ def plan_in_words(
     ]
     arms: dict[str, list[str]] = {}
     for key, indices in alike(tasks).items():
-        if key in verdicts and (reason := verdicts[key].reason):
+        if key in limits and (reason := limits[key].reason):
             arms.setdefault(reason, []).append(str(tasks[indices[0]].config.label or tasks[indices[0]].config.method))
     return lines + [f"{', '.join(labels)}: runs are trained one by one, because {why}" for why, labels in arms.items()]
 

@@ -19,10 +19,11 @@ import torch
 from sngd.studies.execution.execution import Execution, OnProgress
 from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.ray_runs import run_on_ray
-from sngd.studies.execution.task import Task, Verdict, check_there, do_tasks, examine, finished
+from sngd.studies.execution.task import Task, check_there, do_tasks, examine, finished
 from sngd.training import Interrupted, Progress, RunConfig
 from sngd.training.folder_lock import make_folder
 from sngd.training.metrics import Row
+from sngd.training.replicas.alike import Limit
 from sngd.training.run_folder import RunFolder
 
 POLL_SECONDS = 0.1
@@ -109,16 +110,16 @@ def _grouped(
     kinds = alike(tasks)
     ended = {index for index, task in enumerate(tasks) if _has_ended(task, execution)}
     open_kinds = {key: indices for key, indices in kinds.items() if len(indices) > 1 and not ended.issuperset(indices)}
-    verdicts: dict[Hashable, Verdict] = {}
+    limits: dict[Hashable, Limit] = {}
     if open_kinds and execution.replicas != 1:
         configs = [tasks[indices[0]].config for indices in open_kinds.values()]
         answers = _examined(pool, configs, execution, jobs)
         if answers is None:
             raise Interrupted(f"stopped with {len(ended)} of {len(tasks)} runs finished; the same command goes on")
-        verdicts = dict(zip(open_kinds, answers, strict=True))
-    found = in_groups(tasks, {key: verdict.most for key, verdict in verdicts.items()}, jobs)
+        limits = dict(zip(open_kinds, answers, strict=True))
+    found = in_groups(tasks, {key: limit.most for key, limit in limits.items()}, jobs)
     if len(ended) < len(tasks):
-        for line in plan_in_words(tasks, found, verdicts, jobs, threads):
+        for line in plan_in_words(tasks, found, limits, jobs, threads):
             execution.on_plan(line)
     return found
 
@@ -132,11 +133,11 @@ def _has_ended(task: Task, execution: Execution) -> bool:
 
 def _examined(
     pool: ProcessPoolExecutor, configs: Sequence[RunConfig], execution: Execution, jobs: int
-) -> list[Verdict] | None:
-    """The verdicts on runs of these kinds; None: asked to stop. Each worker loads the problem, as it must anyway."""
+) -> list[Limit] | None:
+    """The limits of runs of these kinds; None: asked to stop. Each worker loads the problem, as it must anyway."""
     with _ignore_interrupts():
         futures = {pool.submit(_examine, configs, execution.portable()) for _ in range(jobs)}
-    done: set[Future[list[Verdict]]] = set()
+    done: set[Future[list[Limit]]] = set()
     while not done:
         done, _ = wait(futures, POLL_SECONDS, FIRST_COMPLETED)
         if execution.should_stop():
@@ -186,7 +187,7 @@ def _exit_with_parent() -> None:
     os._exit(1)  # a checkpoint is enough to go on from
 
 
-def _examine(configs: Sequence[RunConfig], execution: Execution) -> list[Verdict]:
+def _examine(configs: Sequence[RunConfig], execution: Execution) -> list[Limit]:
     torch.set_num_threads(_worker["threads"])
     return [examine(config, execution) for config in configs]
 

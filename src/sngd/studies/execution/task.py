@@ -1,7 +1,6 @@
 """A task of a study, that is one run to do, and how a worker does it in any process and on any machine."""
 
 import errno
-import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from sngd.problems import Problem, load_problem
 from sngd.studies.execution.execution import Execution
 from sngd.training import Progress, RunConfig, train
 from sngd.training.metrics import Row
-from sngd.training.replicas.alike import NO_GAIN, most_replicas, reason_against
+from sngd.training.replicas.alike import Limit, limit
 from sngd.training.replicas.train import train_together
 from sngd.training.run_folder import BrokenRun, RunFolder
 
@@ -23,13 +22,6 @@ class Task(NamedTuple):
 
     config: RunConfig
     folder: Path
-
-
-class Verdict(NamedTuple):
-    """How many runs of one kind may be trained as one; if it is 1, why."""
-
-    most: int
-    reason: str | None = None
 
 
 def do_task(task: Task, execution: Execution, threads: int, on_progress: Callable[[Progress], None]) -> Row:
@@ -84,17 +76,13 @@ def _train_together(
     )
 
 
-def examine(config: RunConfig, execution: Execution) -> Verdict:
-    """Whether runs of this kind can be trained as one, and how many gain by it. It loads the problem.
+def examine(config: RunConfig, execution: Execution) -> Limit:
+    """How many runs of this kind are trained as one, or why none are. It loads the problem.
 
     Raises, if the problem cannot be loaded, what ``sngd.problems.load_problem`` does.
     """
-    problem = _problem(config.problem, execution.data)
-    if not isinstance(problem.train[0], torch.Tensor):
-        return Verdict(1, "its samples are read when they are needed")
-    most = min(most_replicas(config, problem), execution.replicas or sys.maxsize)
-    reason = reason_against(config, problem) if most > 1 else NO_GAIN
-    return Verdict(1 if reason else most, reason)
+    found = limit(config, _problem(config.problem, execution.data))
+    return found._replace(most=min(found.most, execution.replicas or found.most))
 
 
 def _train(task: Task, execution: Execution, on_progress: Callable[[Progress], None]) -> Row:

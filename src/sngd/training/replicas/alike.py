@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from sngd.training.config import RunConfig
 from sngd.training.methods import Method, find_method
 from sngd.training.replicas.losses import Batch, Losses
 
-NO_GAIN = "a step is so much arithmetic that many at once gain nothing"
 _OPERATIONS = 9e7  # of a forward pass: with more, less than a tenth of the time is saved
 _CHUNK = 512  # samples at a time of a gradient on all, unless the run says otherwise
 _MOST = 16  # more gain little, and their weights leave the cache
@@ -25,6 +25,24 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative, of a gradie
 def kind(config: RunConfig) -> Hashable:
     """Equal for runs that differ in seed, learning rate, parameters and label alone."""
     return repr(replace(config, seed=0, lr=None, params={}, label=None))
+
+
+class Limit(NamedTuple):
+    """How many runs of one kind may be trained as one; if it is 1, why."""
+
+    most: int
+    reason: str | None = None
+
+
+def limit(config: RunConfig, problem: Problem) -> Limit:
+    """How many runs of this kind gain by being replicas."""
+    if not isinstance(problem.train[0], Tensor):
+        return Limit(1, "its samples are read when they are needed")
+    most = most_replicas(config, problem)
+    if most == 1:
+        return Limit(1, "a step is so much arithmetic that many at once gain nothing")
+    reason = reason_against(config, problem)
+    return Limit(1 if reason else most, reason)
 
 
 def reason_against(config: RunConfig, problem: Problem) -> str | None:
