@@ -10,6 +10,9 @@ RESULTS ?= runs/reproduce-all-$(PROFILE)
 ATTACK_MINUTES ?= 5
 ATTACK  ?=
 
+# Tests and studies start Python hundreds of times, which would compile this package anew each time.
+export PYTHONDONTWRITEBYTECODE =
+
 .NOTPARALLEL: # what is quick to fail comes first
 .PHONY: demo reproduce bench check test suite attack lint types docs clean
 

@@ -42,6 +42,7 @@ def test_it_is_valid_and_its_commands_are_ones_that_there_are(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_without_a_gpu_it_says_so(tmp_path):
     result = script(tmp_path / "out", PYTHON=sys.executable)

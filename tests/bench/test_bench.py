@@ -25,6 +25,7 @@ def train():
     return bench_train(cases=[DIGITS], studies=False, seconds=0)
 
 
+@pytest.mark.slow
 def test_a_step_is_compared_with_the_bare_calls_and_with_clipping(step):
     works = {row.work for row in step.comparisons}
     assert works >= {"SNGD", "SNGD momentum", "SNGD decay", "SNGD capped", "SNGD sign", "SNGD spectral"}
@@ -111,6 +112,7 @@ def test_the_plain_loop_is_a_program(tmp_path, capsys):
 # --- the file
 
 
+@pytest.mark.slow
 def test_the_file_has_every_comparison_its_verdict_and_the_machine(step, train, tmp_path):
     file = tmp_path / "bench.json"
     write_result(step, file)
@@ -132,6 +134,7 @@ def test_the_file_has_every_comparison_its_verdict_and_the_machine(step, train, 
     assert read_results(file) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "[]", '{"a": 1}', "no JSON", '{"step": {"rows": []}}'])
 def test_a_file_of_somebody_else_is_not_written_over(content, step, tmp_path):
     file = tmp_path / "mine.json"
@@ -151,6 +154,7 @@ def test_verdicts():
 # --- the table
 
 
+@pytest.mark.slow
 def test_the_table_fits_70_columns(step, train):
     for result in (step, train):
         assert max(map(len, lines(result))) <= 70

@@ -74,6 +74,7 @@ def test_chosen_spectra(name: str):
     assert steps <= len(spectrum)
 
 
+@pytest.mark.slow
 @given(
     spectrum=st.lists(st.floats(-1e6, 1e6).map(lambda x: round(x, 9)), min_size=1, max_size=12),
     seed=st.integers(0, 1000),

@@ -134,6 +134,7 @@ def test_both_methods_agree():
         assert one.value == pytest.approx(other.value, rel=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "batch_size"), [("per-sample", 3), ("two-batch", 2)])
 def test_estimates_are_unbiased_for_the_finite_population(monkeypatch, method, batch_size):
     samples = torch.randn(8, 2, generator=seeded(3))
@@ -188,6 +189,7 @@ def test_intervals_cover_the_truth_as_often_as_stated(method, samples, batch_siz
     assert all(low <= count <= high for count in covered), covered
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "batch_size"), [("per-sample", 96), ("two-batch", 8)])
 def test_noise_scale_far_above_the_samples_seen_is_covered_by_an_unbounded_interval(method, batch_size):
     """Here intervals cover more often than stated; one-sided bound of error rate 1/2000."""

@@ -114,6 +114,7 @@ def test_curvature_is_negative_along_a_saddles_escape():
     assert found.off[0].value > 0.1  # the other directions' curvature is 0.1 to 1
 
 
+@pytest.mark.slow
 def test_off_the_step_is_the_mean_over_orthogonal_directions():
     q = Quadratic(n=1, dim=4)
     u = torch.eye(4, dtype=DOUBLE)[0]
@@ -201,6 +202,7 @@ def test_interval_off_the_step_covers_directions_and_samples():
     assert hits >= 0.915 * repetitions
 
 
+@pytest.mark.slow
 def test_noise_does_not_raise_the_estimate():
     q = Quadratic(1000, dim=30, spread=3.0)
     step = torch.eye(30, dtype=DOUBLE)[0]

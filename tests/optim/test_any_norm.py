@@ -145,6 +145,7 @@ def test_every_step_has_its_length_in_every_ball(lr, size, seed, mixture, implem
     assert sizes([p.detach() for p in params], mixture) == pytest.approx(alone + joint[:1], rel=2e-5)
 
 
+@pytest.mark.slow
 @given(
     mixture=st.sampled_from(list(MIXTURES)),
     c=st.floats(1e-6, 1e6),

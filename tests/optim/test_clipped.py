@@ -118,6 +118,7 @@ def test_an_unclipped_step_begins_the_count_anew():
     assert not warned()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # dynamo's own
 def test_a_compiled_step_says_nothing():
     with warnings.catch_warnings():

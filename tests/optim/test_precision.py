@@ -41,6 +41,7 @@ def displaced(dtype, steps, lr=1e-3, **options):
     return start - w.detach().double(), direction.double() / direction.double().norm()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("capturable", [False, True])
 @pytest.mark.parametrize("dtype", HALVES, ids=str)

@@ -71,6 +71,7 @@ def test_the_least_effect_is_stated_in_units_of_the_measured_spread(seeds):
     assert 0.85 < sum(ratios) / N < 1.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", SEEDS)
 def test_a_ratio_of_deviations_has_its_error_rate_and_power(seeds):
     generator = np.random.default_rng(seeds)

@@ -75,6 +75,7 @@ def test_runs_are_those_of_tensors_bit_for_bit(tmp_path, problem, method):
     assert_same(outcome(tmp_path / "other"), outcome(tmp_path / "tensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -238,6 +238,7 @@ def rows(folder: Path) -> list[dict[str, object]]:
     return [{key: value for key, value in json.loads(line).items() if key != "seconds"} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("text")
 def test_a_run_learns_and_resumes_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     train(CONFIG, tmp_path / "whole")

@@ -219,6 +219,7 @@ def test_rows_of_some_samples_are_no_measurement_of_f(copy):
 # ---- constants that were measured ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_quarter_of_l_is_caught_where_curvature_was_tracked(tmp_path):
     folder = run(tmp_path / "tracked", epochs=0.2, eval_every=0.1, seeds=(0,), track="smoothness,curvature")
     certificate = the(folder, smoothness=Smooth(0.25))
@@ -537,6 +538,7 @@ def test_what_the_momentum_theorem_does_not_cover(tmp_path):
     breaks(the(folder), "measurements", "unchecked", "not every row of seed 0, from step 0 to 10, has a dual_grad_norm")
 
 
+@pytest.mark.slow
 def test_smoothness_tracked_in_the_norm_can_refute_it(tmp_path):
     """In the norm of signs the saddle's L is Σλ at most, far above 1; Hessian eigenvalues say nothing of it."""
     folder = with_momentum(tmp_path, "signum", track="smoothness,curvature", seeds=(0,), eval_every=0.1)

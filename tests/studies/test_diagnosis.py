@@ -72,6 +72,7 @@ def test_what_cannot_be_measured_is_named(tmp_path):
 # ---- in other norms ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_problem_in_the_norm_of_signs(tmp_path):
     """The saddle's noise is the same at all weights and its L in this norm at most Σλ < 10."""
     found = diagnose("saddle", norm="sign(scaled=False)")

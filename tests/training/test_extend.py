@@ -26,6 +26,7 @@ def same_but_for_the_plan(one, other):
     assert_bitwise_equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [

@@ -57,6 +57,7 @@ def test_it_resumes_with_the_same_measurements(tmp_path):
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_known_constants_are_measured(tmp_path):
     saddle = strict_saddle(10, L=2.0, condition=5.0, sigma=0.3, n=800, dtype=torch.float64)
     config = RunConfig("saddle", "sngd", lr=0.05, batch_size=16, epochs=1, eval_every=0.5, track=ALL)
@@ -95,6 +96,7 @@ def test_where_there_is_no_direction_the_rest_is_measured(tmp_path):
     assert row["hessian_max"] == 0.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "kappa"), [("signum", 10**0.5), ("sngd-layer", 10**0.5), ("nsgd-momentum", None), ("sgd", None)]
 )

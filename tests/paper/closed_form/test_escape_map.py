@@ -201,6 +201,7 @@ def test_the_map_is_the_same_again_and_json(measured):
     json.dumps(measured, allow_nan=False)
 
 
+@pytest.mark.slow
 def test_the_compared_rate_is_the_tuned_one_and_its_steps_are_those_of_the_map(measured):
     for found in measured["places"].values():
         for row in ROWS:

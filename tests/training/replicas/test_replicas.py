@@ -46,7 +46,12 @@ def alone_and_together(configs, path, problem):
     return rows, *([outcome(path / how / str(i)) for i in range(len(configs))] for how in ("alone", "together"))
 
 
-@pytest.mark.parametrize("method", TOGETHER)
+FAST = ("sngd", "spider-sfo", "adamw", "scion")  # the other methods are tried with the slow tests
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(method, marks=() if method in FAST else pytest.mark.slow) for method in TOGETHER]
+)
 def test_every_method_ends_as_separate_runs_do(tmp_path, plain, method):
     if method == "muon-adamw" and not hasattr(torch.optim, "Muon"):
         pytest.skip("torch has Muon from 2.9 on")
@@ -55,6 +60,7 @@ def test_every_method_ends_as_separate_runs_do(tmp_path, plain, method):
     assert len({row["train_loss"] for row in rows}) == len(SEEDS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sngd", "sgd", "adamw", "spider-sfo"])
 def test_single_precision_too(tmp_path, method):
     def problem():
@@ -65,6 +71,7 @@ def test_single_precision_too(tmp_path, method):
     assert_equal_to_rounding([rows for _, rows in alone], [rows for _, rows in together], 1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "params"),
     [
@@ -112,6 +119,7 @@ def test_a_plan_that_sets_the_momentum(tmp_path, plain):
     assert_equal_to_rounding(alone, together)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["saddle", "sharp-flat", "relaxed-smooth", "tensor-decomposition", "imbalanced:300"])
 def test_other_models_and_losses(tmp_path, name):
     config = config_of("sngd", batch_size=16, epochs=0.5, eval_every=0.25, lr=0.01)
@@ -149,6 +157,7 @@ def test_one_that_diverges_leaves_the_others_alone(tmp_path, plain):
     assert together[1][0]["finished"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["sngd", "nsgd-momentum", "sngm", "capped-sngd"])
 @pytest.mark.parametrize("scale", [0.0, 1e-160, 1e160])
 def test_gradients_of_any_size_step_as_they_do_alone(tmp_path, method, scale):
