@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sngd import SNGD
-from sngd.optim import pieces
-from sngd.optim.usual import are_usual
+from sngd.optim import clipped, pieces
+from sngd.optim.usual import are_usual, bare_step
 
 RULES = {
     "sngd": {},
@@ -20,7 +20,13 @@ RULES = {
     "capped": {"max_scale": 0.01, "maximize": True},
     "kahan": {"kahan_sum": True, "momentum": 0.9},
 }
-SHAPES = [(3, 70), (5,), (1,), (2, 3, 2, 2), (90, 900), (6000,), (0, 4), ()]
+SHAPES = [(3, 70), (5,), (1,), (2, 3, 2, 2), (150, 900), (6000,), (0, 4), ()]
+
+
+@pytest.fixture(autouse=True)
+def no_step_is_watched(monkeypatch):
+    """As after an optimizer's first steps, in which it is watched for clipping and takes no bare step."""
+    monkeypatch.setattr(clipped, "_told", {"clipped"})
 
 
 def weights(dtype=torch.float32, shapes=SHAPES):
@@ -36,6 +42,7 @@ def with_gradients(params, seed):
 
 def general(optimizer, monkeypatch):
     """Make this optimizer take every step the general way."""
+    monkeypatch.setattr(optimizer, "_take_bare_step", lambda: False)
     monkeypatch.setattr(optimizer, "_usual_parts", lambda: None)
     return optimizer
 
@@ -87,7 +94,7 @@ def test_long_tensors_are_cut_and_all_entries_are_in_one_piece(monkeypatch):
     params = weights()
     arguments = {"params": params, "vectors": params, "buffers": [], "lr": 0.1}
     found = list(pieces.in_pieces(arguments))
-    assert len(found) == 1 + 40 + 3
+    assert len(found) == 1 + 66 + 3
     assert sum(p.numel() for piece in found for p in piece["params"]) == sum(p.numel() for p in params)
     assert all(piece["lr"] == 0.1 and piece["buffers"] == [] for piece in found)
 
@@ -142,6 +149,66 @@ def test_a_change_between_steps_has_its_effect(change, rule, monkeypatch):
         assert_same_bits(*([p for g in o.param_groups for p in g["params"]] for o in optimizers))
     assert optimizers[0].skipped_steps == optimizers[1].skipped_steps
     assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
+
+
+# --- the bare step
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_it_is_taken_where_no_option_asks_for_more(rule, dtype):
+    params = weights(dtype)
+    with_gradients(params, 0)
+    groups = SNGD(params, lr=0.1, **RULES[rule]).param_groups
+    before = [p.detach().clone() for p in params]
+    with torch.no_grad():
+        norm = bare_step(groups)
+    if rule == "sngd" and dtype != torch.bfloat16:
+        moved = [(p - b).flatten() for p, b in zip(params, before, strict=True)]
+        assert torch.cat(moved).norm().item() == pytest.approx(0.1, rel=1e-5)
+        assert norm.item() == pytest.approx(torch.cat([p.grad.flatten() for p in params]).double().norm().item())
+    else:
+        assert norm is None
+        assert_same_bits(params, before)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"lr": 0.0}, {"lr": 1e-40}, {"lr": torch.tensor(0.1)}, {"foreach": False}, {"fused": True}, {"capturable": True}],
+    ids=str,
+)
+def test_it_leaves_these_to_the_general_step(options):
+    params = weights()
+    with_gradients(params, 0)
+    before = [p.detach().clone() for p in params]
+    assert bare_step(SNGD(params, **options).param_groups) is None
+    assert_same_bits(params, before)
+
+
+def test_groups_have_their_own_rates_and_one_norm(monkeypatch):
+    usual, other = weights(), weights()
+    optimizers = []
+    for params in (usual, other):
+        with_gradients(params, 0)
+        optimizers.append(SNGD([{"params": params[:3]}, {"params": params[3:], "lr": 0.7}], lr=0.1))
+    general(optimizers[1], monkeypatch)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert_same_bits(usual, other)
+    assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
+
+
+def test_it_is_taken_when_the_first_steps_are_over(monkeypatch):
+    monkeypatch.setattr(clipped, "_told", set())
+    taken = []
+    monkeypatch.setattr("sngd.optim.sngd.bare_step", lambda groups: taken.append(bare_step(groups)) or taken[-1])
+    params = weights()
+    optimizer = SNGD(params, lr=0.1)
+    for step in range(30):
+        with_gradients(params, step)
+        optimizer.step()
+    assert len(taken) == 10
+    assert taken[-1] is optimizer.last_norm
 
 
 def test_what_is_not_usual():

@@ -33,6 +33,12 @@ class _Watch:
 _watches: WeakKeyDictionary[Optimizer, _Watch] = WeakKeyDictionary()
 
 
+def is_watched(optimizer: Optimizer) -> bool:
+    """Whether ``warn_if_clipped`` would look at the optimizer's next step."""
+    watch = _watches.get(optimizer)
+    return "clipped" not in _told and (watch is None or watch.steps < _WATCHED)
+
+
 def warn_if_clipped(optimizer: Optimizer, parts: Sequence[Part], norms: Norms) -> None:
     """Warn, once a process, if gradients seem to be clipped; call it in steps that do not depend on their length.
 

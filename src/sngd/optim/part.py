@@ -21,7 +21,7 @@ from sngd.optim.options import Number, averages, coupled_decay
 from sngd.optim.pieces import cut, in_pieces, long_ones
 from sngd.sharding import Spread
 
-_LEAST_FACTOR = 1e-30  # α c; with a smaller one, float32 would round products with vectors more than the vectors
+LEAST_FACTOR = 1e-30  # α c; with a smaller one, float32 would round products with vectors more than the vectors
 
 
 class Norms(NamedTuple):
@@ -197,7 +197,7 @@ class Part:
         alone = norms.l2 is norms.dual  # else there are other balls, of which the cap takes account
         share = None if alone else share_of(norms, lr, cap, device)
         c = _coefficient(norm, lr, cap, self.exponent) if share is None else share * _reciprocal(norm)
-        if host_may_read(norm) and float(lr) * c.item() <= _LEAST_FACTOR and 0 < norm.item() < inf:
+        if host_may_read(norm) and float(lr) * c.item() <= LEAST_FACTOR and 0 < norm.item() < inf:
             exponent = frexp(norm.item())[1]  # float32 would round α c: scale the vectors by a power of two first
             self.scale_vectors(-exponent)
             norm = norm * 2.0**-exponent

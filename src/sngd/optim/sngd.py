@@ -14,7 +14,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from sngd.norms import L2, Norm, find_norm, spelled
 from sngd.norms.global_norm import at_least_float32, by_kind, host_may_read, ldexp
 from sngd.optim.ball import BallPart
-from sngd.optim.clipped import warn_if_clipped
+from sngd.optim.clipped import is_watched, warn_if_clipped
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
 from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backward, warn_inside_zero
@@ -30,7 +30,7 @@ from sngd.optim.options import (
     is_zero,
 )
 from sngd.optim.part import Part
-from sngd.optim.usual import are_usual
+from sngd.optim.usual import are_usual, bare_step, with_gradients
 from sngd.optim.whole_norm import Everywhere, is_no_direction, norms_of
 from sngd.sharding import (
     Groups,
@@ -237,11 +237,14 @@ class SNGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         check_lrs(self.param_groups)
-        scale = getattr(self, "grad_scale", None)  # set by a GradScaler for the length of its step
-        cancels = not any(feels_the_scale(group) for group in self.param_groups)
+        scale = getattr(self, "grad_scale", None)  # set by a GradScaler for the length of its step, as is found_inf
+        found_inf = getattr(self, "found_inf", None)
         self._norm_groups.take_from(self.param_groups)
         norm_groups = self._norm_groups.known()
         warn_inside_backward(norm_groups)
+        if scale is found_inf is None and not any(norm_groups) and self._take_bare_step():
+            return loss
+        cancels = not any(feels_the_scale(group) for group in self.param_groups)
         everywhere: Everywhere = {}
         parts = None if any(norm_groups) or not (cancels or scale is None) else self._usual_parts()
         if parts is None:
@@ -256,7 +259,7 @@ class SNGD(Optimizer):
 
         norms = norms_of(parts, everywhere)
         skip = is_no_direction(norms.dual)
-        if (found_inf := getattr(self, "found_inf", None)) is not None:
+        if found_inf is not None:
             skip = skip | (found_inf.to(norms.dual.device) > 0)
         self._remember(norms.dual, norms.exponent, skip, scale if cancels else None)
         if cancels:
@@ -274,6 +277,16 @@ class SNGD(Optimizer):
             for piece in part.steps(arguments) if decide_here and part.needs_room else (arguments,):
                 implementation(**piece)
         return loss
+
+    def _take_bare_step(self) -> bool:
+        """Take the step if it is a bare one; False if it is not, and nothing was changed."""
+        if torch.compiler.is_compiling() or is_watched(self):
+            return False
+        norm = bare_step(self.param_groups)
+        if norm is None:
+            return False
+        self._last["norm"] = norm
+        return True
 
     def _remember(self, norm: Tensor, exponent: int, skip: bool | Tensor, scale: Tensor | None) -> None:
         """Store the values of ``last_norm`` and ``skipped_steps``."""
@@ -293,13 +306,9 @@ class SNGD(Optimizer):
         """
         parts = []
         for group in self.param_groups:
-            params: list[Tensor] = group["params"]
-            if group["norm"] != "l2" or group["foreach"] is False or not are_plain(params):
+            if group["norm"] != "l2" or group["foreach"] is False or not are_plain(group["params"]):
                 return None  # of DTensors other ranks may have gradients, also if this one has none
-            grads: list[Any] = [p.grad for p in params]
-            if type(None) in {*map(type, grads)}:
-                params = [p for p in params if p.grad is not None]
-                grads = [p.grad for p in params]
+            params, grads = with_gradients(group["params"])
             if not params:
                 continue
             buffers, dropped = self._buffers(group, params, params[0].dtype)
