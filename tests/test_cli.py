@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from rich.progress import Progress
 
 from sngd import __version__, training
 from sngd.cli import console, main, many
+from sngd.cli.bench import Measurements
 from sngd.cli.options import file_name
 from sngd.training import METHODS, RunConfig
 from sngd.training.config import SETTINGS
@@ -215,11 +217,30 @@ def test_the_overview_names_the_tried_rate():
 def test_bench_prints_a_table_and_writes_one_file(sngd):
     code, out, err = sngd("bench", "step", "--quick", "--json", "bench.json")
     assert (code, out.splitlines()[0]) == (0, "tiny: 4 tensors, 2,410 parameters")
-    assert err.splitlines()[0] == "measuring tiny, SNGD"
+    told = err.splitlines()
+    assert told[0] == f"measuring 1 of {len(told)}: tiny, SNGD"
+    assert all(re.fullmatch(rf"measuring \d+ of {len(told)}: .*, 0:0\d:\d\d left", line) for line in told[1:])
     assert sngd("bench", "train", "--quick", "--json", "bench.json")[0] == 0
     found = json.loads(Path("bench.json").read_text())
     assert [part["command"] for part in found.values()] == [
         f"sngd bench {what} --quick --json bench.json" for what in ("step", "train")
+    ]
+
+
+def test_bench_shows_which_measurement_of_how_many_and_the_time_left():
+    seconds = iter([0.0, 20.0, 60.0])
+    screen = StringIO()
+    bars = Progress(console=Console(file=screen, force_terminal=True))
+    tell = Measurements(bars, clock=lambda: next(seconds))
+    shown = []
+    for done, name in enumerate(["mlp, SNGD", "mlp, SNGD momentum", "gpt2, SNGD"]):
+        tell(name, done, 5)
+        (bar,) = bars.tasks
+        shown.append((bar.description, bar.percentage, bar.fields["seconds_left"]))
+    assert shown == [
+        ("measuring 1 of 5: mlp, SNGD", 0, None),
+        ("measuring 2 of 5: mlp, SNGD momentum", 20, 80),
+        ("measuring 3 of 5: gpt2, SNGD", 40, 90),
     ]
 
 
