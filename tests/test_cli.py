@@ -622,6 +622,7 @@ def test_compare_then_report(sngd, monkeypatch, tmp_path):
     assert code == 0
     assert digits(folder) == before  # finished runs are not repeated
     assert "over 2 seeds at equal oracle calls, untuned" in out
+    assert "Differences: mean over paired seeds ± half of its 95 % interval\n" in out
     assert "report: runs/compare-digits-mlp/report.html" in out
 
     (folder / "report.html").unlink()
@@ -675,6 +676,8 @@ def test_compare_tunes_every_method_on_the_same_grid(sngd, tmp_path):
     assert [row["lr"] for row in table["methods"]] == [0.3, 0.3]
     runs = tmp_path / "runs" / "compare-digits-mlp" / "runs" / "sgd"
     assert sorted(os.listdir(runs)) == ["seed-7", "seed-9"]
+    shown = sngd("report", "runs/compare-digits-mlp")[1]
+    assert "sgd: the chosen learning rate 0.3 is the largest of the grid; a larger one may be better.\n" in shown
     assert json.loads((runs / "seed-7" / "config.json").read_text())["lr"] == 0.3
 
 
@@ -886,6 +889,7 @@ def test_certify_a_planned_run(sngd, tmp_path):
     assert certificate["measured"]["high"] <= certificate["bound"]
     assert (tmp_path / "run" / "certificate.json").exists()
     code, out, _ = sngd("certify", "run", "--gap", 0.01)
+    assert "In brackets: the 95 % interval\n" in out
     assert code == 0
     assert "sngd: not certified" in out
     assert "gap violated" in out

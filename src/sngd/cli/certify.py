@@ -40,4 +40,6 @@ def certify(
         header = ["assumption", "status", "why"]
         print_table(header, rows, title=f"{certificate.label}: {certificate.verdict}", text=header)
         out.print(certificate.statement, soft_wrap=True, highlight=False)
+    if any(certificate.measured for certificate in found):
+        out.print("In brackets: the 95 % interval", highlight=False)
     out.print(f"written: {folder / 'certificate.json'}", soft_wrap=True, highlight=False)
