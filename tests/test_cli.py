@@ -544,7 +544,7 @@ def test_labels_and_paths_are_printed_as_they_are(sngd):
     words = ["compare", "digits-mlp", "--methods", methods, "--seeds", 2, "--epochs", 1, "--threads", 1]
     code, out, err = sngd(*words, "--out", folder)
     assert code == 0
-    assert re.fullmatch(r"6 runs: \d+ process(es)? × .*\n", err)
+    assert re.fullmatch(r"6 runs: \d+ process(es)?, each training .*\n", err)
     assert f"report: {folder}/report.html" in out
     assert sum(label in out for label in labels) == 3
     assert sngd("report", folder)[:2] == (0, out)
@@ -831,6 +831,8 @@ def test_the_agnostic_plan_is_for_methods_with_momentum(sngd):
         (["plan", "sngd", "--epsilon", "1"], "give either --L, or --L0 and --L1"),
         (["plan", "sngd", "--L", "1", "--L0", "1", "--epsilon", "1"], "give either --L, or --L0 and --L1"),
         (["plan", "sngd", "--L", "-1", "--epsilon", "1"], "L must be"),
+        (["plan", "sngd", "--L", "1"], "give either --target, the guarantee wanted, or --epsilon"),
+        (["plan", "sngd", "--L", "1", "--target", "1", "--epsilon", "1"], "give either --target"),
         (["plan", "adam", "--L", "1", "--epsilon", "1"], "method must be one of sngd, s-sngd:harmonic"),
         (["plan", "sngd", "--L", "1", "--sigma", "-1", "--epsilon", "1"], "sigma must be"),
         (["plan", "sngd", "--L", "1", "--kappa", "0", "--epsilon", "1"], "kappa must be"),
@@ -890,6 +892,11 @@ def test_certify_a_planned_run(sngd, tmp_path):
     assert (tmp_path / "run" / "certificate.json").exists()
     code, out, _ = sngd("certify", "run", "--gap", 0.01)
     assert "In brackets: the 95 % interval\n" in out
+    assert "--track" not in out
+    assert sngd("train", "digits-mlp", *FAST, "--out", "other")[0] == 0
+    shown = sngd("certify", "other")[1]
+    assert "noise unchecked: give --sigma, or train with --track noise\n" in shown
+    assert "batches violated: train with --sampling independent\n" in shown
     assert code == 0
     assert "sngd: not certified" in out
     assert "gap violated" in out
