@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from rich.progress import Progress
+from typer.main import get_command
 
 from sngd import __version__, training
-from sngd.cli import console, main, many
+from sngd.cli import app, console, main, many
 from sngd.cli.bench import Measurements
 from sngd.cli.options import file_name
 from sngd.training import METHODS, RunConfig
@@ -92,6 +93,13 @@ def test_version(sngd):
     assert sngd("--version") == (0, f"sngd {__version__}\n", "")
     root = Path(__file__).parents[1]
     assert f"\nversion: {__version__}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_help_cuts_no_word_at_80_columns(sngd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    pages = {command: sngd(command, "--help")[1] for command in get_command(app).commands}
+    assert len(pages) == 11
+    assert {command: cut for command, page in pages.items() if (cut := re.findall(r"\S+…", page))} == {}
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])

@@ -26,7 +26,7 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Methods, each with its own settings if need be: sgd,sngd@lr=0.5,s-sngd@plan=multistep",
+            help="Methods joined by commas, each with settings of its own if need be: sgd,sngd@lr=0.5",
             autocompletion=completing(METHODS),
         ),
     ] = "sgd,sngd,s-sngd",
