@@ -873,6 +873,7 @@ def test_diagnose_a_tracked_run(sngd, tmp_path):
     code, out, _ = sngd("diagnose", "run", "--only", "noise,curvature")
     assert code == 0
     assert "λ_max of ∇²F" in out
+    assert "Intervals: 95 %, of the eigenvalues λ 99 %\n" in out
     assert "written: run/diagnosis.json" in out
     found = json.loads(sngd("diagnose", "saddle", "--only", "noise", "--samples", 100, "--json")[1])
     assert found["oracle_calls"] == 100
