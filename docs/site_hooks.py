@@ -76,7 +76,7 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"]({relpath(there, str(Path(uri).parent))}{link[2]})"
 
     # Superfences take one word after a fence; the second one tells the tests how to run a snippet.
-    return re.sub(r"^```python torchrun$", "```python", LINK.sub(to_copy, markdown), flags=re.M)
+    return re.sub(r"^```python \w+$", "```python", LINK.sub(to_copy, markdown), flags=re.M)
 
 
 def links_out(uri: str) -> Iterator[str]:

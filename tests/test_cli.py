@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from io import StringIO
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 from rich.progress import Progress
+from typer.main import get_command
 
 from sngd import __version__, training
-from sngd.cli import console, main, many
+from sngd.cli import app, console, main, many
+from sngd.cli.bench import Measurements
 from sngd.cli.options import file_name
 from sngd.training import METHODS, RunConfig
 from sngd.training.config import SETTINGS
@@ -90,6 +93,13 @@ def test_version(sngd):
     assert sngd("--version") == (0, f"sngd {__version__}\n", "")
     root = Path(__file__).parents[1]
     assert f"\nversion: {__version__}\n" in (root / "CITATION.cff").read_text(encoding="utf-8")
+
+
+def test_help_cuts_no_word_at_80_columns(sngd, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    pages = {command: sngd(command, "--help")[1] for command in get_command(app).commands}
+    assert len(pages) == 11
+    assert {command: cut for command, page in pages.items() if (cut := re.findall(r"\S+…", page))} == {}
 
 
 @pytest.mark.parametrize("command", ["train", "compare"])
@@ -215,11 +225,30 @@ def test_the_overview_names_the_tried_rate():
 def test_bench_prints_a_table_and_writes_one_file(sngd):
     code, out, err = sngd("bench", "step", "--quick", "--json", "bench.json")
     assert (code, out.splitlines()[0]) == (0, "tiny: 4 tensors, 2,410 parameters")
-    assert err.splitlines()[0] == "measuring tiny, SNGD"
+    told = err.splitlines()
+    assert told[0] == f"measuring 1 of {len(told)}: tiny, SNGD"
+    assert all(re.fullmatch(rf"measuring \d+ of {len(told)}: .*, 0:0\d:\d\d left", line) for line in told[1:])
     assert sngd("bench", "train", "--quick", "--json", "bench.json")[0] == 0
     found = json.loads(Path("bench.json").read_text())
     assert [part["command"] for part in found.values()] == [
         f"sngd bench {what} --quick --json bench.json" for what in ("step", "train")
+    ]
+
+
+def test_bench_shows_which_measurement_of_how_many_and_the_time_left():
+    seconds = iter([0.0, 20.0, 60.0])
+    screen = StringIO()
+    bars = Progress(console=Console(file=screen, force_terminal=True))
+    tell = Measurements(bars, clock=lambda: next(seconds))
+    shown = []
+    for done, name in enumerate(["mlp, SNGD", "mlp, SNGD momentum", "gpt2, SNGD"]):
+        tell(name, done, 5)
+        (bar,) = bars.tasks
+        shown.append((bar.description, bar.percentage, bar.fields["seconds_left"]))
+    assert shown == [
+        ("measuring 1 of 5: mlp, SNGD", 0, None),
+        ("measuring 2 of 5: mlp, SNGD momentum", 20, 80),
+        ("measuring 3 of 5: gpt2, SNGD", 40, 90),
     ]
 
 
@@ -523,7 +552,7 @@ def test_labels_and_paths_are_printed_as_they_are(sngd):
     words = ["compare", "digits-mlp", "--methods", methods, "--seeds", 2, "--epochs", 1, "--threads", 1]
     code, out, err = sngd(*words, "--out", folder)
     assert code == 0
-    assert re.fullmatch(r"6 runs: \d+ process(es)? × .*\n", err)
+    assert re.fullmatch(r"6 runs: \d+ process(es)?, each training .*\n", err)
     assert f"report: {folder}/report.html" in out
     assert sum(label in out for label in labels) == 3
     assert sngd("report", folder)[:2] == (0, out)
@@ -601,6 +630,7 @@ def test_compare_then_report(sngd, monkeypatch, tmp_path):
     assert code == 0
     assert digits(folder) == before  # finished runs are not repeated
     assert "over 2 seeds at equal oracle calls, untuned" in out
+    assert "Differences: mean over paired seeds ± half of its 95 % interval\n" in out
     assert "report: runs/compare-digits-mlp/report.html" in out
 
     (folder / "report.html").unlink()
@@ -654,6 +684,8 @@ def test_compare_tunes_every_method_on_the_same_grid(sngd, tmp_path):
     assert [row["lr"] for row in table["methods"]] == [0.3, 0.3]
     runs = tmp_path / "runs" / "compare-digits-mlp" / "runs" / "sgd"
     assert sorted(os.listdir(runs)) == ["seed-7", "seed-9"]
+    shown = sngd("report", "runs/compare-digits-mlp")[1]
+    assert "sgd: the chosen learning rate 0.3 is the largest of the grid; a larger one may be better.\n" in shown
     assert json.loads((runs / "seed-7" / "config.json").read_text())["lr"] == 0.3
 
 
@@ -807,6 +839,8 @@ def test_the_agnostic_plan_is_for_methods_with_momentum(sngd):
         (["plan", "sngd", "--epsilon", "1"], "give either --L, or --L0 and --L1"),
         (["plan", "sngd", "--L", "1", "--L0", "1", "--epsilon", "1"], "give either --L, or --L0 and --L1"),
         (["plan", "sngd", "--L", "-1", "--epsilon", "1"], "L must be"),
+        (["plan", "sngd", "--L", "1"], "give either --target, the guarantee wanted, or --epsilon"),
+        (["plan", "sngd", "--L", "1", "--target", "1", "--epsilon", "1"], "give either --target"),
         (["plan", "adam", "--L", "1", "--epsilon", "1"], "method must be one of sngd, s-sngd:harmonic"),
         (["plan", "sngd", "--L", "1", "--sigma", "-1", "--epsilon", "1"], "sigma must be"),
         (["plan", "sngd", "--L", "1", "--kappa", "0", "--epsilon", "1"], "kappa must be"),
@@ -839,6 +873,7 @@ def test_diagnose_a_tracked_run(sngd, tmp_path):
     code, out, _ = sngd("diagnose", "run", "--only", "noise,curvature")
     assert code == 0
     assert "λ_max of ∇²F" in out
+    assert "Intervals: 95 %, of the eigenvalues λ 99 %\n" in out
     assert "written: run/diagnosis.json" in out
     found = json.loads(sngd("diagnose", "saddle", "--only", "noise", "--samples", 100, "--json")[1])
     assert found["oracle_calls"] == 100
@@ -865,6 +900,12 @@ def test_certify_a_planned_run(sngd, tmp_path):
     assert certificate["measured"]["high"] <= certificate["bound"]
     assert (tmp_path / "run" / "certificate.json").exists()
     code, out, _ = sngd("certify", "run", "--gap", 0.01)
+    assert "In brackets: the 95 % interval\n" in out
+    assert "--track" not in out
+    assert sngd("train", "digits-mlp", *FAST, "--out", "other")[0] == 0
+    shown = sngd("certify", "other")[1]
+    assert "noise unchecked: give --sigma, or train with --track noise\n" in shown
+    assert "batches violated: train with --sampling independent\n" in shown
     assert code == 0
     assert "sngd: not certified" in out
     assert "gap violated" in out

@@ -87,6 +87,12 @@ def test_every_snippet_for_a_package_runs_where_it_is_installed(package, tmp_pat
         subprocess.run([sys.executable, "-c", *snippet.values], cwd=tmp_path, check=True, timeout=120)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("snippet", snippets("python hub"))
+def test_every_snippet_for_torch_hub_runs_in_a_clone(snippet):
+    subprocess.run([sys.executable, "-W", "error", "-c", snippet], cwd=ROOT, check=True, timeout=120)
+
+
 # torch 2.13 does so now and then as a process exits, its group destroyed, when the machine is busy.
 TORCH_ABORTS = "terminate called without an active exception"
 
@@ -105,7 +111,9 @@ def test_every_snippet_for_several_processes_runs_as_it_stands(snippet, tmp_path
 def test_no_snippet_is_left_out():
     fences = [fence for page in PAGES for fence in re.findall(r"^```(.+)$", page.read_text(), flags=re.M)]
     own = [f"python {package}" for package in FOR_PACKAGES]
-    known = [snippets(fence) for fence in ("python", "python torchrun", 'python title="[^"]+"', "sh", *own)]
+    known = [
+        snippets(fence) for fence in ("python", "python torchrun", "python hub", 'python title="[^"]+"', "sh", *own)
+    ]
     assert len(fences) == sum(map(len, known))
     assert all(known)
 

@@ -47,6 +47,12 @@ def test_no_heading_is_swallowed_by_a_snippet(site):
 
 
 @pytest.mark.slow
+def test_every_snippet_is_shown_as_code(site):
+    pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    assert not [page for page, html in pages.items() if "```" in html]
+
+
+@pytest.mark.slow
 def test_formulas_are_there_without_a_script(site):
     page = (site / "theory.html").read_text(encoding="utf-8")
     assert page.count("<math") > 200

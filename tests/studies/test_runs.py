@@ -146,7 +146,8 @@ def test_runs_of_two_problems_are_an_error(tmp_path):
     write_run(tmp_path / "b", config={"problem": "mnist-mlp"})
     with pytest.raises(ValueError, match="several") as error:
         read_study(tmp_path)
-    assert str(error.value) == f"{tmp_path}: runs of several problems (digits-mlp, mnist-mlp), a study is about one"
+    several = "runs of several problems (digits-mlp, mnist-mlp)"
+    assert str(error.value) == f"{tmp_path}: {several}, a study is about one: name a folder inside"
 
 
 def test_no_runs_no_folder(tmp_path):

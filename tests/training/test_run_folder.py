@@ -76,7 +76,8 @@ def test_rows_that_the_checkpoint_knows_must_be_there(tmp_path, content):
     folder = begun(tmp_path)
     (folder.path / "metrics.jsonl").write_bytes(content)
     complete = len(content.splitlines())
-    message = f"{folder.path}/metrics.jsonl: has {complete} complete rows, the checkpoint knows 1"
+    lost = f"has {complete} complete rows, the checkpoint knows 1; start again with --overwrite"
+    message = f"{folder.path}/metrics.jsonl: {lost}"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         folder.truncate(1)
 

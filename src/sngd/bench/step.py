@@ -77,7 +77,7 @@ def bench_step(
     cases: Sequence[str] = CASES,
     device: str = "cpu",
     seconds: float = SECONDS,
-    on_progress: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Result:
     """Compare steps on weights of a few shapes. Without options only, on those of ``GROWTH``.
 
@@ -85,7 +85,7 @@ def bench_step(
         cases: names in ``SHAPES``.
         device: "cpu" or "cuda". A call is timed until an accelerator has done its work.
         seconds: for each group of steps of each case.
-        on_progress: called with what is measured next.
+        on_progress: called with what is measured next, how many groups are done, and how many there are.
 
     Raises:
         ValueError: two steps that should do the same arithmetic do not, or there is no such case.
@@ -95,16 +95,19 @@ def bench_step(
     comparisons: list[Comparison] = []
     sizes: dict[str, dict[str, Any]] = {}
     left_out = missing_peers()
+    groups_of = {case: list(groups(case, device)) for case in cases}
+    done, count = 0, sum(map(len, groups_of.values()))
     for case in cases:
         shapes = SHAPES[case]()
         parameters = sum(torch.Size(shape).numel() for shape in shapes)
         sizes[case] = {"tensors": len(shapes), "parameters": parameters, "rounds": {}}
-        for group in groups(case, device):
-            on_progress(f"{case}, {group.name}")
+        for group in groups_of[case]:
+            on_progress(f"{case}, {group.name}", done, count)
             check(group, shapes, device)
             found, rounds = _measured(case, group, shapes, device, seconds, left_out)
             comparisons += found
             sizes[case]["rounds"][group.name] = rounds
+            done += 1
     return Result("step", device, sizes, comparisons, left_out)
 
 

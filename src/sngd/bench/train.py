@@ -58,7 +58,7 @@ def bench_train(
     studies: bool = True,
     data: Path | None = None,
     seconds: float = 20.0,
-    on_progress: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Result:
     """Compare passes over data, and a study of several seeds.
 
@@ -67,7 +67,7 @@ def bench_train(
         studies: whether to compare the study of seeds too, which takes minutes.
         data: folder of data sets, see ``sngd.problems.load_problem``.
         seconds: for each case; of the study, two rounds are measured.
-        on_progress: called with what is measured next.
+        on_progress: called with what is measured next, how many measurements are done, and how many there are.
 
     Raises:
         ValueError: two sides that should do the same arithmetic do not.
@@ -75,8 +75,9 @@ def bench_train(
     comparisons: list[Comparison] = []
     sizes: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
-    for case in cases:
-        on_progress(case.name)
+    count = len(cases) + studies
+    for index, case in enumerate(cases):
+        on_progress(case.name, index, count)
         try:
             problem = _first(load_problem(case.problem, data), case.samples)
         except ValueError as error:  # no such data here, and no network
@@ -88,7 +89,7 @@ def bench_train(
         comparisons.append(compared(case.name, ENGINE, LOOP, times, goal=case.goal))
         sizes[case.name] = {"samples": problem.n, "evaluates": case.evaluates, "rounds": len(times[ENGINE])}
     if studies:
-        on_progress(f"{SEEDS} seeds")
+        on_progress(f"{SEEDS} seeds", len(cases), count)
         try:
             comparisons.append(_study(load_problem("mnist-mlp", data), data))
         except ValueError as error:

@@ -1,12 +1,14 @@
 """The command that measures what a step and a pass over the data cost on this machine."""
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.progress import Progress
 
-from sngd.cli.console import err, out
+from sngd.cli.console import err, out, progress_bars, time_left
 from sngd.cli.options import Data
 from sngd.cli.torchrun import refuse_several_processes
 
@@ -44,21 +46,42 @@ def bench(
         elif not file.parent.is_dir():
             raise ValueError(f"{file}: the folder must exist")
 
-    def tell(case: str) -> None:
-        err.print(f"measuring {case}", highlight=False)
-
-    if what == "step":
-        cases, seconds = (("tiny",), 0.05) if quick else (CASES, SECONDS)
-        result = bench_step(cases=cases, device=device, seconds=seconds, on_progress=tell)
-    elif quick:
-        result = bench_train(cases=[Case("digits-mlp", 32)], studies=False, seconds=0.5, on_progress=tell)
-    else:
-        result = bench_train(data=data, on_progress=tell)
+    with progress_bars() as bars:
+        tell = Measurements(bars)
+        if what == "step":
+            cases, seconds = (("tiny",), 0.05) if quick else (CASES, SECONDS)
+            result = bench_step(cases=cases, device=device, seconds=seconds, on_progress=tell)
+        elif quick:
+            result = bench_train(cases=[Case("digits-mlp", 32)], studies=False, seconds=0.5, on_progress=tell)
+        else:
+            result = bench_train(data=data, on_progress=tell)
     for line in lines(result):
         out.print(line, highlight=False, soft_wrap=True)
     if file is not None:
         write_result(result, file)
         out.print(f"written: {file}", soft_wrap=True, highlight=False)
+
+
+class Measurements:
+    """Which measurement of how many is made, and the time left: as a bar, or line by line where there is no terminal.
+
+    The time left is that of all measurements at the mean pace of those that are done.
+
+    Args:
+        bars: where the bar is shown.
+        clock: seconds, for tests.
+    """
+
+    def __init__(self, bars: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self.bars, self.clock, self.began = bars, clock, clock()
+        self.bar = bars.add_task("", total=None, loss="", seconds_left=None)
+
+    def __call__(self, name: str, done: int, count: int) -> None:
+        left = (self.clock() - self.began) / done * (count - done) if done else None
+        text = f"measuring {done + 1} of {count}: {name}"
+        self.bars.update(self.bar, description=text, completed=done, total=count, seconds_left=left)
+        if self.bars.disable:
+            err.print(text if left is None else f"{text}, {time_left(left)} left", highlight=False, soft_wrap=True)
 
 
 def lines(result: "Result") -> Iterator[str]:

@@ -9,6 +9,12 @@ from rich.text import Text
 from sngd.cli.console import out, print_json, print_table
 from sngd.cli.options import Data, Json, Smoothness0, Smoothness1, SmoothnessL, smoothness_of
 
+_REMEDIES = {  # by an assumption and its status
+    ("smoothness", "unchecked"): "give --L, or train with --track smoothness",
+    ("noise", "unchecked"): "give --sigma, or train with --track noise",
+    ("batches", "violated"): "train with --sampling independent",
+}
+
 
 def certify(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A run's folder, or one of several runs.")],
@@ -40,4 +46,10 @@ def certify(
         header = ["assumption", "status", "why"]
         print_table(header, rows, title=f"{certificate.label}: {certificate.verdict}", text=header)
         out.print(certificate.statement, soft_wrap=True, highlight=False)
+    missing = {(a.name, a.status) for certificate in found for a in certificate.assumptions}
+    for case, remedy in _REMEDIES.items():
+        if case in missing:
+            out.print(f"{case[0]} {case[1]}: {remedy}", soft_wrap=True, highlight=False)
+    if any(certificate.measured for certificate in found):
+        out.print("In brackets: the 95 % interval", highlight=False)
     out.print(f"written: {folder / 'certificate.json'}", soft_wrap=True, highlight=False)

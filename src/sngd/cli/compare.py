@@ -26,7 +26,7 @@ def compare(
     methods: Annotated[
         str,
         typer.Option(
-            help="Methods, each with its own settings if need be: sgd,sngd@lr=0.5,s-sngd@plan=multistep",
+            help="Methods joined by commas, each with settings of its own if need be: sgd,sngd@lr=0.5",
             autocompletion=completing(METHODS),
         ),
     ] = "sgd,sngd,s-sngd",
@@ -104,8 +104,8 @@ def _numbers(text: str, name: str) -> list[float]:
 
 
 def _print_study(study: Any, folder: Path, as_json: bool) -> None:
+    from sngd.studies.table import DIFFERENCE_NOTE, cells, edge_notes, findings
     from sngd.studies.table import as_json as table_json
-    from sngd.studies.table import cells, findings
 
     page = folder / "report.html"
     if as_json:
@@ -123,6 +123,11 @@ def _print_study(study: Any, folder: Path, as_json: bool) -> None:
         budget = f" for {study.tuning['epochs']:g} epochs" if "epochs" in study.tuning else ""
         tried = f"every method tried lr {grid}{budget} on a seed of its own and kept the lowest training loss"
         out.print(f"equal tuning: {tried}")
-    for sentence in findings(study):
+        for note in edge_notes(study.tuning):
+            out.print(note, style="yellow", soft_wrap=True, highlight=False)
+    sentences = findings(study)
+    for sentence in sentences:
         out.print(f"{sentence}.", soft_wrap=True, highlight=False)
+    if len(study.arms) > 1 and any("±" in sentence for sentence in sentences):
+        out.print(DIFFERENCE_NOTE, soft_wrap=True, highlight=False)
     out.print(f"report: {page}", soft_wrap=True, highlight=False)

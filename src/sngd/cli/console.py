@@ -106,7 +106,12 @@ class _TimeLeft(TimeRemainingColumn):
         if "seconds_left" not in task.fields:
             return super().render(task)
         seconds = task.fields["seconds_left"]
-        return Text("-:--:--" if seconds is None else str(timedelta(seconds=round(seconds))), "progress.remaining")
+        return Text("-:--:--" if seconds is None else time_left(seconds), "progress.remaining")
+
+
+def time_left(seconds: float) -> str:
+    """As h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))
 
 
 def loss(progress: training.Progress) -> str:

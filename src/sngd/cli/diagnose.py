@@ -72,6 +72,7 @@ def diagnose(
         for quantity, interval, calls in found.table()
     ]
     print_table(["quantity", "value", "interval", "calls"], rows, drop=("calls", "interval"))
+    out.print("Intervals: 95 %, of the eigenvalues λ 99 %", highlight=False)
     if found.curvature:
         out.print(f"by its curvature the point is: {found.curvature.kind}")
     for path in written:

@@ -44,6 +44,8 @@ def plan(
     given = smoothness_of(smoothness, l0, l1)
     if given is None:
         raise ValueError("give either --L, or --L0 and --L1")
+    if (epsilon is None) == (target is None):
+        raise ValueError("give either --target, the guarantee wanted, or --epsilon, the theorem's own choice")
     in_norm, weights = _norm_of(norm, problem, kappa, data)
     kappa = in_norm.get("kappa", 1.0) if kappa is None else kappa
     names = [name.strip() for name in methods.split(",")]

@@ -30,7 +30,7 @@ def train(
         Path | None, typer.Option(help="A file that 'sngd plan METHOD … --json' printed: train as it says.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("--out", help="The run's folder. (default: runs/PROBLEM/METHOD/seed-SEED)")
+        Path | None, typer.Option("--out", help="The run's folder. (default: in runs, by problem, method and seed)")
     ] = None,
     tensorboard: TensorBoard = False,
     log: Annotated[

@@ -57,7 +57,8 @@ def _shakespeare_gpt(size: Size) -> Row:
 
     return Row(
         "shakespeare-gpt",
-        "Shakespeare character by character, GPT of 4 layers, 128 wide, context 64; :large is 6, 384, 256; :width-256",
+        "Shakespeare character by character, GPT of 4 layers, 128 wide, context 64; larger: shakespeare-gpt:large and "
+        "shakespeare-gpt:width-256",
         partial(shakespeare_gpt, size),
         variant,
         ("large", "width-N"),

@@ -33,7 +33,7 @@ from sngd.studies.figures import (
     wants_log,
 )
 from sngd.studies.runs import Band, Run, Study, read_study, value
-from sngd.studies.table import DIFFERENCE_NOTE, SPREAD_NOTE, behind, cells, findings
+from sngd.studies.table import DIFFERENCE_NOTE, SPREAD_NOTE, behind, cells, edge_notes, findings
 from sngd.training.folder_lock import make_folder
 from sngd.training.run_folder import replace_file
 
@@ -359,7 +359,7 @@ def _tuning(study: Study) -> str:
     intro = "Every method tried the same learning rates, and the lowest training loss was chosen (bold)." + (
         f" The search used seed {tuning['seed']}{budget}."
     )
-    edges = "".join(f'<p class="warning">{escape(note)}</p>' for note in _edge_notes(grid, chosen))
+    edges = "".join(f'<p class="warning">{escape(note)}</p>' for note in edge_notes(tuning))
     return _section("Learning-rate search", f"<p>{intro}</p>{_scroll('Learning-rate search', head, body)}{edges}")
 
 
@@ -369,18 +369,6 @@ def _trial(losses: dict[tuple[str, float], float | None], label: str, lr: float,
     loss = losses[label, lr]
     text = "diverged" if loss is None else f"{loss:.4g}"
     return f"<strong>{text}</strong>" if chosen else text
-
-
-def _edge_notes(grid: Sequence[float], chosen: dict[str, float]) -> list[str]:
-    if len(grid) < 2:
-        return []
-    edges = {grid[0]: ("smallest", "smaller"), grid[-1]: ("largest", "larger")}
-    return [
-        f"{label}: the chosen learning rate {lr:g} is the {edges[lr][0]} of the grid; "
-        f"a {edges[lr][1]} one may be better."
-        for label, lr in chosen.items()
-        if lr in edges
-    ]
 
 
 # ---- how it was made -----------------------------------------------------------------------------------------

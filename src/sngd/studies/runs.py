@@ -179,7 +179,8 @@ def read_study(folder: str | os.PathLike[str]) -> Study:
         raise FileNotFoundError(f"{folder}: no runs in it, no folder has a config.json")
     problems = sorted({str(run.config.get("problem", "?")) for run in runs})
     if len(problems) > 1:
-        raise ValueError(f"{folder}: runs of several problems ({', '.join(problems)}), a study is about one")
+        several = f"runs of several problems ({', '.join(problems)})"
+        raise ValueError(f"{folder}: {several}, a study is about one: name a folder inside")
     return Study(folder, problems[0], _arms(runs, comparison["methods"] if comparison else []), comparison)
 
 

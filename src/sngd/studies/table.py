@@ -134,6 +134,20 @@ def findings(study: Study) -> list[str]:
     return [ended, *_course(study, "train_loss"), *_course(study, "test_loss")]
 
 
+def edge_notes(tuning: Tuning) -> list[str]:
+    """A sentence for each arm whose best learning rate is the smallest or the largest of those tried."""
+    grid = sorted(tuning["grid"])
+    if len(grid) < 2:
+        return []
+    edges = {grid[0]: ("smallest", "smaller"), grid[-1]: ("largest", "larger")}
+    return [
+        f"{label}: the chosen learning rate {lr:g} is the {edges[lr][0]} of the grid; "
+        f"a {edges[lr][1]} one may be better."
+        for label, lr in tuning["chosen"].items()
+        if lr in edges
+    ]
+
+
 def _joined(parts: list[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 

@@ -85,8 +85,8 @@ class RunConfig:
         str | None,
         replace(
             ONE_LINE,
-            help="Measure at each evaluation, beside the budget, some of smoothness,noise,curvature "
-            f"({tracking_cost()} gradient evaluations).",
+            help="Measure at each evaluation, beside the budget, some of smoothness, noise, curvature, "
+            f"joined by commas ({tracking_cost()} gradient evaluations).",
         ),
     ] = None
     # With several processes, "cuda" means a different device for each.

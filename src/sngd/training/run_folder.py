@@ -150,7 +150,8 @@ class RunFolder:
         """The first ``rows`` lines; BrokenRun if there are fewer."""
         lines = self._lines()[:rows]
         if len(lines) < rows or (lines and not lines[-1].endswith(b"\n")):
-            raise BrokenRun(f"{self._metrics}: has {len(lines)} complete rows, the checkpoint knows {rows}")
+            found = f"has {len(lines)} complete rows, the checkpoint knows {rows}"
+            raise BrokenRun(f"{self._metrics}: {found}{_ADVICE}")
         return lines
 
     def _lines(self) -> list[bytes]:

@@ -60,7 +60,7 @@ def test_the_plan_is_said_with_reasons():
     limits = {kinds[1]: Limit(16), kinds[0]: Limit(1, "so"), kinds[2]: Limit(1, "so")}
     found = in_groups(some, {key: v.most for key, v in limits.items()}, 2)
     assert plan_in_words(some, found, limits, 2, 1) == [
-        "10 runs: 2 processes × 3 or 1 replicas × 1 thread",
+        "10 runs: 2 processes, each training 3 or 1 at a time with 1 thread",
         "sgd, natasha2: runs are trained one by one, because so",
     ]
 
@@ -80,11 +80,11 @@ def test_a_study_says_what_it_does_and_ends_as_without_replicas(tmp_path):
     cores = os.cpu_count() or 1
     threads = "1 thread" if cores == 1 else f"{cores} threads"
     assert said == [
-        f"6 runs: 1 process × 3 or 1 replicas × {threads}",
+        f"6 runs: 1 process, each training 3 or 1 at a time with {threads}",
         "natasha2: runs are trained one by one, because natasha2 has a loop of its own",
-        f"6 runs: 1 process × 2 or 1 replicas × {threads}",
+        f"6 runs: 1 process, each training 2 or 1 at a time with {threads}",
         "natasha2: runs are trained one by one, because natasha2 has a loop of its own",
-        f"6 runs: 1 process × 1 replica × {threads}",
+        f"6 runs: 1 process, each training 1 at a time with {threads}",
     ]
     for one, *others in zip(*rows, strict=True):
         for other in others:

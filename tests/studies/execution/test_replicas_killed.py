@@ -37,7 +37,7 @@ def begun(folder: Path) -> int:
 @pytest.mark.timeout(900)
 def test_killed_with_all_its_processes_a_study_of_replicas_ends_alike(tmp_path):
     done = subprocess.run(command(tmp_path / "whole"), capture_output=True, text=True, check=True)
-    assert "8 runs: 2 processes × 2 replicas × " in done.stderr
+    assert "8 runs: 2 processes, each training 2 at a time with " in done.stderr
     true = rows(tmp_path / "whole")
     assert len(true) == 8
     for kill in range(KILLS):

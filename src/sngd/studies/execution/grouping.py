@@ -46,10 +46,9 @@ def plan_in_words(
 ) -> list[str]:
     """A line on how many runs are done at a time, and one for each reason why runs are not trained as one."""
     sizes = sorted({len(group) for group in groups}, reverse=True)
-    replicas = " or ".join(map(str, sizes))
     lines = [
-        f"{_count(len(tasks), 'run')}: {_count(min(jobs, len(groups)), 'process', 'processes')} "
-        f"× {replicas} {'replica' if sizes == [1] else 'replicas'} × {_count(threads, 'thread')}"
+        f"{_count(len(tasks), 'run')}: {_count(min(jobs, len(groups)), 'process', 'processes')}, each training "
+        f"{' or '.join(map(str, sizes))} at a time with {_count(threads, 'thread')}"
     ]
     arms: dict[str, list[str]] = {}
     for key, indices in alike(tasks).items():
