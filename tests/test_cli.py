@@ -944,13 +944,31 @@ def test_verdicts_are_printed_by_how_gradients_are_counted(sngd, tmp_path):
         (["fig1", "--only", "C1"], "--only chooses among claims, fig1 is not that: leave it out"),
         (["fig1", "--stored"], "--stored is for claims, fig1 is not that: leave it out"),
         (["claims", "--stored", "--overwrite"], "--stored judges what the folder holds, --overwrite throws it away: g"),
-        (["fig9"], "unknown figure 'fig9'; must be one of fig1, conformance"),
+        (["fig9"], "unknown study 'fig9'; must be all, claims, or one of fig1, conformance"),
     ],
 )
 def test_what_cannot_be_reproduced_is_named(sngd, words, message):
     code, out, err = sngd("reproduce", *words)
     assert (code, out) == (2, "")
     assert err.startswith(f"sngd: {message}")
+
+
+def test_ctrl_c_stops_a_study_without_runs(sngd, monkeypatch):
+    """Such a study saves nothing on the way, so it need not come to its end first."""
+    from sngd.paper.closed_form.share_done import steps
+    from sngd.paper.reproduce import FIGURES
+
+    def measure(_profile):
+        for step in steps(range(3)):
+            assert step < 2, "it should have been stopped"
+            os.kill(os.getpid(), signal.SIGINT) if step else None
+        return {}
+
+    monkeypatch.setitem(FIGURES, "fig1", FIGURES["fig1"]._replace(measure=measure))
+    code, out, err = sngd("reproduce", "fig1")
+    assert (code, out) == (130, "")
+    assert "sngd: fig1 was stopped; the same command goes on, and begins the present study anew" in err
+    assert not Path("runs/reproduce-fig1-quick/measurements.json").exists()
 
 
 # --- what is needed to import

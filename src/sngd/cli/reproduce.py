@@ -14,6 +14,7 @@ from sngd.cli.options import Json
 from sngd.cli.settings import made_from_options
 from sngd.cli.torchrun import refuse_several_processes
 from sngd.studies.execution.execution import Execution
+from sngd.training import Interrupted
 
 
 @made_from_options(execution=execution_here_or_on_ray)
@@ -51,6 +52,7 @@ def reproduce(
     """
     from sngd.paper import claims
     from sngd.paper.closed_form.share_done import listening
+    from sngd.paper.reproduce import FIGURES
     from sngd.paper.reproduce import reproduce as measure_and_draw
 
     refuse_several_processes("reproduce")
@@ -72,6 +74,8 @@ def reproduce(
             tell_share(0.0)
 
         def tell_share(share: float) -> None:
+            if watched_execution.should_stop():  # what is measured without runs keeps nothing until it is done
+                raise Interrupted(f"{what} was stopped; the same command goes on, and begins the present study anew")
             bars.update(present, completed=done + share, total=total)
 
         with listening(tell_share):
@@ -83,6 +87,8 @@ def reproduce(
                     names, profile, folder, command, watched_execution, on_progress=tell, stored_only=stored
                 )
             else:
+                if what not in FIGURES:
+                    raise ValueError(f"unknown study {what!r}; must be all, claims, or one of {', '.join(FIGURES)}")
                 pictures = measure_and_draw(what, profile, folder, command, watched_execution)
     if what in ("all", "claims"):
         _print_verdicts(verdicts, folder, as_json)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from math import exp, log, log10
 from pathlib import Path
 from statistics import linear_regression
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ from sngd.paper.closed_form.escape_map import (
     measure_map,
     value_of,
 )
+from sngd.paper.closed_form.share_done import steps as each
 from sngd.paper.verdicts import LEVEL, Evidence, Quantity, error_rate, reported
 from sngd.problems.analytic import Analytic, sharp_and_flat, strict_saddle, tensor_decomposition
 from sngd.problems.problem import Problem
@@ -147,15 +148,15 @@ def measure(profile: str = "quick") -> Escape:
     """
     check_one_of("profile", profile, SIZES)
     settings = SIZES[profile]
-    return {
-        "profile": profile,
-        "map": measure_map(settings.starts, settings.tuning_starts, settings.components),
-        "trajectories": {name: _trajectories(name) for name in _LANDSCAPES},
-        "from_saddle": _steps_by_distance(settings, on_manifold=False),
-        "from_manifold": _steps_by_distance(settings, on_manifold=True),
-        "dimension": _steps_by_dimension(settings),
-        "tensor": _tensor(settings),
+    parts: dict[str, Callable[[], object]] = {
+        "map": lambda: measure_map(settings.starts, settings.tuning_starts, settings.components),
+        "trajectories": lambda: {name: _trajectories(name) for name in _LANDSCAPES},
+        "from_saddle": lambda: _steps_by_distance(settings, on_manifold=False),
+        "from_manifold": lambda: _steps_by_distance(settings, on_manifold=True),
+        "dimension": lambda: _steps_by_dimension(settings),
+        "tensor": lambda: _tensor(settings),
     }
+    return cast(Escape, {"profile": profile, **{name: measured() for name, measured in each(parts.items())}})
 
 
 def _walk(
@@ -244,7 +245,7 @@ def _steps_by_distance(settings: Size, *, on_manifold: bool) -> StepsByDistance:
     problem = _exact(DIM, condition=CONDITION).problem
     steps: Steps = {}
     theory: dict[str, list[float]] = {}
-    for arm in _FOR_DISTANCES:
+    for arm in each(_FOR_DISTANCES):
         steps[arm.label] = [
             [
                 _steps_to_leave(_walk(problem, arm, _start(distance, on_manifold, seed), seed))
@@ -283,7 +284,7 @@ def _predict_steps(arm: MethodAtRate, unstable: float) -> float:
 
 def _steps_by_dimension(settings: Size) -> StepsByDimension:
     steps: Steps = {}
-    for arm in _FOR_DIMENSIONS:
+    for arm in each(_FOR_DIMENSIONS):
         steps[arm.label] = []
         for dim in settings.dims:
             problem, saddle = _exact(dim, condition=CONDITION).problem, torch.zeros(dim, dtype=torch.float64)
@@ -297,10 +298,10 @@ def _tensor(settings: Size) -> TensorMeasured:
     tuning: dict[str, list[tuple[float, float]]] = {}
     losses: dict[str, list[list[float]]] = {}
     best: dict[str, float] = {}
-    for method in ("Noisy-GD", "Saddle-NGD"):
+    for method in each(("Noisy-GD", "Saddle-NGD")):
         curves = partial(_tensor_losses, dim=settings.components, steps=settings.steps, every=every)
         tuning[method] = [
-            (lr, _mean_of_tail([curves(MethodAtRate(method, lr), seed) for seed in TUNING_SEEDS])) for lr in LRS
+            (lr, _mean_of_tail([curves(MethodAtRate(method, lr), seed) for seed in TUNING_SEEDS])) for lr in each(LRS)
         ]
         best[method] = min(tuning[method], key=lambda pair: pair[1])[0]
         losses[method] = [curves(MethodAtRate(method, best[method]), seed) for seed in range(settings.seeds)]
