@@ -767,6 +767,12 @@ def test_plan_says_what_epsilon_means(sngd):
     assert "stands for" not in sngd("plan", "sngd", "--L", 4, "--target", 0.4)[1]
 
 
+def test_plan_says_for_which_constants_also_those_not_given(sngd):
+    assert "\nfor L = 4, σ = 0, Δ = 1\n" in sngd("plan", "sngd", "--L", 4, "--target", 0.4)[1]
+    relaxed = sngd("plan", "sngd", "--L0", 4, "--L1", 1, "--sigma", 0.5, "--gap", 2, "--target", 0.4)[1]
+    assert "\nfor L0 = 4, L1 = 1, σ = 0.5, Δ = 2\n" in relaxed
+
+
 def test_plan_in_another_norm_and_with_momentum(sngd):
     words = ["--L", 4, "--sigma", 1, "--gap", 2.3, "--target", 0.4, "--kappa", 2]
     plans = json.loads(sngd("plan", "sngd,nsgd-momentum", *words, "--json")[1])

@@ -1,5 +1,6 @@
 """The command that plans a run from constants."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -72,6 +73,8 @@ def plan(
         ],
         drop=("steps", "batch size", "calls", "lr"),
     )
+    constants = {**asdict(given), "σ": sigma, "Δ": gap}
+    out.print("for " + ", ".join(f"{name} = {value:g}" for name, value in constants.items()), highlight=False)
     if weights:
         out.print(weights, soft_wrap=True, highlight=False)
     if epsilon is not None:
