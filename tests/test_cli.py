@@ -406,6 +406,7 @@ EVERY_SETTING = {
     "track": "noise",
     "device": "cuda:1",
     "threads": 2,
+    "compile": True,
 }
 
 
