@@ -113,6 +113,20 @@ def test_what_cannot_be_compiled_is_trained_plainly_with_one_warning(monkeypatch
     assert_bitwise_equal(outcome(tmp_path / "run"), outcome(tmp_path / "plain"))
 
 
+def test_a_compiler_that_is_stopped_with_the_run_makes_no_plain_step(monkeypatch, tmp_path, tiny):
+    working = same_numbers(lambda function, *args: function(*args))
+    monkeypatch.setattr(torch, "compile", working)
+    train(CONFIG, tmp_path / "whole", problem=tiny)
+    monkeypatch.setattr(torch, "compile", same_numbers(failing))
+    told = []
+    with pytest.raises(Interrupted, match="stopped after 0 steps"):
+        train(CONFIG, tmp_path / "run", problem=tiny, on_warning=told.append, should_stop=lambda: True)
+    monkeypatch.setattr(torch, "compile", working)
+    train(CONFIG, tmp_path / "run", problem=tiny, on_warning=told.append, resume=True)
+    assert told == []
+    assert_bitwise_equal(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
 def test_statistics_that_come_out_differently_are_noticed(monkeypatch):
     def without_statistics(function, model, *args):
         model[1].momentum = 0.0

@@ -98,7 +98,7 @@ class RunConfig:
     # A setting because sums are rounded in another order.
     compile: Annotated[
         bool,
-        Declared(help="Train through torch.compile: it takes a minute or so, and then each step less time."),
+        Declared(help="Train through torch.compile; it pays for long runs of convolutional networks."),
     ] = False
 
     def resolved(self, n: int | None = None) -> "RunConfig":

@@ -91,8 +91,8 @@ def train(
         if not isinstance(found, OpenRun):
             return found
         on_progress(found.state.progress)
-        if found.state.config.compile and (reason := found.state.compile()):
-            on_warning(f"{config.problem}: steps are not compiled, because {reason}")
+        if found.state.config.compile:
+            _compile(found, on_warning, should_stop)
         return _loop(found, on_progress, should_stop)
 
 
@@ -278,6 +278,19 @@ def _agree(config: RunConfig, files: RunFolder, extend: bool) -> RunConfig:
     if differing:
         raise ValueError(f"{files.path}: cannot resume with other settings: {'; '.join(differing)}")
     return known
+
+
+def _compile(opened_run: OpenRun, on_warning: Callable[[str], None], should_stop: Callable[[], bool]) -> None:
+    run = opened_run.state
+    reason = run.compile()
+    if reason is None:
+        return
+    if run.ranks.any(should_stop()):  # Ctrl-C ends a compiler, too; the run that goes on may compile
+        opened_run.save()
+        run.ranks.any(True)  # rank 0 has saved
+        raise on_all_ranks(opened_run.interrupted)
+    if run.ranks.first:
+        on_warning(f"{run.config.problem}: steps are not compiled, because {reason}")
 
 
 def _loop(opened_run: OpenRun, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> Row:
