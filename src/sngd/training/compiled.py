@@ -76,7 +76,7 @@ def _compiled_loss(threads: int) -> Callable[..., Tensor]:
     copy = FunctionType(_loss.__code__.replace(), globals())
     # The number of threads becomes part of the code, but not of the cache's key in all versions of torch. Compiling in
     # this process alone keeps several runs at a time from starting as many processes each as there are cores.
-    options = {"fallback_random": True, "cpp.threads": threads, "compile_threads": 1}
+    options: dict[str, Any] = {"fallback_random": True, "cpp.threads": threads, "compile_threads": 1}
     return torch.compile(copy, dynamic=False, options=options)
 
 
