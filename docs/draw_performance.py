@@ -1,4 +1,4 @@
-"""Put what `results/bench.json` holds into `docs/performance.md` and `README.md`, and draw `docs/performance.svg`.
+"""Put what `results/bench.json` and `engine.json` hold into `docs/performance.md` and `README.md`, and draw a picture.
 
     make bench    # measures, then calls this
     make docs
@@ -16,6 +16,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "bench.json"
+ENGINE = ROOT / "results" / "engine.json"
 PICTURE = ROOT / "docs" / "performance.svg"
 PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 
@@ -82,6 +83,25 @@ def train(found: Found) -> str:
     return _table(["", "", "against", "ratio"], rows)
 
 
+def engine(_found: Found) -> str:
+    """What compiled steps gain and cost, and the share of evaluation: `benchmarks/engine.py`."""
+    head = ["", "step", "channels last", "compiled", "compiling", "pays after", "evaluation", "without ‖∇F‖"]
+    return _table(head, [_pass(case) for case in json.loads(ENGINE.read_text(encoding="utf-8"))["cases"]])
+
+
+def _pass(case: Found) -> list[str]:
+    passes, layout = case["passes_until_compiling_pays"], case.get("channels_last_over_usual")
+    return [
+        f"{case['problem']}, b={case['batch_size']}",
+        _time(case["step"]),
+        "" if layout is None else f"× {layout:.2f}",
+        f"× {case['compiled_step'] / case['step']:.2f}",
+        _time(case["compiling"]),
+        "never" if passes is None else f"{passes:.2g} passes",
+        *(f"{case[name]:.0%}" for name in ("share_of_evaluation", "share_without_gradient_norm")),
+    ]
+
+
 def goals(found: Found) -> str:
     """Every comparison that has a goal."""
     rows = []
@@ -102,7 +122,7 @@ def readme(found: Found) -> str:
 
 
 BLOCKS: dict[str, Callable[[Found], str]] = {
-    block.__name__: block for block in (machine, sizes, step, different, train, goals, readme)
+    block.__name__: block for block in (machine, sizes, step, different, train, engine, goals, readme)
 }
 
 

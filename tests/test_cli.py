@@ -435,6 +435,7 @@ EVERY_SETTING = {
     "track": "noise",
     "device": "cuda:1",
     "threads": 2,
+    "compile": True,
 }
 
 
@@ -572,6 +573,26 @@ def test_labels_and_paths_are_printed_as_they_are(sngd):
     code, _, err = sngd("train", "saddle", "--a[/b]")
     assert code == 2
     assert "No such option: --a[/b]" in err
+
+
+@pytest.mark.parametrize(("words", "compiled"), [([], False), (["--compile"], True), (["--no-compile"], False)])
+def test_reproduce_compiles_on_request(sngd, monkeypatch, words, compiled):
+    given = []
+    monkeypatch.setattr(
+        "sngd.paper.reproduce.reproduce", lambda *arguments: given.append(arguments[-1].compile) or [Path("picture")]
+    )
+    sngd("reproduce", "relaxed", *words)
+    assert given == [compiled]
+
+
+def test_a_warning_is_told_once(sngd, monkeypatch):
+    def warning(*arguments):
+        for text in ("the same", "the same", "another"):
+            arguments[-1].on_warning(text)
+        return [Path("picture")]
+
+    monkeypatch.setattr("sngd.paper.reproduce.reproduce", warning)
+    assert sngd("reproduce", "relaxed")[2].splitlines() == ["the same", "another"]
 
 
 def test_reproduce_prints_paths_as_they_are(sngd, monkeypatch):

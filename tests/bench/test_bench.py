@@ -11,6 +11,7 @@ from sngd.bench import step as steps
 from sngd.bench import train as trains
 from sngd.bench.timing import Spread
 from sngd.cli.bench import lines
+from sngd.problems import Problem
 
 DIGITS = trains.Case("digits-mlp", 32, samples=320, evaluates=True, goal=0.5)
 
@@ -78,6 +79,23 @@ def test_a_pass_is_compared_with_a_loop(train):
     (row,) = train.comparisons
     assert (row.work, row.against, row.same, row.goal) == ("sngd train", "DataLoader loop", True, 0.5)
     assert train.cases == {"digits-mlp, b=32": {"samples": 320, "evaluates": True, "rounds": 3}}
+
+
+def test_the_loops_images_lie_in_memory_as_a_user_has_them():
+    images = torch.randn(12, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    problem = Problem(
+        lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.Flatten(), torch.nn.Linear(8, 2)),
+        torch.nn.functional.cross_entropy,
+        (images, torch.arange(12) % 2),
+        prepare=lambda x: x.contiguous(memory_format=torch.channels_last),
+    )
+    case = trains.Case("images", 4)
+    for usual in (True, False):
+        sides, seen = trains.Sides(case, problem, usual_layout=usual), []
+        sides.model.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0].is_contiguous()))
+        sides.loop()
+        assert seen == [usual] * 3
+    trains.check(case, problem)
 
 
 def test_a_loop_that_computes_something_else_is_refused(monkeypatch):

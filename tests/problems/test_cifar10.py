@@ -178,6 +178,14 @@ def test_no_network(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert files_in(cache) == []
 
 
+def test_images_are_prepared_with_channels_side_by_side_in_memory() -> None:
+    images = torch.randint(0, 256, (5, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    inputs = prepare(images)
+    assert inputs.is_contiguous(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
+    torch.testing.assert_close(inputs, (images / 255 - mean) / std)
+
+
 # --- the real data
 
 

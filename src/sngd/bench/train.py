@@ -106,14 +106,19 @@ def _first(problem: Problem, samples: int | None) -> Problem:
 
 
 class Sides:
-    """The same pass twice: by the engine, and by a plain loop with the same weights, batches and random numbers."""
+    """The same pass twice: by the engine, and by a plain loop with the same weights, batches and random numbers.
 
-    def __init__(self, case: Case, problem: Problem) -> None:
+    ``usual_layout``: the plain loop's inputs lie in memory as torch makes them, whatever the engine does. Otherwise
+    they lie as the engine's, so that sums are rounded alike.
+    """
+
+    def __init__(self, case: Case, problem: Problem, *, usual_layout: bool = True) -> None:
         config = RunConfig(
             case.problem, "sgd", batch_size=case.batch_size, epochs=1e6, lr=0.1, threads=torch.get_num_threads()
         )
         config = replace(config.resolved(problem.n), grad_norm=False)
         self.case, self.problem, self.steps = case, problem, problem.n // case.batch_size
+        self.usual_layout = usual_layout
         self.run, twin = RunState(config, problem), RunState(config, problem)
         self.model, self.augmentation = twin.model, twin.augmentation
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
@@ -126,7 +131,7 @@ class Sides:
             self.run.evaluate()
 
     def loop(self, steps: int | None = None) -> None:
-        prepare = self.problem.prepare or (lambda x: x)
+        prepare = self._contiguous if self.usual_layout else self.problem.prepared
         loader = DataLoader(TensorDataset(*self.problem.train), batch_sampler=self.order[:steps])
         plain_loop.train_pass(loader, self.model, self.optimizer, self.problem.loss, self._varied, prepare)
         if self.case.evaluates:
@@ -134,13 +139,16 @@ class Sides:
                 if samples is not None:
                     plain_loop.evaluated(samples, self.model, self.problem.loss, prepare)
 
+    def _contiguous(self, x: Tensor) -> Tensor:
+        return self.problem.prepared(x).contiguous()
+
     def _varied(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return self.problem.augmented((x, y), self.augmentation)
 
 
 def check(case: Case, problem: Problem) -> None:
     """ValueError unless some steps of both sides lead to the same weights."""
-    sides = Sides(case._replace(evaluates=False), problem)
+    sides = Sides(case._replace(evaluates=False), problem, usual_layout=False)
     before = [p.detach().clone() for p in sides.model.parameters()]
     steps = min(_CHECKED, sides.steps)
     sides.engine(steps)

@@ -1,6 +1,6 @@
 """Shared code of the commands that do many runs: how the runs are done, and their live overview."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Annotated, Any
@@ -53,7 +53,19 @@ def watched(execution: Execution) -> Iterator[tuple[Execution, Progress]]:
         def begin(title: str, configs: Sequence[RunConfig]) -> RunsOverview:
             return RunsOverview(bars, title, configs)
 
-        yield replace(execution, begin=begin, on_warning=warn, on_plan=say, should_stop=should_stop), bars
+        yield replace(execution, begin=begin, on_warning=_each_once(warn), on_plan=say, should_stop=should_stop), bars
+
+
+def _each_once(tell: Callable[[str], None]) -> Callable[[str], None]:
+    """The same, but silent about what it has told: many runs may have one reason for a warning."""
+    told: set[str] = set()
+
+    def tell_once(text: str) -> None:
+        if text not in told:
+            told.add(text)
+            tell(text)
+
+    return tell_once
 
 
 def warn(text: str) -> None:

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from sngd.cli.settings import made_from_options
 from sngd.cli.torchrun import refuse_several_processes
 from sngd.studies.execution.execution import Execution
 from sngd.training import Interrupted
+from sngd.training.config import SETTINGS
 
 
 @made_from_options(execution=execution_here_or_on_ray)
@@ -43,6 +45,7 @@ def reproduce(
         Path | None, typer.Option("--out", help="Where it goes. (default: runs/reproduce-WHAT-PROFILE)")
     ] = None,
     execution: Execution,
+    compile: Annotated[bool, typer.Option(help=SETTINGS["compile"].help)] = False,
     as_json: Json = False,
 ) -> None:
     """Measure and draw what the paper shows, and judge what it claims.
@@ -62,6 +65,7 @@ def reproduce(
         raise ValueError(f"--stored is for claims, {what} is not that: leave it out")
     if stored and execution.overwrite:
         raise ValueError("--stored judges what the folder holds, --overwrite throws it away: give one of them")
+    execution = replace(execution, compile=compile)
     folder = folder or Path("runs", f"reproduce-{what}-{profile}")
     command = shlex.join(["sngd", *sys.argv[1:]])
     with watched(execution) as (watched_execution, bars):

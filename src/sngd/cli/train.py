@@ -79,6 +79,7 @@ def train(
             log=log or (),
             ranks=ranks,
             on_progress=lambda p: bars.update(bar, total=p.budget, completed=p.oracle_calls, loss=loss(p)),
+            on_warning=warn,
             should_stop=should_stop,
         )
     if as_json:

@@ -95,7 +95,11 @@ class Problem:
 
     def outputs(self, model: Callable[[Tensor], Any], inputs: Tensor) -> Any:
         """What ``model`` gives for inputs as they are stored; ``prepare`` comes first, if there is one."""
-        return model(inputs if self.prepare is None else self.prepare(inputs))
+        return model(self.prepared(inputs))
+
+    def prepared(self, inputs: Tensor) -> Tensor:
+        """The model's inputs, made of inputs as they are stored."""
+        return inputs if self.prepare is None else self.prepare(inputs)
 
     def augmented(self, samples: Any, generator: torch.Generator) -> Samples:
         """Training samples as `augment` varies them; without it, as they are."""

@@ -95,6 +95,11 @@ class RunConfig:
     threads: Annotated[int | None, Declared(ge=1, help="CPU threads of a run. (default: its share of the cores)")] = (
         None
     )
+    # A setting because sums are rounded in another order.
+    compile: Annotated[
+        bool,
+        Declared(help="Train through torch.compile; it pays for long runs of convolutional networks."),
+    ] = False
 
     def resolved(self, n: int | None = None) -> "RunConfig":
         """The same settings, checked, with every default filled in. Those of the method's parameters need ``n``.
@@ -232,6 +237,7 @@ class StoredConfig(TypedDict, total=False):
     track: str | None
     device: str
     threads: int | None
+    compile: bool
 
 
 def read_config(path: Path) -> StoredConfig:

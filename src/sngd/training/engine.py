@@ -4,6 +4,7 @@ An oracle call is the gradient ∇f(w; a) of one sample a at one point w. The bu
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -16,7 +17,7 @@ import torch
 
 from sngd.checks import cut
 from sngd.problems import Problem, load_problem
-from sngd.training.config import RunConfig
+from sngd.training.config import RunConfig, StoredConfig
 from sngd.training.extend import check_extension, extended
 from sngd.training.methods import recorded_parameters
 from sngd.training.metrics import Row
@@ -46,6 +47,7 @@ def train(
     log: Sequence[str] = (),
     ranks: Ranks = ALONE,
     on_progress: Callable[[Progress], None] = lambda _: None,
+    on_warning: Callable[[str], None] = warnings.warn,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Row:
     """Train in ``folder`` until the budget is spent or the training loss is no longer finite.
@@ -70,6 +72,7 @@ def train(
         log: send the rows to these too, some of ``sngd.training.observers.OBSERVERS``.
         ranks: this process among those of the run.
         on_progress: called before the first step and then about ten times a second.
+        on_warning: told, in a line, why steps are not compiled although ``config`` says so.
         should_stop: called after each step; once it is true, a checkpoint is saved and Interrupted raised.
 
     Returns:
@@ -85,7 +88,12 @@ def train(
     observers = ["tensorboard"] * tensorboard + list(log)
     load = problem or partial(load_problem, config.problem, data)
     with opened(config, folder, load, ranks, observers, **how) as found:
-        return _loop(found, on_progress, should_stop) if isinstance(found, OpenRun) else found
+        if not isinstance(found, OpenRun):
+            return found
+        on_progress(found.state.progress)
+        if found.state.config.compile:
+            _compile(found, on_warning, should_stop)
+        return _loop(found, on_progress, should_stop)
 
 
 class OpenRun(NamedTuple):
@@ -243,7 +251,7 @@ def _last_row(files: RunFolder, events: Observers | None, count: int, ranks: Ran
 
 def _agree(config: RunConfig, files: RunFolder, extend: bool) -> RunConfig:
     """The folder's settings, with the epochs of ``config`` if it may ``extend`` them. ValueError for other settings."""
-    stored = files.read_config()
+    stored: StoredConfig = {"compile": False, **files.read_config()}  # a run from before this setting was not compiled
     try:
         known = RunConfig(**stored)
         known.resolved()
@@ -272,10 +280,22 @@ def _agree(config: RunConfig, files: RunFolder, extend: bool) -> RunConfig:
     return known
 
 
+def _compile(opened_run: OpenRun, on_warning: Callable[[str], None], should_stop: Callable[[], bool]) -> None:
+    run = opened_run.state
+    reason = run.compile()
+    if reason is None:
+        return
+    if run.ranks.any(should_stop()):  # Ctrl-C ends a compiler, too; the run that goes on may compile
+        opened_run.save()
+        run.ranks.any(True)  # rank 0 has saved
+        raise on_all_ranks(opened_run.interrupted)
+    if run.ranks.first:
+        on_warning(f"{run.config.problem}: steps are not compiled, because {reason}")
+
+
 def _loop(opened_run: OpenRun, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> Row:
     run = opened_run.state
     shown, saved = time.monotonic(), -inf
-    on_progress(run.progress)
     while True:
         if run.finished or run.evaluation_due:
             rows = run.evaluate()

@@ -13,7 +13,7 @@ from math import ceil, isfinite
 from typing import Any, NamedTuple, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sngd.checks import cut
 from sngd.iterates import RandomIterate
@@ -21,9 +21,10 @@ from sngd.problems import Problem
 from sngd.problems.columns import materialized
 from sngd.problems.problem import Samples
 from sngd.state import saved_generator
+from sngd.training.compiled import CompiledLoss
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import Measured, evaluate
-from sngd.training.loop import step_norm
+from sngd.training.loop import Composed, step_norm
 from sngd.training.methods import Setting, find_method
 from sngd.training.metrics import Row
 from sngd.training.ranks import ALONE, Forward, Ranks
@@ -54,8 +55,7 @@ class RunState:
             raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
         self.problem = _to_device(problem, self.device)
         self.evaluated = _evenly_spaced(self.problem, config.eval_samples)
-        torch.manual_seed(_seed(config.seed, "model"))
-        self.model = problem.build_model().to(self.device)
+        self.model = self._seeded_model()
         self.budget = round(config.epochs * problem.n)
         self.loop = find_method(config.method).build(
             Setting(
@@ -81,6 +81,7 @@ class RunState:
             params = [p for p in self.model.parameters() if p.requires_grad]
             self.iterate = RandomIterate([*params, *self.model.buffers()], _generator(config.seed, "output"))
 
+        self.compiled: CompiledLoss | None = None
         self.norm = step_norm(self.loop, [p for p in self.model.parameters() if p.requires_grad])
         self.tracker = None
         if config.track:
@@ -97,6 +98,10 @@ class RunState:
         self.seconds = 0.0  # spent in steps
         self.loss: Tensor | None = None  # of the last batch
         self.chance: dict[str, Tensor | None] | None = None  # what is saved in place of the present ``global_chance``
+
+    def _seeded_model(self) -> nn.Module:
+        torch.manual_seed(_seed(self.config.seed, "model"))
+        return self.problem.build_model().to(self.device)
 
     @property
     def finished(self) -> bool:
@@ -144,7 +149,38 @@ class RunState:
         return None if size is None else self.samples.draw(size)
 
     def loss_of(self, batch: Samples) -> Tensor:
-        return self.ranks.mean_loss(self._local_loss, self.model, batch)
+        return self.ranks.mean_loss(self.compiled or self._local_loss, self.model, batch)
+
+    def compile(self) -> str | None:
+        """Let steps go through ``torch.compile`` from now on; or why that cannot be, as the end of a sentence.
+
+        It is tried at the initial weights, also for a run that goes on, so that all parts of a run have one answer.
+        """
+        if self.ranks.size > 1:
+            return "several processes train together"
+        if not isinstance(self.loop, Composed):
+            return f"{self.config.method} needs second derivatives"
+        embeds = any(isinstance(module, nn.Embedding) for module in self.model.modules())
+        if embeds and not (self.device.type == "cpu" and torch.get_num_threads() == 1):
+            return "an embedding's gradient would be summed in any order, take --threads 1 on a CPU"
+        compiled = CompiledLoss(self.problem, torch.get_num_threads())
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            for size in self._sizes():
+                first = torch.arange(size, device=self.device)
+                inputs, targets = (part.index_select(0, first) for part in self.problem.train)
+                drawn = _generator(self.config.seed, "trial of compilation")
+                if reason := compiled.try_on(self._seeded_model, self.problem.augmented((inputs, targets), drawn)):
+                    return reason
+        self.compiled = compiled
+        return None
+
+    def _sizes(self) -> set[int]:
+        """The numbers of samples that the method evaluates at a time, but for smaller rests."""
+        assert isinstance(self.loop, Composed)
+        estimator = self.loop.estimator
+        first = estimator.next_batch_size or self.problem.n
+        largest = min(first, getattr(estimator, "chunk_size", None) or first)
+        return {largest, getattr(estimator, "batch_size", largest)}
 
     def _local_loss(self, model: Forward, batch: Samples) -> Tensor:
         inputs, targets = materialized(batch)

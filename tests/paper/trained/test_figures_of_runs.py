@@ -96,6 +96,14 @@ def test_every_profile_can_be_configured():
                 assert all(config.threads == 1 for config in configs)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_runs_are_compiled_if_the_execution_says_so(monkeypatch, tmp_path, compiled):
+    asked = []
+    monkeypatch.setattr(runs, "compare", lambda configs, *_, **__: asked.extend(configs))
+    runs.run("fig4", "quick", tmp_path, "", Execution(compile=compiled))
+    assert {config.compile for config in asked} == {compiled}
+
+
 def test_the_papers_own_setting():
     assert [(e.problem, e.batch_size, e.epochs, e.weight_decay) for e in EXPERIMENTS["fig2"]["paper"]] == [
         ("mnist-mlp", 32, 20, 0),

@@ -65,6 +65,14 @@ def test_the_plan_is_said_with_reasons():
     ]
 
 
+def test_the_plan_says_that_runs_trained_as_one_are_not_compiled():
+    some = [task._replace(config=replace(task.config, compile=True)) for task in tasks(sgd=2)]
+    (kind,) = alike(some)
+    said = plan_in_words(some, [[0, 1]], {kind: Verdict(16)}, 1, 1)
+    assert said[1:] == ["steps of runs that are trained as one are not compiled; --replicas 1 trains each by itself"]
+    assert len(plan_in_words(some, [[0], [1]], {kind: Verdict(1)}, 1, 1)) == 1
+
+
 @pytest.mark.slow
 def test_a_study_says_what_it_does_and_ends_as_without_replicas(tmp_path):
     config = RunConfig("digits-mlp", "sngd", epochs=1, eval_every=1)

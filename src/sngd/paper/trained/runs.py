@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, NotRequired, TypedDict, cast
 
@@ -33,7 +34,7 @@ def run(
         out: the figure's folder, made if need be.
         command: the command line, for the reports.
         execution: how the runs are done; ``begin`` is told titles that name figure and experiment. A cluster's GPUs
-            serve the paper's profile if a run's share of them is named.
+            serve the paper's profile if a run's share of them is named. Its ``compile`` is a setting of all runs.
         table: the figure's experiments, if they are not those of ``EXPERIMENTS``.
 
     Raises:
@@ -44,7 +45,7 @@ def run(
     experiments = (table or EXPERIMENTS[figure])[profile]
     for number, experiment in enumerate(experiments, 1):
         compare(
-            experiment.configs(device),
+            [replace(config, compile=execution.compile) for config in experiment.configs(device)],
             experiment.seed_numbers,
             out / experiment.name,
             execution.titled(f"{figure}, study {number} of {len(experiments)}, {experiment.name}"),

@@ -54,6 +54,8 @@ def plan_in_words(
     for key, indices in alike(tasks).items():
         if key in limits and (reason := limits[key].reason):
             arms.setdefault(reason, []).append(str(tasks[indices[0]].config.label or tasks[indices[0]].config.method))
+    if any(len(group) > 1 and tasks[group[0]].config.compile for group in groups):
+        lines.append("steps of runs that are trained as one are not compiled; --replicas 1 trains each by itself")
     return lines + [f"{', '.join(labels)}: runs are trained one by one, because {why}" for why, labels in arms.items()]
 
 

@@ -95,6 +95,7 @@ def _train(task: Task, execution: Execution, on_progress: Callable[[Progress], N
         overwrite=execution.overwrite,
         tensorboard=execution.tensorboard,
         on_progress=on_progress,
+        on_warning=execution.on_warning,
         should_stop=execution.should_stop,
     )
 
