@@ -23,7 +23,7 @@ def step():
 
 @pytest.fixture(scope="module")
 def train():
-    return bench_train(cases=[DIGITS], studies=False, seconds=0)
+    return bench_train(cases=[DIGITS], methods={}, studies=False, seconds=0)
 
 
 @pytest.mark.slow
@@ -41,8 +41,16 @@ def test_the_shapes_are_those_that_the_goals_are_about():
              ((case, steps.SHAPES[case]()) for case in steps.MODELS)}  # fmt: skip
     assert sizes["mlp"] == (4, 79510)
     assert sizes["resnet56"][0] == 167
+    assert sizes["shakespeare"] == (27, 804_096)
     assert round(sizes["gpt2"][1] / 1e6) == 124
-    assert steps.GOALS.keys() == sizes.keys()
+    assert steps.GOALS.keys() == sizes.keys() - {"shakespeare"}
+
+
+def test_every_weight_of_a_gpt_takes_a_step_in_the_norm_of_its_kind():
+    (group,) = (group for group in steps.groups("shakespeare") if group.name == "SNGD scion")
+    moved = steps._moved(group.ours, steps._weights(steps.SHAPES["shakespeare"](), torch.float32, "cpu"))
+    assert all(t.abs().max() > 0 for t in moved)
+    assert moved[0].abs().unique().numel() == 3  # the embedding is the output's too: two steps by signs
 
 
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch):
@@ -98,6 +106,14 @@ def test_the_loops_images_lie_in_memory_as_a_user_has_them():
     trains.check(case, problem)
 
 
+def test_training_steps_of_methods_are_compared_with_adamw_s():
+    rows = trains.compare_methods({"scion": 1.2, "sngd": None}, "digits-mlp", seconds=0)
+    assert [(row.case, row.work, row.against, row.same, row.goal) for row in rows] == [
+        ("digits-mlp, b=128", "scion", "adamw", False, 1.2),
+        ("digits-mlp, b=128", "sngd", "adamw", False, None),
+    ]
+
+
 def test_a_loop_that_computes_something_else_is_refused(monkeypatch):
     def lazy(batches, *rest):
         return honest([batch for i, batch in enumerate(batches) if i != 3], *rest)
@@ -107,13 +123,14 @@ def test_a_loop_that_computes_something_else_is_refused(monkeypatch):
     with pytest.raises(
         ValueError, match=r"must do the same arithmetic, but after 10 steps their weights differ by 0\.\d+"
     ):
-        bench_train(cases=[DIGITS], studies=False, seconds=0)
+        bench_train(cases=[DIGITS], methods={}, studies=False, seconds=0)
 
 
 def test_data_that_are_not_there_are_left_out(tmp_path):
     (tmp_path / "mnist").mkdir()
+    (tmp_path / "tinyshakespeare").mkdir()
     result = bench_train(cases=[trains.Case("mnist-mlp", 32)], studies=True, data=tmp_path, seconds=0)
-    assert result.left_out.keys() == {"mnist-mlp, b=32", "8 seeds"}
+    assert result.left_out.keys() == {"mnist-mlp, b=32", "shakespeare-gpt", "8 seeds"}
     assert result.comparisons == []
 
 

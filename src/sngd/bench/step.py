@@ -13,9 +13,11 @@ from sngd.bench.result import Comparison, Result, compared
 from sngd.bench.timing import Call, interleaved
 from sngd.norms import Spectral
 from sngd.optim import SNGD
+from sngd.param_groups import groups as groups_by_kind
 from sngd.problems.gpt import GPT
 from sngd.problems.models import mlp
 from sngd.problems.resnet import cifar_resnet
+from sngd.problems.shakespeare import SMALL
 
 Shape = tuple[int, ...]
 
@@ -24,20 +26,25 @@ def _of(model: nn.Module) -> list[Shape]:
     return [tuple(p.shape) for p in model.parameters()]
 
 
-def _gpt2() -> list[Shape]:
+def _gpt(case: str) -> GPT:
+    """Without memory for its weights."""
     with torch.device("meta"):
-        return _of(GPT(50257, context=1024, layers=12, heads=12, width=768))
+        if case == "gpt2":
+            return GPT(50257, context=1024, layers=12, heads=12, width=768)
+        return GPT(65, context=SMALL.context, layers=SMALL.layers, heads=SMALL.heads, width=SMALL.width)
 
 
 SHAPES: dict[str, Callable[[], list[Shape]]] = {  # of the weights
     "mlp": lambda: _of(mlp(784, 100, 10)),
     "resnet56": lambda: _of(cifar_resnet(56)),
-    "gpt2": _gpt2,
+    "shakespeare": lambda: _of(_gpt("shakespeare")),
+    "gpt2": lambda: _of(_gpt("gpt2")),
     "tiny": lambda: _of(mlp(64, 32, 10)),
     **{f"{count} tensors of 1000": lambda count=count: [(1000,)] * count for count in (1, 10, 100, 1000)},  # type: ignore[misc]
     **{f"4 tensors of 10^{power}": lambda power=power: [(10, 10 ** (power - 1))] * 4 for power in (3, 4, 5, 6, 7)},  # type: ignore[misc]
 }
-MODELS = ("mlp", "resnet56", "gpt2")
+GPTS = ("shakespeare", "gpt2")  # of which it is known which weight is an embedding, a hidden matrix, or the output's
+MODELS = ("mlp", "resnet56", *GPTS)
 GROWTH = tuple(name for name in SHAPES if " tensors of " in name)  # how time grows with tensors and entries
 CASES = (*MODELS, *GROWTH)
 SECONDS = 4.0
@@ -137,6 +144,8 @@ def groups(case: str, device: str = "cpu") -> Iterator[Group]:
         yield Group(f"SNGD {name}", _sngd(norm=f"{name}(scaled=False)"), {BARE: step}, _others())
     if case != "gpt2":  # of its embedding it would take a minute
         yield Group("SNGD spectral", _sngd(norm="spectral(scaled=False)"), {BARE: _bare_spectral}, _others())
+    if case in GPTS:
+        yield Group("SNGD scion", _scion(case), {}, _others())
 
 
 # --- the same arithmetic
@@ -230,6 +239,21 @@ def _sngd(**options: Any) -> Build:
 
 def _capped(params: list[Tensor], lr: float) -> Call:
     return SNGD(params, lr, max_scale=lr / _LIMIT).step
+
+
+def _scion(case: str) -> Build:
+    """Normalized momentum with the norms of ``sngd.groups``: spectral for hidden matrices, row for positions, …"""
+
+    def build(params: list[Tensor], lr: float) -> Call:
+        model = _gpt(case)
+        given = dict(zip(model.parameters(), params, strict=True))
+        groups = [
+            {"params": [given[p] for p in group["params"]], "norm": group["norm"], "lr": group["lr"]}
+            for group in groups_by_kind(model, lr)
+        ]
+        return SNGD(groups, momentum=_BETA, normalize="momentum").step
+
+    return build
 
 
 def _adamw(params: list[Tensor], lr: float) -> Call:

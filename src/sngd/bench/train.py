@@ -1,9 +1,9 @@
-"""A pass of the engine over the data against a DataLoader loop, and a study of seeds against separate processes."""
+"""A pass of the engine over the data against a DataLoader loop, methods against AdamW, seeds against processes."""
 
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,14 +17,17 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from sngd.bench import plain_loop
 from sngd.bench.result import Comparison, Result, compared
-from sngd.bench.timing import interleaved
+from sngd.bench.timing import Call, interleaved
 from sngd.problems import Problem, load_problem
+from sngd.problems.registry import default_batch_size
 from sngd.training import RunConfig
 from sngd.training.run_state import RunState
 
 ENGINE, LOOP = "sngd train", "DataLoader loop"
 STUDY, PROCESSES = "sngd compare", "separate processes"
+LANGUAGE = "shakespeare-gpt"
 SEEDS = 8
+_STEPS = 5  # timed together
 _CHECKED = 20  # steps after which both must have the same weights
 _TOLERANCE = 1e-4  # of the distance that the weights have moved
 _ACCURACY = 0.01  # by which the mean test accuracies of two studies, with other seeds, may differ
@@ -44,6 +47,14 @@ class Case(NamedTuple):
         return f"{self.problem}, b={self.batch_size}"
 
 
+METHODS: dict[str, float | None] = {  # with goals for the time of a training step over AdamW's
+    "nsgd-momentum": None,
+    "sngd-layer": None,
+    "signum": None,
+    "scion": 1.2,  # so that half of AdamW's steps are 0.6 of its time
+    "muon": None,
+    "muon-adamw": None,
+}
 CASES = (
     Case("mnist-mlp", 128, goal=0.35),
     Case("mnist-mlp", 32, goal=0.5),
@@ -55,15 +66,17 @@ CASES = (
 def bench_train(
     *,
     cases: Sequence[Case] = CASES,
+    methods: Mapping[str, float | None] = METHODS,
     studies: bool = True,
     data: Path | None = None,
     seconds: float = 20.0,
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Result:
-    """Compare passes over data, and a study of several seeds.
+    """Compare passes over data, training steps of several methods, and a study of several seeds.
 
     Args:
         cases: what is trained.
+        methods: names of methods whose training step on shakespeare-gpt is compared with AdamW's, and goals.
         studies: whether to compare the study of seeds too, which takes minutes.
         data: folder of data sets, see ``sngd.problems.load_problem``.
         seconds: for each case; of the study, two rounds are measured.
@@ -75,7 +88,7 @@ def bench_train(
     comparisons: list[Comparison] = []
     sizes: dict[str, dict[str, Any]] = {}
     left_out: dict[str, str] = {}
-    count = len(cases) + studies
+    count = len(cases) + bool(methods) + studies
     for index, case in enumerate(cases):
         on_progress(case.name, index, count)
         try:
@@ -88,8 +101,14 @@ def bench_train(
         times = interleaved({ENGINE: sides.engine, LOOP: sides.loop}, seconds=seconds, least=3)
         comparisons.append(compared(case.name, ENGINE, LOOP, times, goal=case.goal))
         sizes[case.name] = {"samples": problem.n, "evaluates": case.evaluates, "rounds": len(times[ENGINE])}
+    if methods:
+        on_progress(f"{LANGUAGE}, methods", len(cases), count)
+        try:
+            comparisons += compare_methods(methods, LANGUAGE, data=data, seconds=seconds)
+        except ValueError as error:
+            left_out[LANGUAGE] = str(error)
     if studies:
-        on_progress(f"{SEEDS} seeds", len(cases), count)
+        on_progress(f"{SEEDS} seeds", count - 1, count)
         try:
             comparisons.append(_study(load_problem("mnist-mlp", data), data))
         except ValueError as error:
@@ -165,6 +184,41 @@ def check(case: Case, problem: Problem) -> None:
 
 def _length(tensors: Sequence[Tensor]) -> float:
     return float(torch.stack([t.double().square().sum() for t in tensors]).sum().sqrt())
+
+
+# --- several methods
+
+
+def compare_methods(
+    methods: Mapping[str, float | None], name: str, *, data: Path | None = None, seconds: float
+) -> list[Comparison]:
+    """The time of whole training steps, forward and backward too, of methods over AdamW's.
+
+    Args:
+        methods: names, each with the goal for the ratio, or None.
+        name: of the problem; each method trains with its default learning rate and the problem's batch size.
+        data: folder of data sets.
+        seconds: for all together.
+
+    Raises:
+        ValueError: there is no such data.
+    """
+    problem, batch_size = load_problem(name, data), default_batch_size(name)
+    calls = {method: _steps_of(method, name, problem) for method in (*methods, "adamw")}
+    times = interleaved(calls, seconds=seconds)
+    case = f"{name}, b={batch_size}"
+    return [compared(case, method, "adamw", times, same=False, goal=goal) for method, goal in methods.items()]
+
+
+def _steps_of(method: str, name: str, problem: Problem) -> Call:
+    config = RunConfig(name, method, epochs=1e6, threads=torch.get_num_threads())
+    run = RunState(config.resolved(problem.n), problem)
+
+    def steps() -> None:
+        for _ in range(_STEPS):
+            run.step()
+
+    return steps
 
 
 # --- several seeds

@@ -52,7 +52,8 @@ def bench(
             cases, seconds = (("tiny",), 0.05) if quick else (CASES, SECONDS)
             result = bench_step(cases=cases, device=device, seconds=seconds, on_progress=tell)
         elif quick:
-            result = bench_train(cases=[Case("digits-mlp", 32)], studies=False, seconds=0.5, on_progress=tell)
+            small = [Case("digits-mlp", 32)]
+            result = bench_train(cases=small, methods={}, studies=False, seconds=0.5, on_progress=tell)
         else:
             result = bench_train(data=data, on_progress=tell)
     for line in lines(result):

@@ -68,9 +68,9 @@ def test_the_plan_is_said_with_reasons():
 def test_the_plan_says_that_runs_trained_as_one_are_not_compiled():
     some = [task._replace(config=replace(task.config, compile=True)) for task in tasks(sgd=2)]
     (kind,) = alike(some)
-    said = plan_in_words(some, [[0, 1]], {kind: Verdict(16)}, 1, 1)
+    said = plan_in_words(some, [[0, 1]], {kind: Limit(16)}, 1, 1)
     assert said[1:] == ["steps of runs that are trained as one are not compiled; --replicas 1 trains each by itself"]
-    assert len(plan_in_words(some, [[0], [1]], {kind: Verdict(1)}, 1, 1)) == 1
+    assert len(plan_in_words(some, [[0], [1]], {kind: Limit(1)}, 1, 1)) == 1
 
 
 @pytest.mark.slow
