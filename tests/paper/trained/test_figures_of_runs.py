@@ -25,6 +25,7 @@ from sngd.paper.trained.experiments import (
     BASE,
     EXPERIMENTS,
     FIG4,
+    NORM_EXPERIMENTS,
     READINGS,
     Arm,
     Experiment,
@@ -165,6 +166,14 @@ def test_learning_rates_span_three_decades(method):
     rates = learning_rates(method)
     assert rates[-1] / rates[0] == pytest.approx(1000)
     assert len(rates) == 7
+
+
+@pytest.mark.parametrize("profile", NORM_EXPERIMENTS)
+def test_torchs_muon_is_given_hidden_matrices(profile):
+    """It refuses to start on a model of convolutions, after hours in which other arms were tuned."""
+    for experiment in NORM_EXPERIMENTS[profile]:
+        has_matrices = experiment.problem.startswith(("shakespeare-gpt", "mnist-mlp", "digits-mlp"))
+        assert has_matrices or "muon-adamw" not in {arm.method for arm in experiment.arms}
 
 
 def test_alternatives_change_what_they_say():
