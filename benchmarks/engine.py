@@ -21,8 +21,9 @@ import torch
 
 from sngd.problems import load_problem
 from sngd.training import RunConfig
+from sngd.training.environment import environment
 from sngd.training.evaluate import evaluate
-from sngd.training.run_folder import environment, write_json
+from sngd.training.run_folder import write_json
 from sngd.training.run_state import RunState
 
 REPETITIONS = 9

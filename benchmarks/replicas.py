@@ -19,9 +19,10 @@ import torch
 
 from sngd.problems import load_problem
 from sngd.training import RunConfig
+from sngd.training.environment import environment
 from sngd.training.replicas.alike import operations
 from sngd.training.replicas.stack import Stack
-from sngd.training.run_folder import environment, write_json
+from sngd.training.run_folder import write_json
 from sngd.training.run_state import RunState
 
 REPLICAS = (2, 4, 8, 16)

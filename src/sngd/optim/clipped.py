@@ -46,13 +46,9 @@ def warn_if_clipped(optimizer: Optimizer, parts: Sequence[Part], norms: Norms) -
     significant digits, as limits of clipping are. Only an optimizer's first 20 steps are watched, and only on the CPU,
     because an accelerator would make the host wait. For norms other than l2 this computes the gradients' ℓ2 norm.
     """
-    if torch.compiler.is_compiling() or "clipped" in _told or not host_may_read(norms.dual):
+    if torch.compiler.is_compiling() or not host_may_read(norms.dual) or not is_watched(optimizer):
         return
-    watch = _watches.get(optimizer)
-    if watch is None:
-        watch = _watches[optimizer] = _Watch()
-    if watch.steps == _WATCHED:
-        return
+    watch = _watches.setdefault(optimizer, _Watch())
     watch.steps += 1
     norm = _norm(parts, norms)
     limit = float(f"{norm:.1e}")

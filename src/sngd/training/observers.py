@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -35,11 +36,7 @@ class WandbRun:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            import wandb
-        except ImportError:
-            raise ValueError("log: wandb needs the package wandb: pip install wandb") from None
-        self._wandb: Any = wandb
+        self._wandb = _package("wandb")
         self._folder = folder
         self._run: Any = None
 
@@ -75,11 +72,7 @@ class MlflowRun:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            import mlflow
-        except ImportError:
-            raise ValueError("log: mlflow needs the package mlflow: pip install mlflow") from None
-        self._mlflow: Any = mlflow
+        self._mlflow = _package("mlflow")
         self._folder = folder
         self._run: Any = None
 
@@ -141,6 +134,13 @@ class Observers:
     def add(self, row: Row) -> None:
         for observer in self._all:
             observer.add(row)
+
+
+def _package(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise ValueError(f"log: {name} needs the package {name}: pip install {name}") from None
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -85,9 +85,8 @@ class RunState:
         self.norm = step_norm(self.loop, [p for p in self.model.parameters() if p.requires_grad])
         self.tracker = None
         if config.track:
-            local = partial(
-                self._local_loss, self.model
-            )  # every rank measures on all samples, so that results do not depend on the number of ranks
+            # every rank measures on all samples, so that results do not depend on the number of ranks
+            local = partial(self._local_loss, self.model)
             measured = training_objective(self.problem, self.model, local, config.batch_size)
             self.tracker = Tracker(tracked_names("track", config.track), measured, self.norm)
 
