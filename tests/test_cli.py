@@ -575,14 +575,21 @@ def test_labels_and_paths_are_printed_as_they_are(sngd):
     assert "No such option: --a[/b]" in err
 
 
-@pytest.mark.parametrize(("words", "compiled"), [([], False), (["--compile"], True), (["--no-compile"], False)])
-def test_reproduce_compiles_on_request(sngd, monkeypatch, words, compiled):
+@pytest.mark.parametrize(
+    ("words", "compiled", "device"),
+    [
+        ([], False, None),
+        (["--compile"], True, None),
+        (["--no-compile", "--device", "cuda"], False, "cuda"),
+    ],
+)
+def test_reproduce_compiles_and_trains_where_it_is_told(sngd, monkeypatch, words, compiled, device):
     given = []
     monkeypatch.setattr(
-        "sngd.paper.reproduce.reproduce", lambda *arguments: given.append(arguments[-1].compile) or [Path("picture")]
+        "sngd.paper.reproduce.reproduce", lambda *arguments: given.append(arguments[-1]) or [Path("picture")]
     )
     sngd("reproduce", "relaxed", *words)
-    assert given == [compiled]
+    assert [(execution.compile, execution.device) for execution in given] == [(compiled, device)]
 
 
 def test_a_warning_is_told_once(sngd, monkeypatch):

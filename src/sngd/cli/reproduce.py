@@ -46,6 +46,10 @@ def reproduce(
     ] = None,
     execution: Execution,
     compile: Annotated[bool, typer.Option(help=SETTINGS["compile"].help)] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(help="Where it trains: cpu, cuda, … (default: cuda for paper, if it is there, otherwise cpu)"),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure and draw what the paper shows, and judge what it claims.
@@ -65,7 +69,7 @@ def reproduce(
         raise ValueError(f"--stored is for claims, {what} is not that: leave it out")
     if stored and execution.overwrite:
         raise ValueError("--stored judges what the folder holds, --overwrite throws it away: give one of them")
-    execution = replace(execution, compile=compile)
+    execution = replace(execution, compile=compile, device=device)
     folder = folder or Path("runs", f"reproduce-{what}-{profile}")
     command = shlex.join(["sngd", *sys.argv[1:]])
     with watched(execution) as (watched_execution, bars):

@@ -29,7 +29,7 @@ from sngd.paper.trained.experiments import (
     READINGS,
     Arm,
     Experiment,
-    device_of,
+    default_device,
     experiments_by_reading,
     fig2,
     fig3,
@@ -103,6 +103,14 @@ def test_runs_are_compiled_if_the_execution_says_so(monkeypatch, tmp_path, compi
     monkeypatch.setattr(runs, "compare", lambda configs, *_, **__: asked.extend(configs))
     runs.run("fig4", "quick", tmp_path, "", Execution(compile=compiled))
     assert {config.compile for config in asked} == {compiled}
+
+
+@pytest.mark.parametrize(("asked_for", "device"), [(None, "cpu"), ("cuda", "cuda")])
+def test_runs_are_where_the_execution_says(monkeypatch, tmp_path, asked_for, device):
+    asked = []
+    monkeypatch.setattr(runs, "compare", lambda configs, *_, **__: asked.extend(configs))
+    runs.run("fig4", "quick", tmp_path, "", Execution(device=asked_for))
+    assert {config.device for config in asked} == {device}
 
 
 def test_the_papers_own_setting():
@@ -323,7 +331,7 @@ def test_every_figure_is_drawn(figure, tmp_path):
 )
 def test_the_paper_s_profile_goes_where_gpus_are(monkeypatch, profile, here, gpus, device):
     monkeypatch.setattr("torch.cuda.is_available", lambda: here)
-    assert device_of(profile, gpus) == device
+    assert default_device(profile, gpus) == device
 
 
 def test_divergence_and_tuning_are_in_the_legend(tmp_path):

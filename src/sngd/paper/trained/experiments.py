@@ -105,7 +105,7 @@ def scaled(paper: Experiment, **changes: object) -> Experiment:
     return replace(experiment, departures=(*stated, *inherited))
 
 
-def device_of(profile: str, gpus: float | None = None) -> str:
+def default_device(profile: str, gpus: float | None = None) -> str:
     """Where a profile's runs are: the paper's own on a GPU if there is one, or if a share of a cluster's is named."""
     there = torch.cuda.is_available() if gpus is None else gpus > 0
     return "cuda" if profile == "paper" and there else "cpu"

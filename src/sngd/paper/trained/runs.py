@@ -9,7 +9,7 @@ from typing import Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from sngd.paper.trained.experiments import EXPERIMENTS, Arm, Experiment, device_of
+from sngd.paper.trained.experiments import EXPERIMENTS, Arm, Experiment, default_device
 from sngd.studies.compare import compare
 from sngd.studies.execution.execution import Execution
 from sngd.studies.runs import Floats, Run, Study, Tuning, interpolate, read_study, value
@@ -34,14 +34,15 @@ def run(
         out: the figure's folder, made if need be.
         command: the command line, for the reports.
         execution: how the runs are done; ``begin`` is told titles that name figure and experiment. A cluster's GPUs
-            serve the paper's profile if a run's share of them is named. Its ``compile`` is a setting of all runs.
+            serve the paper's profile if a run's share of them is named. Its ``compile`` and ``device`` are settings of
+            all runs.
         table: the figure's experiments, if they are not those of ``EXPERIMENTS``.
 
     Raises:
         ValueError: see ``compare``.
         Interrupted: ``execution.should_stop`` said so; the same call goes on.
     """
-    device = device_of(profile, execution.ray.gpus if execution.ray else None)
+    device = execution.device or default_device(profile, execution.ray.gpus if execution.ray else None)
     experiments = (table or EXPERIMENTS[figure])[profile]
     for number, experiment in enumerate(experiments, 1):
         compare(

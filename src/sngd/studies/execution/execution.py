@@ -60,8 +60,10 @@ class Execution:
         replicas: the most runs that a process trains as one, ≥ 1, see ``sngd.training.replicas``; 1: each by itself.
             Default: as many as gain by it. On a cluster each run is trained by itself.
         ray: do the runs on a Ray cluster instead, as many at a time as their shares allow, see ``ray_runs``.
-        compile: let ``sngd reproduce`` train through ``torch.compile``: it becomes part of the settings of its runs.
-            The runs of other studies have settings of their own.
+        compile: let ``sngd reproduce`` train through ``torch.compile``: it becomes part of the settings of its runs,
+            and so does ``device``. The runs of other studies have settings of their own.
+        device: where ``sngd reproduce`` trains, such as "cuda". Default: on a GPU in the paper's profile, if there is
+            one, and on the CPU otherwise.
         data: folder of data sets. Default: see ``sngd.problems.load_problem``.
         overwrite: throw away what the folders hold; otherwise finished runs are kept, and the others gone on with.
         tensorboard: write event files too, see ``sngd.training.tensorboard``.
@@ -82,6 +84,7 @@ class Execution:
     replicas: int | None = None
     ray: RayCluster | None = None
     compile: bool = False
+    device: str | None = None
     data: Path | None = None
     overwrite: bool = False
     tensorboard: bool = False
