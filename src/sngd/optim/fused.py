@@ -43,7 +43,8 @@ def _in_one_order(params: list[Tensor], *others: list[Tensor]) -> bool:
     """
     if params[0].device.type == "cpu":
         return all(t.is_contiguous() for tensors in (params, *others) for t in tensors)
-    alike = all(p.stride() == t.stride() for tensors in others for p, t in zip(params, tensors, strict=True))
+    strides = [p.stride() for p in params]
+    alike = all([t.stride() for t in tensors] == strides for tensors in others if tensors)
     return alike and all(p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last) for p in params)
 
 
