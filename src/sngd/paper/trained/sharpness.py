@@ -67,7 +67,8 @@ def _has(known: Sharpness, experiment: Experiment, run: Run) -> bool:
 
 
 def _sharpness(run: Run, data: Path | None) -> float:
-    state = run_at_its_end(run, run.settings.device, data)
+    device = run.settings.device if torch.cuda.is_available() else "cpu"  # the weights may come from another machine
+    state = run_at_its_end(run, device, data)
     batch_size = state.config.batch_size_or_default
     objective = Objective(state.model, state.loss_of, state.problem.train, chunk_size=batch_size)
     generator = torch.Generator().manual_seed(0)  # the same samples for all runs
