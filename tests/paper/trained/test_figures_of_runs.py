@@ -113,6 +113,15 @@ def test_runs_are_where_the_execution_says(monkeypatch, tmp_path, asked_for, dev
     assert {config.device for config in asked} == {device}
 
 
+@pytest.mark.parametrize(("asked_for", "devices"), [(None, ["cuda", "cpu"]), ("cpu", ["cpu", "cpu"])])
+def test_an_experiment_goes_on_where_it_was_begun(monkeypatch, tmp_path, asked_for, devices):
+    asked = []
+    monkeypatch.setattr(runs, "compare", lambda configs, *_, **__: asked.append(configs[0].device))
+    write_run(tmp_path / "batch-32" / "runs" / "sngd" / "seed-0", config={"device": "cuda"})
+    runs.run("fig2", "quick", tmp_path, "", Execution(device=asked_for))
+    assert asked == devices
+
+
 def test_the_papers_own_setting():
     assert [(e.problem, e.batch_size, e.epochs, e.weight_decay) for e in EXPERIMENTS["fig2"]["paper"]] == [
         ("mnist-mlp", 32, 20, 0),
@@ -206,6 +215,7 @@ def test_measurements_are_those_of_the_runs(tmp_path):
     measured = runs.measure("fig2", "quick", tmp_path)
     assert (measured["figure"], measured["profile"], measured["device"]) == ("fig2", "quick", "cpu")
     assert measured["environment"]["torch"] == "2.13.0"
+    assert runs.machines(measured) == ["cpu, PyTorch 2.13.0"]
     assert list(measured["experiments"]) == ["batch-32", "batch-128"]
     experiment = measured["experiments"]["batch-32"]
     assert (experiment["n"], experiment["batch_size"], experiment["tuning"]) == (N, 32, None)
@@ -302,6 +312,19 @@ def test_readings_are_measured_and_keep_what_they_leave_alone(tmp_path):
     json.dumps(measured, allow_nan=False)
 
 
+def test_every_machine_is_named(tmp_path):
+    fake("fig2", "quick", tmp_path)
+    for folder in (tmp_path / "batch-128" / "runs").glob("*/*"):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "device": "cuda"}))
+        made_with = json.loads((folder / "environment.json").read_text())
+        (folder / "environment.json").write_text(json.dumps({**made_with, "cuda": "A GPU", "torch": "2.11.0"}))
+    measured = runs.measure("fig2", "quick", tmp_path)
+    assert runs.machines(measured) == ["cpu, PyTorch 2.13.0", "A GPU, PyTorch 2.11.0"]
+    del measured["experiments"]["batch-128"]["machines"]  # as earlier measurements
+    assert runs.machines(measured) == ["cpu, PyTorch 2.13.0"]
+
+
 # ---- drawn and registered ------------------------------------------------------------------------------------
 
 
@@ -314,7 +337,7 @@ def test_every_figure_is_drawn(figure, tmp_path):
         files = registry.FIGURES[figure].draw(measurements, tmp_path)
     assert [file.name for file in files] == [f"{figure}.png", f"{figure}.svg"]
     drawn = files[1].read_text("utf-8")
-    assert "quick profile, cpu, torch 2.13.0" in drawn
+    assert "quick profile, cpu, PyTorch 2.13.0" in drawn
     if figure != "sensitivity":
         assert "Departures from the paper" in drawn
 

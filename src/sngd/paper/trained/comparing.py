@@ -27,7 +27,7 @@ from math import exp, log
 from typing import NamedTuple, cast
 
 from sngd.diagnose.interval import Interval, mean_interval
-from sngd.paper.trained.runs import ArmMeasured, CurveKey, ExperimentMeasured, FigureMeasured
+from sngd.paper.trained.runs import ArmMeasured, CurveKey, ExperimentMeasured, FigureMeasured, machines
 from sngd.paper.verdicts import CONTRADICTED, Evidence, Quantity, above, every, never, reach_of_mean, undecided
 
 LEVEL = 0.95
@@ -206,5 +206,5 @@ def departures_of(figures: Sequence[FigureMeasured]) -> tuple[str, ...]:
     for phrase in phrases:
         having = [key for key, e in experiments.items() if phrase in e["departures"]]
         stated.append(phrase if len(having) == len(experiments) else f"{', '.join(having)}: {phrase}")
-    machines = dict.fromkeys(f"{f['device']}, PyTorch {f['environment']['torch']}" for f in figures if "device" in f)
-    return (*stated, *(f"{machine}; the paper has a V100 and PyTorch 1.4" for machine in machines))
+    found = dict.fromkeys(machine for figure in figures for machine in machines(figure))
+    return (*stated, *(f"{machine}; the paper has a V100 and PyTorch 1.4" for machine in found))

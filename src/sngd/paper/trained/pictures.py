@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
-from sngd.paper.trained.runs import ArmMeasured, CurveKey, ExperimentMeasured, FigureMeasured
+from sngd.paper.trained.runs import ArmMeasured, CurveKey, ExperimentMeasured, FigureMeasured, machines
 from sngd.studies.figures import (
     DASH_LENGTHS,
     TEST_ACCURACY,
@@ -137,9 +137,7 @@ def page_of(width: float, height: float, title: str, measurements: FigureMeasure
 def _setting_text(measurements: FigureMeasured, experiments: Sequence[ExperimentMeasured]) -> str:
     seeds = sorted({len(arm["seeds"]) for experiment in experiments for arm in experiment["arms"].values()})
     count = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
-    environment, device = measurements["environment"], measurements["device"]
-    name = environment.get("cuda") if device.startswith("cuda") else None
-    where = f"{name or device}, torch {environment.get('torch', '?')}"
+    where = " and ".join(machines(measurements))
     return f"{measurements['profile']} profile, {where}; {count} seeds: mean, and band from lowest to highest"
 
 

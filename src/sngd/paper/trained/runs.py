@@ -12,7 +12,7 @@ import numpy as np
 from sngd.paper.trained.experiments import EXPERIMENTS, Arm, Experiment, default_device
 from sngd.studies.compare import compare
 from sngd.studies.execution.execution import Execution
-from sngd.studies.runs import Floats, Run, Study, Tuning, interpolate, read_study, value
+from sngd.studies.runs import Floats, Run, Study, Tuning, all_runs, interpolate, read_study, value
 from sngd.training.environment import Environment
 from sngd.training.schema import Count, NonNegative, Positive
 
@@ -35,16 +35,17 @@ def run(
         command: the command line, for the reports.
         execution: how the runs are done; ``begin`` is told titles that name figure and experiment. A cluster's GPUs
             serve the paper's profile if a run's share of them is named. Its ``compile`` and ``device`` are settings of
-            all runs.
+            all runs; without a ``device``, an experiment that has been begun goes on where it was.
         table: the figure's experiments, if they are not those of ``EXPERIMENTS``.
 
     Raises:
         ValueError: see ``compare``.
         Interrupted: ``execution.should_stop`` said so; the same call goes on.
     """
-    device = execution.device or default_device(profile, execution.ray.gpus if execution.ray else None)
+    default = default_device(profile, execution.ray.gpus if execution.ray else None)
     experiments = (table or EXPERIMENTS[figure])[profile]
     for number, experiment in enumerate(experiments, 1):
+        device = execution.device or _begun_on(out / experiment.name) or default
         compare(
             [replace(config, compile=execution.compile) for config in experiment.configs(device)],
             experiment.seed_numbers,
@@ -54,6 +55,13 @@ def run(
             tuning_epochs=experiment.tuning_epochs,
             command=command,
         )
+
+
+def _begun_on(folder: Path) -> str | None:
+    try:
+        return next((run.settings.device for run in all_runs(folder)), None)
+    except ValueError:  # damaged files, of which ``compare`` says more
+        return None
 
 
 # ---- read back -----------------------------------------------------------------------------------------------
@@ -106,6 +114,7 @@ class ExperimentMeasured(TypedDict):
     epochs: Positive
     weight_decay: NonNegative
     departures: list[str]  # a phrase each
+    machines: NotRequired[list[str]]  # that trained the runs, with PyTorch's version; earlier measurements have none
     arms: dict[str, ArmMeasured]  # by label, in the figure's order
     tuning: TuningWithEdges | None  # None: nothing was tuned
 
@@ -158,9 +167,27 @@ def _measure_experiment(experiment: Experiment, study: Study) -> ExperimentMeasu
         "epochs": experiment.epochs,
         "weight_decay": experiment.weight_decay,
         "departures": list(experiment.departures),
+        "machines": list(dict.fromkeys(map(_machine, study.runs))),
         "arms": arms,
         "tuning": None if tuning is None else {**tuning, "at_edge": _at_edge(tuning)},
     }
+
+
+def _machine(run: Run) -> str:
+    return _in_words(run.settings.device, run.environment)
+
+
+def _in_words(device: str, environment: Environment) -> str:
+    name = environment.get("cuda") if device.startswith("cuda") else None
+    return f"{name or device}, PyTorch {environment.get('torch', '?')}"
+
+
+def machines(figure: FigureMeasured) -> list[str]:
+    """What trained the figure's runs, each once."""
+    if "device" not in figure:
+        return []
+    first = _in_words(figure["device"], figure["environment"])
+    return list(dict.fromkeys(name for e in figure["experiments"].values() for name in e.get("machines", [first])))
 
 
 def finished_runs(arm: Arm, experiment: Experiment, study: Study) -> list[Run]:
