@@ -155,7 +155,10 @@ def test_a_seed_without_sharpness_is_left_out(large):
     large["sharpness"]["mnist-mlp-128"]["S-SNGD"]["0"] = None
     assert set(required(judge_sharpness(large)).values()) == {SHOWN}
     large["sharpness"]["mnist-mlp-128"]["S-SGD"] = {"1": 20.0}
-    assert tally(judge_sharpness(large)) == (3, 3, 0)
+    evidence = judge_sharpness(large)
+    assert (outcome(evidence), tally(evidence)) == (OPEN, (4, 3, 0))
+    name = "mnist-mlp-128: sharpness at the end, S-SGD / S-SNGD: seeds of which both are known"
+    assert (quantity(evidence, name).value, quantity(evidence, name).answer) == (1, OPEN)
     large["sharpness"] = {}
     assert outcome(judge_sharpness(large)) == NOT_TESTED
 

@@ -40,7 +40,7 @@ from sngd.paper.trained.experiments import FIG4, FIG4_SMALL, FRESH, POLY, Arm, E
 from sngd.paper.trained.pictures import page_of
 from sngd.paper.trained.runs import ArmMeasured, ExperimentMeasured, FigureMeasured
 from sngd.paper.trained.sharpness import Sharpness, measure_sharpness, stored_sharpness
-from sngd.paper.verdicts import Evidence, Quantity, above, reach_of_mean
+from sngd.paper.verdicts import Evidence, Quantity, above, reach_of_mean, undecided
 from sngd.studies.execution.execution import Execution
 from sngd.studies.figures import DASH_LENGTHS, Style, plain_labels, plain_style, save, styles
 
@@ -188,14 +188,16 @@ def _log_ratios(ours: Sequence[float], theirs: Values) -> list[float]:
 
 
 def _compare_sharpness(key: str, experiment: ExperimentMeasured, sharpness: Sharpness, level: float) -> Quantity | None:
-    """None if it is known for fewer than two seeds of both."""
+    """Undecided if it is known for fewer than two seeds of both; None if there is none of any experiment."""
     ours, theirs = (
         _sharpness_of(experiment["arms"][label], sharpness.get(key, {}).get(label, {})) for label in (WINNER, LOSER)
     )
     known = [(a, b) for a, b in zip(ours, theirs, strict=True) if a is not None and b is not None]
-    if len(known) < 2:
-        return None
     name = f"{key}: sharpness at the end, {LOSER} / {WINNER}"
+    if not sharpness:
+        return None
+    if len(known) < 2:
+        return undecided(f"{name}: seeds of which both are known", len(known), "at least 2", len(ours))
     return compare_values(name, [a for a, _ in known], [b for _, b in known], level, ratio=True)
 
 

@@ -33,13 +33,18 @@ Sharpness = dict[str, dict[str, dict[str, float | None]]]  # λ_max by experimen
 def measure_sharpness(experiments: Sequence[Experiment], out: Path, execution: Execution) -> None:
     """Measure every run of the experiments in ``out`` that ``out``/sharpness.json lacks, and add it there.
 
+    Runs whose weights are gone, since packing can drop them, are left out, with a warning.
+
     Raises:
-        FileNotFoundError: a run's checkpoint is gone.
         ValueError: a run has not finished, or a file is broken.
         Interrupted: ``execution.should_stop`` said so; what was measured is kept.
     """
     known = stored_sharpness(out)
     missing = [(e, run) for e in experiments for run in _runs(e, out) if not _has(known, e, run)]
+    if without := [run.path for _, run in missing if not _has_weights(run)]:
+        count = f"{len(without)} of {len(missing)} runs"
+        execution.on_warning(f"the sharpness of {count} is not measured: no weights, as in {without[0]}")
+    missing = [(e, run) for e, run in missing if _has_weights(run)]
     on_progress = execution.begin("sharpness", [run.settings for _, run in missing])
     for index, (experiment, run) in enumerate(missing):
         if execution.should_stop():
@@ -60,6 +65,10 @@ def _runs(experiment: Experiment, out: Path) -> Iterator[Run]:
     study = read_study(out / experiment.name)
     for arm in experiment.arms:
         yield from finished_runs(arm, experiment, study)
+
+
+def _has_weights(run: Run) -> bool:
+    return run.diverged or (run.path / "checkpoint.pt").exists()
 
 
 def _has(known: Sharpness, experiment: Experiment, run: Run) -> bool:
