@@ -130,7 +130,8 @@ def page_of(width: float, height: float, title: str, measurements: FigureMeasure
     figure = Figure(figsize=(width, height + foot), layout="constrained")
     page, bottom = cast("tuple[SubFigure, SubFigure]", figure.subfigures(2, 1, height_ratios=(height, foot)))
     bottom.text(0.01, 0.5, text, fontsize=8, va="center")
-    page.suptitle(f"{title}\n{_setting_text(measurements, experiments)}", fontsize=10.5)
+    setting = fill(_setting_text(measurements, experiments), int(11.5 * width))
+    page.suptitle(f"{title}\n{setting}", fontsize=10.5)
     return figure, page
 
 
