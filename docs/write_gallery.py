@@ -9,6 +9,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from sngd.studies.runs import comparison_of
+
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
 PAGE = DOCS / "gallery.md"
@@ -75,11 +77,12 @@ def command(picture: str) -> str:
     if picture.startswith("docs/"):
         return "make docs"
     for place in places(picture):
-        for name in ("study.json", "measurements.json", "diagnosis.json"):
+        if comparison := comparison_of(ROOT / place):
+            return comparison["command"]
+        for name in ("measurements.json", "diagnosis.json"):
             path = ROOT / place / name
             if path.is_file():
-                content = json.loads(path.read_text(encoding="utf-8"))
-                return str(content.get("command") or content["comparison"]["command"])
+                return str(json.loads(path.read_text(encoding="utf-8"))["command"])
     raise ValueError(f"{picture}: no file beside it says how it was made")
 
 

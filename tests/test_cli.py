@@ -698,6 +698,15 @@ def test_pack_and_unpack(sngd, tmp_path):
     )
     assert sngd("pack", "nowhere")[0] == 2
 
+    assert sngd("pack", "runs", "--together")[:2] == (0, "packed: runs/compare-digits-mlp\n")
+    assert {"study.json", "rows.jsonl.gz"} == {path.name for path in (tmp_path / "runs").glob("[!.]*")}
+    assert sngd(*words)[2].startswith("sngd: runs/compare-digits-mlp: packed together with others in ")
+    assert sngd("report", folder)[0] == 0
+    assert (folder / "table.md").read_bytes() == table
+    assert sngd("pack", "runs", "--unpack", "--together")[2].startswith("sngd: --together is for packing")
+    assert sngd("pack", "runs", "--unpack")[:2] == (0, "unpacked: runs/compare-digits-mlp\n")
+    assert len(list(folder.rglob("config.json"))) == 2
+
 
 @pytest.mark.slow
 def test_compare_tunes_every_method_on_the_same_grid(sngd, tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from sngd.studies.certify import certify
 from sngd.studies.compare import compare
 from sngd.studies.execution.execution import Execution
 from sngd.studies.pack import pack, unpack
-from sngd.studies.packed import ROWS, STUDY, is_packed, read_packed
+from sngd.studies.packed import ROWS, STUDY, holds_packed, is_packed, read_packed
 from sngd.studies.publish import publish
 from sngd.studies.runs import Run, all_runs, read_run, read_study, seconds_spent, study_folders
 from sngd.training import RunConfig
@@ -31,7 +32,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 def contents(folder: Path) -> tuple:
     """All that readers get of a study, but the places of its runs."""
     study = read_study(folder)
-    asked = {name: value for name, value in study.comparison.items() if name != "runs"}
+    asked = {name: value for name, value in (study.comparison or {}).items() if name != "runs"}
     arms = {label: [whole(run) for run in arm] for label, arm in study.arms.items()}
     return study.problem, arms, asked, [whole(run) for run in all_runs(folder)], seconds_spent(folder)
 
@@ -42,8 +43,12 @@ def whole(run: Run) -> tuple:
 
 @pytest.fixture
 def study(tmp_path):
-    """As ``compare`` leaves it: tuned, and listing its runs; files as the engine writes them."""
-    folder = write_study(tmp_path / "study", seeds=2, epochs=3)
+    return as_compare_leaves_it(tmp_path / "study")
+
+
+def as_compare_leaves_it(folder: Path, epochs: int = 3) -> Path:
+    """Tuned, and listing its runs; files as the engine writes them."""
+    write_study(folder, seeds=2, epochs=epochs)
     comparison = json.loads((folder / "compare.json").read_text())
     listed = [f"runs/{label}/seed-{seed}" for label in comparison["methods"] for seed in range(2)]
     write_comparison(folder, **{**comparison, "runs": listed})
@@ -140,22 +145,45 @@ def kill(monkeypatch):
     return arm
 
 
+def small_study(folder: Path, arm: str, epochs: int = 2) -> None:
+    for seed in range(2):
+        write_run(folder / "runs" / arm / f"seed-{seed}", "sngd", seed, epochs=epochs)
+    write_run(folder / "tuning" / arm / "lr-0.1", "sngd", 7, epochs=epochs)
+    listed = [f"runs/{arm}/seed-{seed}" for seed in range(2)]
+    write_comparison(folder, methods=["sngd"], seeds=[0, 1], runs=listed)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("names", ["plain", "not ASCII"])
 @pytest.mark.parametrize("way", [pack, unpack])
 def test_a_kill_at_any_moment_loses_nothing(tmp_path, kill, way, names):
-    arm = "sngd" if names == "plain" else "α=0.1"
     origin = tmp_path / "origin"
-    for seed in range(2):
-        write_run(origin / "runs" / arm / f"seed-{seed}", "sngd", seed, epochs=2)
-    listed = [f"runs/{arm}/seed-{seed}" for seed in range(2)]
-    write_comparison(origin, methods=["sngd"], seeds=[0, 1], runs=listed)
-    study = tmp_path / "study"
+    small_study(origin, "sngd" if names == "plain" else "α=0.1")
+    assert_no_kill_loses(origin, tmp_path / "study", kill, way, pack)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("before", ["folders", "packed by themselves", "one is packed", "names not ASCII"])
+@pytest.mark.parametrize("way", ["pack", "unpack"])
+def test_a_kill_at_any_moment_loses_nothing_of_several_studies(tmp_path, kill, way, before):
+    origin, places = tmp_path / "origin", ["a/b", "c" if before != "names not ASCII" else "γ"]
+    for epochs, place in enumerate(places, 2):
+        small_study(origin / place, "sngd" if before != "names not ASCII" else "α=0.1", epochs)
+        (origin / place / "table.md").write_text("a table")
+    if before == "packed by themselves":
+        pack(origin)
+    if before == "one is packed":
+        pack(origin / "a", together=True)
+    together = partial(pack, together=True)
+    assert_no_kill_loses(origin, tmp_path / "study", kill, unpack if way == "unpack" else together, together)
+
+
+def assert_no_kill_loses(origin, study, kill, way, pack):
     shutil.copytree(origin, study)
     pack(study)
-    wanted, packed = contents(study), tree(study)
+    wanted, packed = list(map(contents, [study, *study_folders(study)])), tree(study)
     if way is unpack:
-        origin = tmp_path / "packed"
+        origin = origin.with_name("packed")
         shutil.copytree(study, origin)
     moments = 0
     while True:
@@ -169,7 +197,7 @@ def test_a_kill_at_any_moment_loses_nothing(tmp_path, kill, way, names):
             moments += 1
         finally:
             kill(None)
-        assert contents(study) == wanted
+        assert list(map(contents, [study, *study_folders(study)])) == wanted
         pack(study)
         assert tree(study) == packed
     assert moments > 8
@@ -216,7 +244,9 @@ def test_one_run_is_a_study_too(tmp_path):
 def test_studies_below_are_packed_each_for_itself(tmp_path):
     one, other = (write_study(tmp_path / name, seeds=1, epochs=2) for name in ("one", "other"))
     assert pack(tmp_path) == [one, other] == study_folders(tmp_path)
+    assert not holds_packed(tmp_path)
     assert not is_packed(tmp_path)
+    assert is_packed(one)
 
 
 def test_weights_and_other_files_stay_unless_asked(study):
@@ -269,6 +299,186 @@ def test_compare_goes_on_from_a_packed_study_and_packs_it_again(tmp_path):
     assert len(again) == 2
 
 
+@pytest.mark.parametrize("compared", [True, False])
+def test_files_of_format_1_are_read_and_kept(study, compared):
+    if not compared:
+        (study / "compare.json").unlink()
+    before = tree(study)
+    pack(study)
+    wanted = contents(study)
+    content = json.loads((study / STUDY).read_text())
+    earlier = {"comparison": content.pop("comparisons")["."]} | content | {"format": 1}
+    (study / STUDY).write_text(json.dumps(earlier))
+    assert contents(study) == wanted
+    packed = tree(study)
+    pack(study)
+    assert tree(study) == packed
+    unpack(study)
+    assert tree(study) == before
+
+
+# ---- several studies in one pair of files --------------------------------------------------------------------
+
+
+@pytest.fixture
+def figure(tmp_path):
+    """Two studies at different depths, as ``sngd reproduce`` leaves them, below a folder that has files of its own."""
+    folder = tmp_path / "figure"
+    for epochs, place in enumerate(PLACES, 3):
+        as_compare_leaves_it(folder / place, epochs)
+        (folder / place / "table.md").write_text("a table")
+        (folder / place / "figures").mkdir()
+        (folder / place / "figures" / "curves.png").write_text("curves")
+    (folder / "measurements.json").write_text("{}")
+    return folder
+
+
+PLACES = ["deep/width-64", "width-32"]
+DERIVED = ("table.md", "figures/curves.png")
+
+
+def test_studies_packed_together_are_read_as_their_folders(figure):
+    folders = [figure / place for place in PLACES]
+    before = [contents(folder) for folder in [figure, figure / "deep", *folders]]
+    paths = [run.path for run in all_runs(figure)]
+    assert pack(figure, together=True) == folders
+    assert sorted(tree(figure)) == ["measurements.json", ROWS, STUDY]
+    assert [path for path in figure.iterdir() if path.is_dir()] == []
+    assert [contents(folder) for folder in [figure, figure / "deep", *folders]] == before
+    assert [run.path for run in all_runs(figure)] == paths
+    assert study_folders(figure) == folders
+    assert study_folders(figure / "deep") == folders[:1]
+    assert [is_packed(folder) for folder in [*folders, figure, figure / "width-16"]] == [True, True, False, False]
+    assert read_run(figure / "width-32" / "runs" / "sngd" / "seed-1").seed == 1
+    assert len(read_study(figure / "width-32" / "runs" / "sngd").runs) == 2
+    for absent in ("width-16", "width"):
+        with pytest.raises(FileNotFoundError, match="no such folder"):
+            read_study(figure / absent)
+
+
+def test_relative_paths_find_the_files_above(figure, monkeypatch):
+    pack(figure, together=True)
+    monkeypatch.chdir(figure)
+    assert read_study("width-32").runs[0].path == Path("width-32/runs/sgd/seed-0")
+    (figure / "width-32").mkdir()
+    monkeypatch.chdir(figure / "width-32")
+    assert len(read_study(".").runs) == 6
+    assert read_study("../deep/width-64").runs[0].path == Path("../deep/width-64/runs/sgd/seed-0")
+
+
+def test_unpacking_studies_that_were_packed_together_gives_the_same_bytes(figure):
+    before = {name: content for name, content in tree(figure).items() if not name.endswith(DERIVED)}
+    pack(figure, together=True)
+    assert unpack(figure) == [figure / place for place in PLACES]
+    assert tree(figure) == before
+
+
+def test_packing_together_takes_packed_studies_in(figure, tmp_path):
+    shutil.copytree(figure, tmp_path / "other")
+    pack(figure, together=True)
+    pack(tmp_path / "other" / "deep", together=True)
+    pack(tmp_path / "other" / "width-32")
+    pack(tmp_path / "other", together=True)
+    assert tree(tmp_path / "other") == tree(figure)
+    assert not [path for path in (tmp_path / "other").iterdir() if path.is_dir()]
+
+
+def test_a_study_with_studies_below_is_packed_with_them(study):
+    below = as_compare_leaves_it(study / "below")
+    write_run(study / "one run", "sngd", epochs=2)
+    pack(study / "one run")
+    before = contents(study), contents(below), read_run(study / "one run")
+    assert pack(study, together=True) == [study, below, study / "one run"]
+    assert sorted(tree(study)) == [ROWS, STUDY]
+    assert list(read_packed(study).comparisons) == [".", "below", "one run"]
+    assert (contents(study), contents(below), read_run(study / "one run")) == before
+
+
+def test_studies_that_are_packed_together_stay_so(figure):
+    pack(figure, together=True)
+    write_run(figure / "width-32" / "extra", "sngd", 5, epochs=3)
+    assert pack(figure) == [figure / place for place in PLACES]
+    assert sorted(tree(figure)) == ["measurements.json", ROWS, STUDY]
+    assert len(all_runs(figure / "width-32")) == 10
+    new = write_study(figure / "new", seeds=1, epochs=2)
+    pack(figure)
+    assert holds_packed(new)
+    pack(figure, together=True)
+    assert sorted(tree(figure)) == ["measurements.json", ROWS, STUDY]
+    assert is_packed(new)
+
+
+def test_a_part_of_what_is_packed_together_is_not_changed_by_itself(figure):
+    pack(figure, together=True)
+    before = tree(figure)
+    arms = [RunConfig("digits-mlp", "sngd", epochs=1, threads=1).resolved()]
+    for place, change in [
+        ("width-32", pack),
+        ("deep", partial(pack, together=True)),
+        ("deep", unpack),
+        ("width-32", lambda folder: compare(arms, [0], folder, Execution(jobs=1))),
+    ]:
+        with pytest.raises(ValueError, match=r"packed together with others in .*figure; sngd pack .*figure --unpack"):
+            change(figure / place)
+        assert tree(figure) == before
+
+
+def test_one_study_that_has_not_finished_keeps_all_as_they_are(figure):
+    shutil.rmtree(figure / "width-32" / "runs" / "sngd" / "seed-1")
+    before = tree(figure)
+    with pytest.raises(ValueError, match=r"width-32: 1 runs have not finished \(runs/sngd/seed-1\)"):
+        pack(figure, together=True)
+    assert tree(figure) == before
+
+
+@pytest.mark.parametrize("place", [".", "deep", *PLACES])
+def test_another_process_in_any_of_the_folders_is_met(figure, place):
+    before = tree(figure)
+    with locked(figure / place, ()), pytest.raises(ValueError, match="another process is working"):
+        pack(figure, together=True)
+    assert tree(figure) == before
+
+
+def test_weights_of_studies_below_stay_unless_asked(figure):
+    run = figure / "width-32" / "runs" / "sngd" / "seed-0"
+    (run / "checkpoint.pt").write_bytes(b"weights")
+    pack(figure, together=True)
+    assert list(tree(figure / "width-32")) == ["runs/sngd/seed-0/checkpoint.pt"]
+    assert len(read_study(figure / "width-32").runs) == 6
+    pack(figure, together=True, drop_weights=True)
+    assert sorted(tree(figure)) == ["measurements.json", ROWS, STUDY]
+    assert not (figure / "width-32").exists()
+
+
+@pytest.mark.slow
+def test_report_and_certificates_are_written_where_a_folder_was(figure):
+    study = figure / "width-32"
+    certify(study)
+    publish(study)
+    shown = {name: tree(study)[name] for name in ("table.md", "report.html", "figures/curves.png", "certificate.json")}
+    (study / "certificate.json").unlink()
+    pack(figure, together=True)
+    assert not study.exists()
+    certify(study)
+    publish(study)
+    assert {name: content for name, content in tree(study).items() if name in shown} == shown
+    pack(figure, together=True)
+    assert sorted(tree(study)) == ["certificate.json"]
+
+
+@pytest.mark.slow
+def test_compare_goes_on_in_a_folder_with_several_packed_studies(tmp_path):
+    arms = [RunConfig("digits-mlp", "sngd", epochs=1, threads=1).resolved()]
+    first = compare(arms, [0], tmp_path, Execution(jobs=1))
+    other = write_study(tmp_path / "other", seeds=1, epochs=2)
+    pack(tmp_path, together=True)
+    study = compare(arms, [0, 1], tmp_path, Execution(jobs=1))
+    assert [run.rows for run in study.runs][:1] == [run.rows for run in first.runs]  # seconds too: not repeated
+    assert len(study.runs) == 2
+    assert list(read_packed(tmp_path).comparisons) == [".", "other"]
+    assert is_packed(other)
+
+
 # ---- broken files --------------------------------------------------------------------------------------------
 
 
@@ -279,14 +489,17 @@ def changed(study, change):
 
 
 BROKEN = {
-    "later": (lambda c: c.update(format=2), "format must be 1, is 2"),
+    "later": (lambda c: c.update(format=3), "format must be 1 or 2, is 3"),
+    "no studies": (lambda c: c.update(comparisons={}), r"the run 'runs/s-sngd/seed-0' is in none of the studies"),
+    "study outside": (lambda c: c["comparisons"].update({"../x": None}), r"must be a path below .*`\$\.comparisons`"),
     "outside": (lambda c: c["runs"][0].update(place="../x"), r"place must be a path below .*runs\[0\]\.place"),
     "absolute": (lambda c: c["runs"][0].update(place="/x"), "place must be a path below"),
     "twice": (lambda c: c["runs"][0].update(place=c["runs"][1]["place"]), "two runs have the same place"),
     "environment": (lambda c: c["runs"][1].update(environment=7), r"no environment 7 - at `\$\.runs\[1\]"),
     "setting": (lambda c: c["runs"][0]["settings"].update(lr=-1), r"- at `\$\.runs\[0\]\.settings\.lr`"),
     "unknown": (lambda c: c["settings"].update(momentun=1), "unknown field `momentun`"),
-    "comparison": (lambda c: c["comparison"].update(epochs="x"), r"- at `\$\.comparison\.epochs`"),
+    "comparison": (lambda c: c["comparisons"]["."].update(epochs="x"), r"- at `\$\.comparisons\['\.'\]\.epochs`"),
+    "both formats": (lambda c: c.update(comparison=None), "unknown field `comparison`"),
     "fewer": (lambda c: c["runs"].pop(), r"rows\.jsonl\.gz, line \d+: .*study\.json has no run 8"),
 }
 

@@ -50,6 +50,10 @@ def documents(folder):
     yield folder / "study" / "compare.json", read_comparison
     pack(write_study(folder / "packed", seeds=2, epochs=2))
     yield folder / "packed" / "study.json", lambda path: (read_study(path.parent), read_packed(path.parent))
+    for name in ("one", "other"):
+        write_study(folder / "together" / name, seeds=1, epochs=2)
+    pack(folder / "together", together=True)
+    yield folder / "together" / "study.json", read_together
     (folder / "plan.json").write_text(json.dumps(plan("s-sngd", Smooth(1.0), 0.3, 1.0, target=1.0).as_json()))
     yield folder / "plan.json", read_plan
     (folder / "stages.json").write_text("[[0.5, 3], [0.1, 4, 2.0]]")
@@ -62,6 +66,15 @@ def documents(folder):
     path = folder / "certificate.json"
     path.write_bytes((RESULTS / "mnist-tracked" / "certificate.json").read_bytes())
     yield path, lambda path: read(path, Certificates)
+
+
+def read_together(path):
+    """All that the file holds, if it lists both studies; ValueError otherwise."""
+    read_packed(path.parent)
+    try:
+        return [read_study(path.parent / name) for name in ("one", "other")]
+    except FileNotFoundError:  # the mutated file is sound, and its studies or runs have other places
+        return None
 
 
 @cache

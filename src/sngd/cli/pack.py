@@ -1,4 +1,4 @@
-"""The command that packs a finished study into few files."""
+"""The command that packs finished studies into few files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +11,14 @@ from sngd.cli.options import Json
 
 def pack(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A study's folder, or one above several studies.")],
+    together: Annotated[
+        bool,
+        typer.Option(
+            "--together",
+            help="Make one pair of files in DIR of all studies at or below it. Their own table.md, report.html and "
+            "curves are deleted, and their folders unless weights or other files are in them; report makes them again.",
+        ),
+    ] = False,
     unpack: Annotated[bool, typer.Option("--unpack", help="The other way: make the run folders again.")] = False,
     drop_weights: Annotated[
         bool, typer.Option("--drop-weights", help="Delete the runs' weights (checkpoint.pt), which are kept otherwise.")
@@ -20,12 +28,14 @@ def pack(
     """Make few files of every finished study: study.json (settings, environments) and rows.jsonl.gz (evaluations).
 
     report, certify, compare and reproduce work from them as from run folders. A study with unfinished runs is refused.
+    One that is packed together with others must be unpacked before compare goes on with it by itself.
     """
     from sngd.studies import pack as packing
 
-    if unpack and drop_weights:
-        raise ValueError("--drop-weights is for packing, --unpack is not that: give one of them")
-    done = packing.unpack(folder) if unpack else packing.pack(folder, drop_weights=drop_weights)
+    for option, given in (("--together", together), ("--drop-weights", drop_weights)):
+        if unpack and given:
+            raise ValueError(f"{option} is for packing, --unpack is not that: give one of them")
+    done = packing.unpack(folder) if unpack else packing.pack(folder, together=together, drop_weights=drop_weights)
     if as_json:
         print_json({"folder": str(folder), "studies": [str(study) for study in done]})
         return

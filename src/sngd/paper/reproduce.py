@@ -24,6 +24,7 @@ from sngd.paper.trained import (
 )
 from sngd.paper.trained.experiments import PROFILES
 from sngd.studies.execution.execution import Execution
+from sngd.studies.pack import unpacked
 from sngd.studies.runs import seconds_spent, study_folders
 from sngd.training.environment import Environment, environment
 from sngd.training.folder_lock import FolderLock, locked, make_folder
@@ -173,7 +174,8 @@ def reproduce(
 ) -> list[Path]:
     """Measure and draw one figure; ``out`` gets measurements.json and the pictures, and the runs if it is made of runs.
 
-    Runs that are already in ``out`` are not repeated, so an interrupted call can be repeated.
+    Runs that are already in ``out`` are not repeated, so an interrupted call can be repeated. Studies that are packed
+    there are unpacked first, and packed again at the end.
 
     Args:
         figure: a key of ``FIGURES``.
@@ -223,7 +225,8 @@ def _measured(
     start, made_with = monotonic(), environment()  # before, because the checkout may be changed meanwhile
     if isinstance(entry, RunFigure):
         if kept is None:
-            entry.run(profile, out, command, execution)
+            with unpacked(out, lock):
+                entry.run(profile, out, command, execution)
         has_runs = bool(study_folders(out))
         measurements = entry.measure(profile, out) if kept is None or has_runs else kept
     elif kept is None:

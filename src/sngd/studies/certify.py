@@ -38,7 +38,7 @@ from sngd.stages import StagePlan
 from sngd.studies.runs import Run, Study, read_study, value
 from sngd.theory import Inexact, RelaxedSmooth, Smooth, Smoothness
 from sngd.training.config import StoredConfig
-from sngd.training.folder_lock import turn_to_publish
+from sngd.training.folder_lock import make_folder, turn_to_publish
 from sngd.training.methods import (
     CAPPED,
     FULL,
@@ -157,6 +157,7 @@ def certify(
     found = _certificates(study, constants, lambda: load_problem(study.problem, data))
     if not found:
         raise ValueError(f"{folder}: no run has finished, there is nothing to certify")
+    make_folder(Path(folder))  # that of a packed study may be deleted
     with turn_to_publish(Path(folder), ("certificate.json",)):
         write_json(
             Path(folder) / "certificate.json", {"certificates": [certificate.as_json() for certificate in found]}

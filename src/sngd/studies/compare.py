@@ -12,13 +12,12 @@ from sngd.slug import slug
 from sngd.studies.execution.execution import Execution
 from sngd.studies.execution.parallel import run_all
 from sngd.studies.execution.task import Task
-from sngd.studies.pack import pack_files, unfinished, unpack_files
-from sngd.studies.packed import is_packed
+from sngd.studies.pack import unpacked
 from sngd.studies.publish import publish
 from sngd.studies.runs import Comparison, Study, Trial, Tuning
 from sngd.training import RunConfig
 from sngd.training.config import SETTINGS
-from sngd.training.folder_lock import FolderLock, locked, make_folder, turn_to_publish
+from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.methods import find_method
 from sngd.training.ranks import ALONE
 from sngd.training.run_folder import RunFolder, write_json
@@ -93,7 +92,8 @@ def compare(
         command: the command line, for the report.
 
     Raises:
-        ValueError: bad settings; all of an arm's trial runs diverged; another process is working in ``out``.
+        ValueError: bad settings; all of an arm's trial runs diverged; another process is working in ``out``; the study
+            is packed together with others in a folder above.
         FileNotFoundError: ``out``, or a run's folder in it, was deleted, moved or replaced meanwhile.
         Interrupted: ``execution.should_stop`` said so.
     """
@@ -111,10 +111,7 @@ def compare(
         return [None if row["diverged"] else row["train_loss"] for row in rows]
 
     make_folder(out)
-    with locked(out, ("compare.json",)) as lock:
-        if was_packed := is_packed(out):
-            with turn_to_publish(out, ()):
-                unpack_files(out, lock)
+    with locked(out, ("compare.json",)) as lock, unpacked(out, lock):
         names = _arm_folders(arms, out)
         tuning = None
         if grid:
@@ -145,11 +142,7 @@ def compare(
         )
         write_json(out / "compare.json", comparison)
         do("runs", [Task(run, out / folder) for run, folder in zip(runs, folders, strict=True)], lock)
-        study = publish(out)
-        if was_packed and not unfinished(out):
-            with turn_to_publish(out, ()):
-                pack_files(out, lock)
-        return study
+        return publish(out)
 
 
 def _check_before_starting(arms: Sequence[RunConfig], execution: Execution) -> None:

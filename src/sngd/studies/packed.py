@@ -1,14 +1,16 @@
-"""A packed study: two files with the content of a study's run folders.
+"""Packed studies: two files with the content of a study's run folders, or of those of all studies below a folder.
 
-``study.json`` has once what the runs share: compare.json if there is one, the environments, the settings. For each run
-it has its place (its folder below the study's), the settings that differ, and the index of its environment.
-``rows.jsonl.gz`` has the rows of metrics.jsonl of all runs, one after the other, each with its run's index in front.
+``study.json`` has the compare.json of each study by the study's place, which is its folder below that of the file:
+``.`` if that folder itself is the study. What the runs share, it has once: the environments, the settings. For each run
+it has its place, the settings that differ, and the index of its environment. ``rows.jsonl.gz`` has the rows of
+metrics.jsonl of all runs, one after the other, each with its run's index in front.
 
 ``study.json`` is written last and deleted first: while it is there, both files are whole.
 """
 
 import gzip
 import json
+import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
@@ -19,17 +21,20 @@ from sngd.slug import slug
 from sngd.training.config import RunConfig, StoredConfig, check_config
 from sngd.training.metrics import Row, as_lines
 from sngd.training.run_folder import replace_file, write_json
-from sngd.training.schema import Count, Malformed, content_of, decode, read
+from sngd.training.schema import Count, Malformed, check, content_of, decode, read
 
 STUDY, ROWS = "study.json", "rows.jsonl.gz"
 
-FORMAT = 1  # of study.json; a later one is refused
+FORMAT = 2  # of study.json; a later one is refused. Format 1 had ``comparison``, that of the study at ``.``
 
 Environment = dict[str, str | int | float | None]
 
 
+Comparisons = dict[str, dict[str, Any] | None]  # Any: ``runs`` checks each as compare.json
+
+
 class PackedRun(NamedTuple):
-    """A run: its place, a path below the study's folder with ``/``, and what its three files hold."""
+    """A run: its place, a path with ``/`` below the folder of the packed files, and what its own three files held."""
 
     place: str
     config: StoredConfig
@@ -38,23 +43,30 @@ class PackedRun(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """A study: what compare.json holds, None without one, and all its runs, those of the tuning too."""
+    """Studies: what compare.json of each holds, None without one, and all their runs, those of the tuning too."""
 
-    comparison: dict[str, Any] | None  # Any: ``runs`` checks it as compare.json
+    comparisons: Comparisons  # by the studies' places
     runs: list[PackedRun]
+
+
+class Pack(NamedTuple):
+    """Where a folder is packed: the folder of the packed files, at it or above it, and its place below that."""
+
+    folder: Path
+    place: str
 
 
 class _RunEntry(TypedDict):
     place: str
     environment: Count  # an index of ``environments``
-    settings: dict[str, Any]  # Any: checked as config.json is, once those of the study are added
+    settings: dict[str, Any]  # Any: checked as config.json is, once those of the file are added
 
 
 class _StudyFile(TypedDict):
     """study.json; a run's settings are those of the file and its own."""
 
     format: Count
-    comparison: dict[str, Any] | None  # Any: ``runs`` checks it as compare.json
+    comparisons: Comparisons
     environments: list[Environment]
     settings: dict[str, Any]  # Any: checked as config.json is, once a run's own are added
     runs: list[_RunEntry]
@@ -66,9 +78,41 @@ class _NumberedRow(Row):
     run: Count  # an index of ``runs``
 
 
-def is_packed(folder: Path) -> bool:
-    """Whether ``folder`` itself holds a packed study."""
+def holds_packed(folder: Path) -> bool:
+    """Whether the two files are in ``folder`` itself."""
     return (folder / STUDY).exists()
+
+
+def pack_folders(folder: Path) -> list[Path]:
+    """The folders at or below ``folder`` that hold packed files, in order."""
+    return sorted(path.parent for path in folder.rglob(STUDY))
+
+
+def pack_of(folder: Path) -> Pack | None:
+    """The nearest packed files at or above ``folder``, whether or not they hold something of it; None: there are none.
+
+    ``folder`` need not exist: packing deletes the folders below that of the packed files.
+    """
+    whole = Path(os.path.abspath(folder))
+    for above in (folder, *whole.parents):
+        if holds_packed(above):
+            return Pack(above, ascii_place(whole.relative_to(os.path.abspath(above)).as_posix()))
+    return None
+
+
+def is_packed(study: Path) -> bool:
+    """Whether the study whose folder is, or was, ``study`` is packed: by itself, or together with others.
+
+    Raises:
+        ValueError: study.json is damaged, or of a later version.
+    """
+    pack = pack_of(study)
+    return pack is not None and pack.place in read_comparisons(pack.folder)
+
+
+def is_below(place: str, other: str) -> bool:
+    """Whether a place is ``other``, or below it."""
+    return PurePosixPath(place).is_relative_to(other)
 
 
 def ascii_place(place: str | PurePosixPath) -> str:
@@ -80,7 +124,7 @@ def ascii_place(place: str | PurePosixPath) -> str:
 
 
 def read_packed(folder: Path) -> Packed:
-    """The study that is packed in ``folder``.
+    """The studies that are packed in ``folder``'s own files.
 
     Raises:
         FileNotFoundError: a file is not there.
@@ -88,26 +132,52 @@ def read_packed(folder: Path) -> Packed:
         ValueError: it has a name or a setting that is unknown, or is of a later version.
     """
     path = folder / STUDY
-    content = read(path, _StudyFile)
-    if content["format"] != FORMAT:
-        raise ValueError(f"{path}: format must be {FORMAT}, is {content['format']}: another version wrote it")
+    content = _read_study_file(path)
     rows = _read_rows(folder / ROWS, len(content["runs"]))
     runs = [_run(content, index, rows[index], path) for index in range(len(rows))]
     if len({run.place for run in runs}) < len(runs):
         raise Malformed(f"{path}: two runs have the same place")
-    return Packed(content["comparison"], runs)
+    return Packed(content["comparisons"], runs)
+
+
+def read_comparisons(folder: Path) -> Comparisons:
+    """What ``read_packed`` gives, without the runs; only study.json is read.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_packed``.
+    """
+    return _read_study_file(folder / STUDY)["comparisons"]
+
+
+def _read_study_file(path: Path) -> _StudyFile:
+    read_content = read(path, dict[str, Any])
+    if read_content.get("format") == 1 and "comparison" in read_content:
+        read_content["comparisons"] = {".": read_content.pop("comparison")}
+    content = check(cast(_StudyFile, read_content), _StudyFile, str(path))
+    if content["format"] not in (1, FORMAT):
+        raise ValueError(f"{path}: format must be 1 or {FORMAT}, is {content['format']}: another version wrote it")
+    for place in content["comparisons"]:
+        _check_place(place, path, "comparisons")
+    return content
+
+
+def _check_place(place: str, path: Path, at: str) -> None:
+    parts = PurePosixPath(place)
+    if parts.is_absolute() or ".." in parts.parts or str(parts) != place or "\0" in place:
+        raise Malformed(f"{path}: place must be a path below the file's folder, got {place!r} - at `$.{at}`")
 
 
 def _run(content: _StudyFile, index: int, rows: list[Row], path: Path) -> PackedRun:
     entry, at = content["runs"][index], f"runs[{index}]"
-    place, environments = PurePosixPath(entry["place"]), content["environments"]
-    if place.is_absolute() or ".." in place.parts or str(place) != entry["place"] or "\0" in entry["place"]:
-        raise Malformed(f"{path}: place must be a path below the study, got {entry['place']!r} - at `$.{at}.place`")
+    place, environments = entry["place"], content["environments"]
+    _check_place(place, path, f"{at}.place")
+    if not any(is_below(place, study) for study in content["comparisons"]):
+        raise Malformed(f"{path}: the run {place!r} is in none of the studies - at `$.{at}.place`")
     if entry["environment"] >= len(environments):
         raise Malformed(f"{path}: no environment {entry['environment']} - at `$.{at}.environment`")
     config = {**content["settings"], **entry["settings"]}
     checked = check_config(config, str(path), f"{at}.settings")
-    return PackedRun(entry["place"], _in_order(checked), environments[entry["environment"]], rows)
+    return PackedRun(place, _in_order(checked), environments[entry["environment"]], rows)
 
 
 def _in_order(config: StoredConfig) -> StoredConfig:
@@ -137,14 +207,14 @@ def _uncompressed(path: Path) -> bytes:
 # ---- writing -------------------------------------------------------------------------------------------------
 
 
-def write_packed(folder: Path, study: Packed) -> None:
-    """Write the two files; ``folder`` must not hold a packed study, so that never one of two is new."""
-    lines = as_lines({"run": index, **row} for index, run in enumerate(study.runs) for row in run.rows)
-    environments = _distinct(run.environment for run in study.runs)
-    common = _common([_in_order(run.config) for run in study.runs])
+def write_packed(folder: Path, packed: Packed) -> None:
+    """Write the two files; ``folder`` must not hold any, so that never one of two is new."""
+    lines = as_lines({"run": index, **row} for index, run in enumerate(packed.runs) for row in run.rows)
+    environments = _distinct(run.environment for run in packed.runs)
+    common = _common([_in_order(run.config) for run in packed.runs])
     content = _StudyFile(
         format=FORMAT,
-        comparison=study.comparison,
+        comparisons=packed.comparisons,
         environments=environments,
         settings=common,
         runs=[
@@ -153,7 +223,7 @@ def write_packed(folder: Path, study: Packed) -> None:
                 environment=next(i for i, known in enumerate(environments) if same(known, run.environment)),
                 settings={name: value for name, value in _in_order(run.config).items() if name not in common},
             )
-            for run in study.runs
+            for run in packed.runs
         ],
     )
     replace_file(folder / ROWS, gzip.compress(lines, mtime=0))  # no time: the same rows make the same file

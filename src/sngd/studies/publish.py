@@ -6,10 +6,10 @@ from sngd.studies.figures import draw
 from sngd.studies.report import page_of
 from sngd.studies.runs import Study, read_study
 from sngd.studies.table import as_markdown
-from sngd.training.folder_lock import turn_to_publish
+from sngd.training.folder_lock import make_folder, turn_to_publish
 from sngd.training.run_folder import replace_file
 
-_FILES = ("table.md", "report.html", "figures/curves.png", "figures/curves.svg")
+FILES = ("table.md", "report.html", "figures/curves.png", "figures/curves.svg")
 
 
 def publish(folder: Path) -> Study:
@@ -18,8 +18,9 @@ def publish(folder: Path) -> Study:
     Raises:
         FileNotFoundError, ValueError: see ``read_study``.
     """
-    read_study(folder)  # is there one? only then is there a folder to wait for
-    with turn_to_publish(folder, _FILES) as lock:
+    read_study(folder)  # is there one? only then is there a folder to make: that of a packed study may be deleted
+    make_folder(folder)
+    with turn_to_publish(folder, FILES) as lock:
         study = read_study(folder)
         lock.check()
         draw(study, folder / "figures")

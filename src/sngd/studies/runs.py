@@ -12,13 +12,21 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple, NotRequired, TypedDict, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from sngd.studies.packed import STUDY, ascii_place, is_packed, read_packed
+from sngd.studies.packed import (
+    STUDY,
+    ascii_place,
+    is_below,
+    pack_folders,
+    pack_of,
+    read_comparisons,
+    read_packed,
+)
 from sngd.training.config import RunConfig, StoredConfig, read_config
 from sngd.training.environment import Environment
 from sngd.training.methods import recorded_parameters
@@ -146,7 +154,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """
     path = Path(path)
     if not (path / "config.json").is_file():
-        for run in _packed_above(path):
+        for run in _packed_runs(path):
             if run.path == path:
                 return run
         raise FileNotFoundError(f"{path}: not a run folder, it has no config.json")
@@ -203,9 +211,15 @@ def seconds_spent(folder: str | os.PathLike[str]) -> float:
 
 
 def study_folders(folder: str | os.PathLike[str]) -> list[Path]:
-    """The folders at or below ``folder`` that hold a comparison, packed or not, in order."""
-    found = (path.parent for name in ("compare.json", STUDY) for path in Path(folder).rglob(name))
-    return sorted({path for path in found if not any(map(is_set_aside, _upwards(path)))})
+    """The folders of the studies at or below ``folder``, in order; those of packed studies need not exist.
+
+    Raises:
+        ValueError: a study.json is damaged.
+    """
+    folder = Path(folder)
+    found = {_plain(path, folder): path for pack in _packs(folder) for path in _packed_studies(pack)}
+    found |= {_plain(path.parent, folder): path.parent for path in folder.rglob("compare.json")}
+    return sorted(path for path in found.values() if not any(map(is_set_aside, _upwards(path))))
 
 
 def _found(folder: Path) -> dict[Path, Callable[[], Run]]:
@@ -214,12 +228,10 @@ def _found(folder: Path) -> dict[Path, Callable[[], Run]]:
     Paths below ``folder`` are plain ASCII, as packing makes them: a folder that is being packed is no second run.
     """
     found: dict[Path, Callable[[], Run]] = {}
-    for study in folder.rglob(STUDY):
-        found |= {_plain(run.path, folder): partial(_itself, run) for run in _packed_runs(study.parent)}
+    for pack in _packs(folder):
+        found |= {_plain(run.path, folder): partial(_itself, run) for run in _packed_runs(pack)}
     for config in folder.rglob("config.json"):
         found[_plain(config.parent, folder)] = partial(read_run, config.parent)
-    if not found:
-        found = {run.path: partial(_itself, run) for run in _packed_above(folder) if run.path.is_relative_to(folder)}
     return dict(sorted(found.items()))
 
 
@@ -227,17 +239,29 @@ def _itself(run: Run) -> Run:
     return run
 
 
-def _packed_above(path: Path) -> Iterator[Run]:
-    """The runs of the nearest packed study whose folder is ``path`` or above it."""
-    for folder in _upwards(path):
-        if is_packed(folder):
-            yield from _packed_runs(folder)
-            return
+def _packs(folder: Path) -> list[Path]:
+    """``folder``, of which something may be packed above, and the folders of packed files below it."""
+    return [folder, *(path for path in pack_folders(folder) if path != folder)]
+
+
+def _packed_studies(folder: Path) -> Iterator[Path]:
+    """The folders of the studies at or below ``folder`` that the nearest packed files at or above it hold."""
+    if pack := pack_of(folder):
+        places = read_comparisons(pack.folder)
+        yield from (_path(place, pack.place, folder) for place in places if is_below(place, pack.place))
 
 
 def _packed_runs(folder: Path) -> Iterator[Run]:
-    for run in read_packed(folder).runs:
-        yield Run(folder / run.place, run.config, run.environment, run.rows)
+    """The runs at or below ``folder`` that the nearest packed files at or above it hold."""
+    if pack := pack_of(folder):
+        for run in read_packed(pack.folder).runs:
+            if is_below(run.place, pack.place):
+                yield Run(_path(run.place, pack.place, folder), run.config, run.environment, run.rows)
+
+
+def _path(place: str, above: str, folder: Path) -> Path:
+    """The path of ``place``, where ``folder`` is that of the place ``above``."""
+    return folder / PurePosixPath(place).relative_to(above)
 
 
 def _upwards(path: Path) -> tuple[Path, ...]:
@@ -252,16 +276,11 @@ def _chosen(found: Mapping[Path, object], folder: Path, comparison: Comparison |
     if comparison and "runs" in comparison:  # what an earlier comparison left beside them is none of this one's
         yield from (path for run in comparison["runs"] if (path := folder / ascii_place(run)) in found)
         return
+    studies = {folder, *(_plain(study, folder) for study in study_folders(folder))}
     for path in found:
-        above = [parent for parent in _upwards(path) if parent.is_relative_to(folder)]
-        if not any(_is_tuning(parent, folder) or (is_set_aside(parent) and parent != folder) for parent in above):
+        above = [parent for parent in _upwards(path) if parent != folder and parent.is_relative_to(folder)]
+        if not any(is_set_aside(parent) or (parent.name == "tuning" and parent.parent in studies) for parent in above):
             yield path
-
-
-def _is_tuning(path: Path, folder: Path) -> bool:
-    if path == folder or path.name != "tuning":
-        return False
-    return path.parent == folder or (path.parent / "compare.json").exists() or is_packed(path.parent)
 
 
 def comparison_of(folder: Path) -> Comparison | None:
@@ -270,10 +289,12 @@ def comparison_of(folder: Path) -> Comparison | None:
     Raises:
         ValueError: it is not what ``sngd compare`` writes.
     """
-    if not is_packed(folder):
-        return read_comparison(folder / "compare.json")
-    content = read_packed(folder).comparison
-    return None if content is None else check(cast(Comparison, content), Comparison, str(folder / STUDY), "comparison")
+    own, pack = read_comparison(folder / "compare.json"), pack_of(folder)
+    if own is not None or pack is None:
+        return own
+    content = read_comparisons(pack.folder).get(pack.place)
+    place = f"comparisons[{pack.place!r}]"
+    return None if content is None else check(cast(Comparison, content), Comparison, str(pack.folder / STUDY), place)
 
 
 def read_comparison(path: Path) -> Comparison | None:

@@ -40,6 +40,8 @@ from sngd.paper.trained.experiments import (
 from sngd.paper.trained.sensitivity import FACTOR, Plateau, plateau
 from sngd.studies.execution.execution import Execution
 from sngd.studies.pack import pack
+from sngd.studies.packed import read_packed
+from sngd.studies.runs import all_runs, seconds_spent
 from sngd.training.plan_words import build_plan
 from studies.fake_runs import write_comparison, write_run
 
@@ -380,18 +382,43 @@ def test_stored_runs_are_measured_anew_and_stored_measurements_suffice(tmp_path)
 
 
 @pytest.mark.slow
-def test_packed_runs_are_measured_as_their_folders(tmp_path):
-    fake("fig4", "quick", tmp_path)
-    old = {"figure": "fig4", "profile": "quick", "experiments": {}}
-    (tmp_path / "measurements.json").write_text(json.dumps({"profile": "quick", "measurements": old}))
-    reproduce("fig4", "quick", tmp_path, reuse=True)
-    stored = (tmp_path / "measurements.json").read_bytes()
-    pack(tmp_path)
+@pytest.mark.parametrize(("figure", "together"), [("fig4", False), ("fig4", True), ("alternatives", True)])
+def test_packed_runs_are_measured_as_their_folders(tmp_path, figure, together):
+    fake(figure, "quick", tmp_path)
+    old = registry.FIGURES[figure].measure("quick", tmp_path)
+    pack(tmp_path, together=together)
     assert not list(tmp_path.rglob("config.json"))
-    reproduce("fig4", "quick", tmp_path, reuse=True)
-    assert (tmp_path / "measurements.json").read_bytes() == stored
-    (tmp_path / "measurements.json").unlink()
-    assert runs.measure("fig4", "quick", tmp_path) == json.loads(stored)["measurements"]
+    assert len(list(tmp_path.rglob("study.json"))) == (1 if together else len(EXPERIMENTS[figure]["quick"]))
+    assert registry.FIGURES[figure].measure("quick", tmp_path) == old
+
+    changed = json.dumps({"profile": "quick", "measurements": old | {"figure": "another"}})
+    (tmp_path / "measurements.json").write_text(changed)
+    reproduce(figure, "quick", tmp_path, reuse=True)
+    stored = json.loads((tmp_path / "measurements.json").read_text())
+    assert stored["measurements"] == old  # measured anew from the packed runs
+    assert stored["process_seconds"] == seconds_spent(tmp_path) > 0
+    assert not list(tmp_path.rglob("config.json"))
+
+
+@pytest.mark.slow
+def test_a_figure_whose_studies_are_packed_together_goes_on(tmp_path, monkeypatch):
+    arms = (Arm("S-SGD", "s-sgd", 0.5, "poly"),)
+    one, other = (Experiment(name, "digits-mlp:400", 64, 1, arms, seeds=1) for name in ("deep/one", "other"))
+
+    def reproduced(*experiments):
+        monkeypatch.setitem(EXPERIMENTS, "fig4", {**EXPERIMENTS["fig4"], "quick": experiments})
+        reproduce("fig4", "quick", tmp_path, execution=Execution(jobs=1))
+        return {run.path: run.rows for run in all_runs(tmp_path)}
+
+    first = reproduced(one)
+    pack(tmp_path, together=True, drop_weights=True)
+    assert not (tmp_path / "deep").exists()
+    both = reproduced(one, other)
+    assert len(both) == 2
+    assert first.items() <= both.items()  # seconds too: not repeated
+    assert list(read_packed(tmp_path).comparisons) == ["deep/one", "other"]
+    assert not list(tmp_path.rglob("config.json"))
+    assert not (tmp_path / "deep").exists()
 
 
 @pytest.mark.slow
