@@ -306,6 +306,12 @@ def read_comparison(path: Path) -> Comparison | None:
     return read(path, Comparison) if path.exists() else None
 
 
+def _source(run: Run) -> Path:
+    """What holds the run: its folder, or the packed file."""
+    pack = pack_of(run.path)
+    return run.path if pack is None or (run.path / "config.json").exists() else pack.folder / STUDY
+
+
 def _arms(runs: list[Run], order: Sequence[str]) -> dict[str, list[Run]]:
     by_label: dict[str, list[Run]] = {}
     for run in runs:
@@ -317,7 +323,8 @@ def _arms(runs: list[Run], order: Sequence[str]) -> dict[str, list[Run]]:
             arms[name] = sorted(members, key=lambda run: run.seed)
             for one, other in zip(arms[name], arms[name][1:], strict=False):
                 if one.seed == other.seed:
-                    raise ValueError(f"{other.path}: same method and seed as {one.path} ({name!r}, seed {one.seed})")
+                    message = f"same method and seed as {one.path} ({name!r}, seed {one.seed})"
+                    raise ValueError(f"{_source(other)}: {message}")
     return arms
 
 
