@@ -44,6 +44,7 @@ WORDS = {  # what each picture shows; a test sees that none is missing
     "results/small/alternatives/alternatives.png": "Claims C1 to C6 under other readings of the paper.",
     "results/small/conformance/conformance.png": "Lemmas and bounds held to random instances with known constants.",
     "results/small/conformance-norms/norms.png": "The same in every norm.",
+    "results/small/norms/norms.png": "Steps in several norms: loss against the learning rate on five problems, and by width.",
     "results/small/scaling/scaling.png": "Oracle calls to reach a target, against the target.",
     "results/small/relaxed/relaxed.png": "Σ cosh w_i, which is L-smooth for no L.",
     "results/small/variance/variance.png": "Variance of SPIDER's gradient and of a mini-batch's, against the rate.",

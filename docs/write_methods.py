@@ -32,6 +32,9 @@ STUDIES = {  # what a page calls a committed study, and its picture
     "mnist-mlp-peers": ("MNIST, perceptron, with the peers, tuned alike", "figures/curves.png"),
     "mnist-mlp-methods": ("MNIST, perceptron, default learning rates", "figures/curves.png"),
     "small/sensitivity/learning-rates": ("MNIST, perceptron, the best of several rates", "../sensitivity.png"),
+    "small/norms/shakespeare-gpt": ("a small GPT on Shakespeare's plays, 1,000 steps, tuned alike", "../norms.png"),
+    "small/norms/mnist-mlp": ("MNIST, perceptron, falling rates, tuned alike", "../norms.png"),
+    "small/norms/cifar10-resnet8": ("10,000 images of CIFAR-10, ResNet8, batch 128, tuned alike", "../norms.png"),
     "small/fig4/large-batch": ("10,000 images of CIFAR-10, ResNet8, batch 256, tuned alike", "../fig4.png"),
     "small/fig3/resnet8": ("CIFAR-10, ResNet8, the paper's rates", "../fig3.png"),
     "cifar10-resnet8-one-epoch": ("CIFAR-10, ResNet8, default rates, one seed", "figures/curves.png"),
@@ -110,6 +113,15 @@ def picture_of(place: str) -> tuple[str, str]:
     return "/".join(parts), title
 
 
+def table_of(place: str) -> str:
+    """The file with the study's table: its own, or where studies are packed together, that of them all."""
+    own = RESULTS / place / "table.md"
+    if own.exists():
+        return f"{place}/table.md"
+    (found,) = own.parent.parent.glob("*.md")
+    return found.relative_to(RESULTS).as_posix()
+
+
 def best_arm(place: str, method: str) -> str | None:
     """The label of the study's arm of this method with the lowest mean training loss, None if it has none."""
     losses = {
@@ -127,7 +139,7 @@ def row(place: str, label: str) -> list[str]:
     lr = f"{summary.lr:g}" + (f", {plan}" if plan != "constant" else "")
     losses = (format_spread(summary.train_loss), format_spread(summary.test_loss))
     return [
-        f"[{STUDIES[place][0]}](../../results/{place}/table.md)",
+        f"[{STUDIES[place][0]}](../../results/{table_of(place)})",
         lr,
         f"{summary.budget:.3g}",
         *losses,

@@ -21,6 +21,7 @@ from sngd.paper.trained.sensitivity import FACTOR, plateau
 from sngd.studies.figures import DASH_LENGTHS, Style, plain_labels, plain_style, save, styles
 from sngd.studies.markdown import markdown_table
 from sngd.studies.runs import Study, read_study
+from sngd.studies.table import Spread, format_spread
 from sngd.training.environment import Environment
 from sngd.training.run_folder import replace_file
 from sngd.training.schema import Count, NonNegative, Positive
@@ -146,29 +147,28 @@ def _finals(problem: ProblemInNorms) -> str:
         [
             label,
             _rate(arm["lr"], problem["grid"]),
-            _mean(arm["train_loss"], "{:.3f}"),
-            _mean(arm["test_loss"], "{:.3f}"),
-            _mean(arm["test_accuracy"], "{:.2f} %", 100),
+            _mean(arm["train_loss"]),
+            _mean(arm["test_loss"]),
+            _mean(arm["test_accuracy"], percent=True),
             f"{arm['ms_per_step']:.1f}",
         ]
         for label, arm in problem["arms"].items()
     ]
-    return markdown_table(["method", "α", "training loss", "test loss", "test accuracy", "ms a step"], rows)
+    return markdown_table(["method", "α", "training loss", "test loss", "test accuracy (%)", "ms a step"], rows)
 
 
 def _rate(lr: float, grid: Sequence[float]) -> str:
     return f"({lr:g})" if lr in (min(grid), max(grid)) else f"{lr:g}"
 
 
-def _mean(values: Sequence[float | None], form: str, scale: float = 1) -> str:
-    numbers = [scale * number for number in values if number is not None]
+def _mean(values: Sequence[float | None], *, percent: bool = False) -> str:
+    numbers = [number for number in values if number is not None]
     if len(numbers) < len(values) and numbers:
         return f"{len(values) - len(numbers)} of {len(values)} diverged"
     if not numbers:
         return "–"
-    margin = f" ± {form.format(mean_margin(numbers)).removesuffix(' %')}" if len(numbers) > 1 else ""
-    mean = form.format(fmean(numbers))
-    return f"{mean.removesuffix(' %')}{margin} %" if mean.endswith("%") else f"{mean}{margin}"
+    margin = mean_margin(numbers) if len(numbers) > 1 else None
+    return format_spread(Spread(fmean(numbers), margin, len(numbers)), percent)
 
 
 def _plateau_text(problem: ProblemInNorms, arm: ArmInNorm) -> str:
@@ -202,6 +202,8 @@ def _best_by_width(widths: Mapping[str, ProblemInNorms]) -> str:
 
 
 # ---- drawn ---------------------------------------------------------------------------------------------------
+
+_DECADES = 5  # of losses that are shown; what is below, which may be 0 exactly, is drawn at the lower end
 
 
 def draw(measurements: Norms, folder: str | os.PathLike[str]) -> list[Path]:
@@ -238,21 +240,23 @@ def draw(measurements: Norms, folder: str | os.PathLike[str]) -> list[Path]:
 def _draw_losses(
     ax: Axes, grid: Sequence[float], curves: Mapping[str, Sequence[float | None]], look: Mapping[str, Style]
 ) -> None:
-    shown = []
-    for label, losses in curves.items():
-        points = [(lr, loss) for lr, loss in zip(grid, losses, strict=True) if loss is not None]
-        if not points:
-            continue
+    found = {
+        label: [(lr, loss) for lr, loss in zip(grid, losses, strict=True) if loss is not None]
+        for label, losses in curves.items()
+    }
+    found = {label: points for label, points in found.items() if points}
+    high = max(points[0][1] for points in found.values())  # of the least rate: what ends above has diverged
+    low = max(min(loss for points in found.values() for _, loss in points), high / 10**_DECADES)
+    for label, unbounded in found.items():
+        points = [(lr, max(loss, low)) for lr, loss in unbounded]
         (line,) = ax.plot(*zip(*points, strict=True), color=look[label].color, marker="o", markersize=3, linewidth=1.2)
         if DASH_LENGTHS[look[label].dash]:
             line.set_dashes(DASH_LENGTHS[look[label].dash])
-        best = min(points, key=lambda point: point[1])
-        ax.plot(*best, color=look[label].color, marker="o", markersize=9, fillstyle="none")
-        shown += [loss for _, loss in points]
+        best, loss = min(unbounded, key=lambda point: point[1])
+        ax.plot(best, max(loss, low), color=look[label].color, marker="o", markersize=9, fillstyle="none")
     ax.set(xscale="log", yscale="log", xlabel="learning rate α", ylabel="final training loss")
-    high = min(max(shown), 30 * min(shown))  # what diverges slowly would squeeze all else
-    ax.set_ylim(0.95 * min(shown), 1.05 * high)
-    plain_labels(ax.yaxis, min(shown), high)
+    ax.set_ylim(0.9 * low, 1.1 * high)
+    plain_labels(ax.yaxis, low, high)
     ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
 
 
