@@ -232,7 +232,8 @@ def draw(measurements: LargeBatches, folder: str | os.PathLike[str]) -> list[Pat
     ]
     with plain_style():
         title = "Large batches, trained to the end"
-        figure, page = page_of(max(7.0, 4.2 * len(problems)), 2.7 * len(rows) + 1, title, measurements)
+        drawn = "a mark each, and their geometric mean"
+        figure, page = page_of(max(7.0, 4.2 * len(problems)), 2.7 * len(rows) + 1, title, measurements, drawn)
         grid = page.subplots(len(rows), len(problems), squeeze=False, sharex="col")
         for column, (problem, sizes) in zip(grid.T, problems.items(), strict=True):
             column[0].set_title(problem, fontsize=10)

@@ -127,7 +127,8 @@ def tables(measurements: Norms) -> str:
         "Every method of a table has the same budget and the same grid of learning rates. Each is trained at its best "
         "rate of the grid, which is chosen on a separate seed by the final training loss. Rates rise for the first "
         "tenth of the steps, then fall linearly to 0. ± is the half width of Student's 95 % interval over seeds. A "
-        "rate in brackets is an end of the grid: a better one may lie outside.",
+        "rate in brackets is an end of the grid: a better one may lie outside. Milliseconds a step are the median over "
+        "seeds, and longer where the machine did other work.",
         "## Final loss",
         *(f"### {found['title']}, {found['steps']} steps\n\n{_finals(found)}" for found in problems.values()),
         "## Width of the plateau",

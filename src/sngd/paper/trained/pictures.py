@@ -117,10 +117,17 @@ def _draw_tuning(ax: Axes, experiment: ExperimentMeasured, tuning: Tuning, look:
 # ---- what is printed on every figure -------------------------------------------------------------------------
 
 
-def page_of(width: float, height: float, title: str, measurements: FigureMeasured) -> tuple[Figure, SubFigure]:
+def page_of(
+    width: float,
+    height: float,
+    title: str,
+    measurements: FigureMeasured,
+    of_seeds: str = "mean, and band from lowest to highest",
+) -> tuple[Figure, SubFigure]:
     """A figure, and the part of it, width × height inches, to draw in.
 
-    Above it stand the title, profile, device, versions and seeds; below it every departure from the paper.
+    Above it stand the title, profile, device, versions and seeds, and what is drawn ``of_seeds``; below it every
+    departure from the paper.
     """
     from matplotlib.figure import Figure  # not pyplot: it keeps every figure alive and picks a display
 
@@ -130,7 +137,7 @@ def page_of(width: float, height: float, title: str, measurements: FigureMeasure
     figure = Figure(figsize=(width, height + foot), layout="constrained")
     page, bottom = cast("tuple[SubFigure, SubFigure]", figure.subfigures(2, 1, height_ratios=(height, foot)))
     bottom.text(0.01, 0.5, text, fontsize=8, va="center")
-    setting = fill(_setting_text(measurements, experiments), int(11.5 * width))
+    setting = fill(f"{_setting_text(measurements, experiments)}: {of_seeds}", int(11.5 * width))
     page.suptitle(f"{title}\n{setting}", fontsize=10.5)
     return figure, page
 
@@ -139,7 +146,7 @@ def _setting_text(measurements: FigureMeasured, experiments: Sequence[Experiment
     seeds = sorted({len(arm["seeds"]) for experiment in experiments for arm in experiment["arms"].values()})
     count = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
     where = " and ".join(machines(measurements))
-    return f"{measurements['profile']} profile, {where}; {count} seeds: mean, and band from lowest to highest"
+    return f"{measurements['profile']} profile, {where}; {count} seeds"
 
 
 def _departures_text(experiments: Sequence[ExperimentMeasured]) -> str:
