@@ -237,8 +237,8 @@ def _content(home: Path, studies: Sequence[Path]) -> Packed:
     )
 
 
-def _comparison(study: Path) -> dict[str, Any] | None:
-    comparison: dict[str, Any] | None = comparison_of(study)  # type: ignore[assignment]  # Any: as packed
+def _comparison(study: Path) -> dict[str, Any] | None:  # Any: as packed
+    comparison: dict[str, Any] | None = comparison_of(study)  # type: ignore[assignment]
     if comparison and "runs" in comparison:
         return {**comparison, "runs": [ascii_place(run) for run in comparison["runs"]]}
     return comparison
