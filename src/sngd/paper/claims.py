@@ -127,7 +127,7 @@ CLAIMS = {
         ),
         Claim(
             "C13",
-            "the larger the batch, the larger S-SNGD's advantage over S-SGD",
+            "the larger the batch, the larger S-SNGD's advantage over S-SGD, as a ratio of training losses",
             "§6.2",
             ("large-batches",),
             large_batches.judge_growth,

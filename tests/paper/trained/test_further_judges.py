@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 
 from paper.trained.test_paper_judges import (
@@ -137,6 +138,28 @@ def test_a_diverged_competitor_counts_as_the_worst_and_a_diverged_winner_against
     assert (found.answer, found.measured) == (OPEN, "1 of 3")  # both diverged
     by_size[2]["S-SGD"] = fake_arm(0.45)
     assert outcome(judge_growth(large)) == CONTRADICTED
+
+
+def test_c13_says_how_differences_grow(large):
+    evidence = judge_growth(large)
+    found = quantity(
+        evidence, "mnist-mlp: growth of final training loss, S-SGD − S-SNGD, with the logarithm of the batch size"
+    )
+    sizes = [large["experiments"][f"mnist-mlp-{b}"] for b in (128, 512, 2048, 8192)]
+    slopes = []
+    for seed in range(len(sizes[0]["arms"]["S-SGD"]["seeds"])):
+        ours, theirs = ([e["arms"][label]["final"]["train_loss"][seed] for e in sizes] for label in ("S-SNGD", "S-SGD"))
+        logs = np.log([e["batch_size"] for e in sizes])
+        slopes.append(np.polyfit(logs, np.subtract(theirs, ours), 1)[0])
+    assert found.value == pytest.approx(np.mean(slopes))
+    assert (found.required, found.essential) == ("", False)
+
+
+def test_c12_has_the_test_loss_of_every_pair(large):
+    names = [q.name for q in judge_large_batches(large).quantities]
+    losses = [name for name in names if "final training loss" in name]
+    assert len(losses) > 4
+    assert {name.replace("training", "test") for name in losses} <= set(names)
 
 
 def test_c14_flips_with_the_sharpness(large):

@@ -25,6 +25,7 @@ from sngd.paper.trained.comparing import (
     LOSS,
     TEST_LOSS,
     TINY,
+    Criterion,
     Pair,
     Values,
     as_context,
@@ -40,7 +41,7 @@ from sngd.paper.trained.experiments import FIG4, FRESH, POLY, Arm, Experiment
 from sngd.paper.trained.pictures import page_of
 from sngd.paper.trained.runs import ArmMeasured, ExperimentMeasured, FigureMeasured
 from sngd.paper.trained.sharpness import Sharpness, measure_sharpness, stored_sharpness
-from sngd.paper.verdicts import Evidence, Quantity, above, reach_of_mean, undecided
+from sngd.paper.verdicts import Evidence, Quantity, above, reach_of_mean, reported, undecided
 from sngd.studies.execution.execution import Execution
 from sngd.studies.figures import DASH_LENGTHS, Style, plain_labels, plain_style, save, styles
 
@@ -107,17 +108,22 @@ def judge_large_batches(measured: LargeBatches) -> Evidence:
     trained = _to_the_end(measured)
     large = _large(trained)
     pairs = [Pair(key, e, WINNER, LOSER) for key, e in trained.items() if key in large]
-    return evidence_of([measured], final_comparisons(pairs), [*final_test_losses(pairs), *_context(trained, large)])
+    context = [*final_test_losses(pairs), *_context(trained, large)]
+    return evidence_of([measured], final_comparisons(pairs), context, _LEFT_OUT.get(measured["profile"], ()))
 
 
 def judge_growth(measured: LargeBatches) -> Evidence:
     """C13: the logarithm of S-SGD's final training loss over S-SNGD's grows with that of the batch size.
 
-    Each seed has a slope (least squares over the batch sizes), whose mean must be positive.
+    Each seed has a slope (least squares over the batch sizes), whose mean must be positive. How differences grow, in
+    place of the ratio, is context.
     """
     problems = _by_problem(_to_the_end(measured))
     comparisons = [partial(_compare_growth, problem, sizes) for problem, sizes in problems.items()]
-    return evidence_of([measured], comparisons)
+    criteria = product(problems.items(), (*FINAL, TEST_LOSS))
+    grown = [_growth_of_difference(problem, sizes, criterion) for (problem, sizes), criterion in criteria]
+    context = [quantity for quantity in grown if quantity]
+    return evidence_of([measured], comparisons, context, _LEFT_OUT.get(measured["profile"], ()))
 
 
 def judge_sharpness(measured: LargeBatches) -> Evidence:
@@ -129,7 +135,11 @@ def judge_sharpness(measured: LargeBatches) -> Evidence:
     experiments = {key: e for key, e in measured["experiments"].items() if has_arms(e, WINNER, LOSER)}
     comparisons = [partial(_compare_sharpness, key, e, measured["sharpness"]) for key, e in experiments.items()]
     losses = [as_context(_compare_losses(key, e)) for key, e in experiments.items()]
-    return evidence_of([measured], comparisons, [quantity for quantity in losses if quantity])
+    context = [quantity for quantity in losses if quantity]
+    return evidence_of([measured], comparisons, context, _LEFT_OUT.get(measured["profile"], ()))
+
+
+_LEFT_OUT = {"small": ("of what was announced, Fashion-MNIST and ResNet8's sharpness are left out",)}
 
 
 def _to_the_end(measured: LargeBatches) -> dict[str, ExperimentMeasured]:
@@ -149,7 +159,7 @@ def _context(trained: Mapping[str, ExperimentMeasured], large: Collection[str]) 
     """What S-SNGD gains with smaller batches, and what normalization gains where both have momentum."""
     small = [Pair(key, e, WINNER, LOSER) for key, e in trained.items() if key not in large]
     momentum = [Pair(key, e, "SNGM", "S-SGD with momentum") for key, e in trained.items()]
-    for pair, criterion in product([*small, *momentum], FINAL):
+    for pair, criterion in product([*small, *momentum], (*FINAL, TEST_LOSS)):
         if found := as_context(compare(pair.key, pair.experiment, criterion, pair.winner, pair.loser)):
             yield found
 
@@ -175,6 +185,22 @@ def _compare_growth(problem: str, sizes: Sequence[ExperimentMeasured], level: fl
     logs = [log(e["batch_size"]) for e in sizes]
     slopes = [linear_regression(logs, seed).slope for seed in zip(*ratios, strict=True)]
     return above(name, mean_interval(slopes, level), 0, essential=True, reach=reach_of_mean(slopes, level))
+
+
+def _growth_of_difference(problem: str, sizes: Sequence[ExperimentMeasured], criterion: Criterion) -> Quantity | None:
+    """The slope of S-SGD's value minus S-SNGD's against log b; None if a value is not there, or there are too few."""
+    ours, theirs = ([criterion.values(e["arms"][label]) for e in sizes] for label in (WINNER, LOSER))
+    known = [value for values in (*ours, *theirs) for value in values]
+    if len(sizes) < 2 or None in known or not all(map(len, (*ours, *theirs))) or len(ours[0]) < 2:
+        return None
+    by_size = [
+        [b - a for a, b in zip(cast("list[float]", mine), cast("list[float]", other), strict=True)]
+        for mine, other in zip(ours, theirs, strict=True)
+    ]
+    logs = [log(e["batch_size"]) for e in sizes]
+    slopes = [linear_regression(logs, seed).slope for seed in zip(*by_size, strict=True)]
+    name = f"{problem}: growth of {criterion.name}, {LOSER} − {WINNER}, with the logarithm of the batch size"
+    return reported(name, mean_interval(slopes))
 
 
 def _count_diverged(by_size: Sequence[Values]) -> int:
