@@ -101,8 +101,8 @@ def measured(method: Method) -> list[str]:
     header = ["committed runs", "α", "passes", "training loss", "test loss", "test accuracy (%)"]
     picture, title = PICTURES.get(method.name) or picture_of(found[0][0])
     table = markdown_table(header, [row(place, arm) for place, arm in found])
-    spread = "± is the standard deviation over seeds."
-    return [*table.splitlines(), "", spread, "", f"![{title}](../../results/{picture})", ""]
+    spread = ["± is the standard deviation over seeds.", ""] if "±" in table else []
+    return [*table.splitlines(), "", *spread, f"![{title}](../../results/{picture})", ""]
 
 
 def picture_of(place: str) -> tuple[str, str]:

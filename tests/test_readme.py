@@ -107,7 +107,7 @@ VERDICTS = (ROOT / "results" / "small" / "verdicts.md").read_text()
 
 
 def test_every_interval_and_count_explained_is_a_verdicts():
-    text = REPRODUCTION.split("## What will be measured next")[0]
+    text = REPRODUCTION.split("## What was written down before it was measured")[0]
     intervals = re.findall(r"-?\d[\d.]* \[-?[\d.]+,\s-?[\d.]+\]", text)
     counts = re.findall(r"\w+ \(\d+ of \d+ shown.*?\)", text)
     assert len(intervals) >= 7

@@ -125,9 +125,9 @@ class StagePlan(tuple[Stage, ...]):
     def iterate_weight(self, step: int) -> float:
         """p_{t+1} / M_t: the weight, in one draw over all iterates, of the iterate *before* step `step` ≥ 0.
 
-        Algorithm 2 draws twice: w̄_{t+1} uniformly from the M_t iterates of stage t, then the output w̄_i with
-        probability p_i / Σp. So it returns w_{t,m} with probability (p_{t+1} / Σp) · (1 / M_t). A single draw with
-        weights p_{t+1} / M_t gives the same probability, because their sum over all iterates is Σp.
+        Algorithm 2 draws twice: `w̄_{t+1}` uniformly from the `M_t` iterates of stage t, then the output `w̄_i` with
+        probability `p_i / Σp`. So it returns `w_{t,m}` with probability `(p_{t+1} / Σp) · (1 / M_t)`. A single draw
+        with weights `p_{t+1} / M_t` gives the same probability, because their sum over all iterates is Σp.
         """
         stage = self[self.stage_at(step)]
         return stage.weight / stage.steps
@@ -180,7 +180,7 @@ def poly(lr: float, epochs: float, steps_per_epoch: float = 1, power: float = 1.
     Args:
         lr: α, the learning rate of the first epoch.
         epochs: T > 0; a fraction makes the last stage a part of an epoch.
-        steps_per_epoch: > 0; with 1, t counts steps. It may be a fraction, such as n / batch_size = 468.75: epoch t
+        steps_per_epoch: above 0; with 1, t counts steps. It may be a fraction, such as n / batch_size = 468.75: epoch t
             begins at step round(t · steps_per_epoch), so the plan has round(epochs · steps_per_epoch) steps. An epoch
             that gets no step of its own is left out.
         power: r > 0.
@@ -203,8 +203,8 @@ def multistep(
         lr: α, the learning rate before the first milestone.
         epochs: total epochs > 0, possibly a fraction.
         milestones: epochs, possibly fractions, strictly increasing within (0, epochs).
-        steps_per_epoch: > 0, possibly a fraction; epoch e begins at step round(e · steps_per_epoch), as in `poly`.
-        factor: > 0.
+        steps_per_epoch: above 0, possibly a fraction; epoch e begins at step round(e · steps_per_epoch), as in `poly`.
+        factor: above 0.
 
     Raises:
         ValueError: if a value is out of its range, or the plan has no step.

@@ -169,7 +169,7 @@ def _sentence(text: str) -> str:
 def played(plan: StagePlan, steps: int) -> StagePlan:
     """The plan that a run of ``steps`` steps followed: cut, or its last stage prolonged; iterates keep their weights.
 
-    Example:
+    Examples:
         >>> played(StagePlan([(0.5, 10, 1.0), (0.1, 20, 4.0)]), 15).as_list()
         [[0.5, 10, 1.0], [0.1, 5, 1.0]]
     """

@@ -89,7 +89,7 @@ def extreme_eigenvalues(
     Raises:
         ValueError: an argument is out of its range, or the Hessian is not finite.
 
-    Example:
+    Examples:
         >>> from torch import nn
         >>> model, samples = nn.Linear(3, 1, bias=False), torch.diag(torch.tensor([1.0, 2.0, 3.0]))
         >>> objective = Objective(model, lambda a: model(a).square().mean(), samples)  # ∇²F = ⅔ diag(1, 4, 9)
@@ -137,7 +137,7 @@ def lanczos(
         matvec: maps v to Hv, both of shape (d,) on ``device``; v is float64, and the dtype of Hv tells its precision.
         dim: d, the number of rows of H, ≥ 1.
         max_steps: most products with H, ≥ 1; d suffice always.
-        tolerance: > 0; stop when residual and length of the interval are at most tolerance · |θ|, or are rounding
+        tolerance: above 0; stop when residual and length of the interval are at most tolerance · |θ|, or are rounding
             errors.
         ends: whether both eigenvalues must be so exact, or the largest alone, which takes fewer steps.
         generator: CPU generator that the start vector is drawn from.

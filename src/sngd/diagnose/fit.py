@@ -72,7 +72,7 @@ def fit_relaxed_smooth(
     Raises:
         ValueError: an argument is out of its range.
 
-    Example:
+    Examples:
         >>> found = fit_relaxed_smooth(grad_norms, smoothness, quantile=0.95, generator=generator)
         >>> plan("sngd", found.smoothness, sigma=1.0, gap=2.3, epsilon=0.1)
     """

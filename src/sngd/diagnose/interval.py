@@ -10,7 +10,7 @@ from typing import NamedTuple
 class Interval(NamedTuple):
     """An estimate and the ends of its confidence interval, ``low`` ≤ ``high``; the level is its maker's to say.
 
-    Example:
+    Examples:
         >>> str(Interval(900.0, 811.0, 1012.5))
         '900 [811, 1012]'
     """
@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 def mean_interval(values: Sequence[float], level: float = 0.95) -> Interval:
     """Student's interval of the mean of at least two independent values, usually one a seed.
 
-    Example:
+    Examples:
         >>> str(mean_interval([1.0, 2.0, 3.0]))
         '2 [-0.4841, 4.484]'
     """
@@ -48,7 +48,7 @@ def student_t(dof: int, level: float = 0.95) -> float:
 
     In θ = arctan(t/√dof) the probability is a finite sum (Abramowitz & Stegun, 26.7.3 and 26.7.4).
 
-    Example:
+    Examples:
         >>> round(student_t(9), 3)
         2.262
     """

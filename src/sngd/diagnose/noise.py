@@ -120,7 +120,7 @@ def gradient_noise(
         ValueError: if an argument is out of its range.
         RuntimeError: if method is "per-sample" and torch.func refuses.
 
-    Example, MNIST and a perceptron of 100 hidden units before training::
+    Example, MNIST and a perceptron of 100 hidden units before training:
 
         noise = gradient_noise(objective, generator=torch.Generator().manual_seed(5))
         print(noise.scale)  # 77.07 [71.35, 83.53]; 78.79 on all 60,000 samples

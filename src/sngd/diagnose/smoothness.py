@@ -103,7 +103,7 @@ def local_smoothness(
         ValueError: an argument is out of its range, or ``norm`` does not fit the model; the direction is zero (w is
             stationary) or not finite.
 
-    Example:
+    Examples:
         >>> batch = objective.draw(1024, generator)
         >>> found = local_smoothness(objective, lengths=[0.01, 0.1], batch=batch, generator=generator)
         >>> found.grad_norm, found.largest_along, found.oracle_calls

@@ -26,7 +26,7 @@ class Estimator:
     ``loss`` calls the wrapped model, which averages gradients over the ranks. Batch sizes and oracle calls are those of
     one rank.
 
-    Example:
+    Examples:
         A ``DataLoader`` gives batches of one size, here 20. SPIDER's anchor takes 100 samples, five of them:
 
         >>> import torch

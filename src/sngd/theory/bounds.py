@@ -327,7 +327,7 @@ def capped_bound(
     steps: int,
     kappa: float = 1.0,
 ) -> Bound:
-    """Capped steps, w ← w − min{α, β‖g‖*} unit(g): the mean (1/N) Σ E‖∇F(w_t)‖*, t = 0 … N − 1, for L-smooth F.
+    """Capped steps, `w ← w − min{α, β‖g‖*} unit(g)`: the mean `(1/N) Σ E‖∇F(w_t)‖*`, t = 0 … N − 1, for L-smooth F.
 
     With φ = 1 − Lβ/2 it is Δ/(φαN) + α/(4β) + (1 + 1/φ)κσ/√b. At β = 1/L that is 2Δ/(αN) + Lα/4 + 3κσ/√b.
 

@@ -46,9 +46,9 @@ def lemma2(
 ) -> float:
     """Upper bound on ‖∇F(w)‖* for (L0, L1)-smooth F (Lemma 2).
 
-    With x = αL1 e^{αL1} it is ((F(w) − F(w₊))/α + (1 + x) L0 α/2 + 2‖∇F(w) − g‖*) / (1 − x/2). For an inexact step,
+    With x = αL1 e^{αL1} it is `((F(w) − F(w₊))/α + (1 + x) L0 α/2 + 2‖∇F(w) − g‖*) / (1 − x/2)`. For an inexact step,
     with s = 1 + δ and x = αsL1 e^{αsL1}, it is
-    ((F(w) − F(w₊))/α + (1 + x) L0 α s²/2 + (2 + δ − ε)‖∇F(w) − g‖*) / (1 − ε − sx/2).
+    `((F(w) − F(w₊))/α + (1 + x) L0 α s²/2 + (2 + δ − ε)‖∇F(w) − g‖*) / (1 − ε − sx/2)`.
 
     Args:
         smoothness: L0 and L1.

@@ -144,7 +144,7 @@ def plan(
         sigma: σ ≥ 0, E‖∇f(w; a) − ∇F(w)‖₂² ≤ σ².
         gap: Δ = F(w_0) − inf F > 0; for `s-sngd` δ, which must hold at the start of every stage (for
             `harmonic-even` only at the first).
-        epsilon: ε > 0; what it means for the target is in the table above.
+        epsilon: ε > 0; what it means for the target is in the table of the methods.
         target: τ > 0, the bound on E‖∇F(w̄)‖*; either this or `epsilon`.
         rho: ρ > 0, the learning rate of the first stage, for `s-sngd`; at most 1/(2 L1), and 1/3 for `geometric`.
             Default, lowered to 1/(2 L1) where that is less: for `harmonic` √(2δ/L) or √(δ/L0), with which stage t takes

@@ -24,7 +24,7 @@ class RunConfig:
 
     Each setting is declared here and nowhere else: its type, range, default, and in ``help`` its meaning. The checks of
     values and of config.json, the options of ``sngd train`` and ``sngd compare``, ``command``, and the list of
-    arguments below are made from these declarations.
+    settings in the documentation are made from these declarations.
     """
 
     problem: Annotated[

@@ -38,7 +38,7 @@ from sngd.paper.trained.comparing import (
     has_arms,
 )
 from sngd.paper.trained.experiments import FIG4, FRESH, POLY, Arm, Experiment
-from sngd.paper.trained.pictures import page_of
+from sngd.paper.trained.pictures import page_of, starred
 from sngd.paper.trained.runs import ArmMeasured, ExperimentMeasured, FigureMeasured
 from sngd.paper.trained.sharpness import Sharpness, measure_sharpness, stored_sharpness
 from sngd.paper.verdicts import Evidence, Quantity, above, reach_of_mean, reported, undecided
@@ -289,7 +289,8 @@ def _draw_by_size(
                 points += [(experiment["batch_size"], exp(fmean(map(log, known))))] if known and min(known) > 0 else []
         if not points:
             continue
-        (line,) = ax.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, linewidth=1.2, label=label)
+        name = starred(label, next(e["arms"][label] for e in sizes.values() if label in e["arms"]))
+        (line,) = ax.plot(*zip(*points, strict=True), color=color, marker="o", markersize=4, linewidth=1.2, label=name)
         if DASH_LENGTHS[dash]:
             line.set_dashes(DASH_LENGTHS[dash])
     batch_sizes = [experiment["batch_size"] for experiment in sizes.values()]

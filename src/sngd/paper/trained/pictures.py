@@ -63,9 +63,11 @@ def draw(measurements: FigureMeasured, folder: str | os.PathLike[str]) -> list[P
             column[0].set_title(experiment["title"], fontsize=10)
             if experiment["tuning"]:
                 _draw_tuning(column[2], experiment, experiment["tuning"], look)
+        some = not all(arm["beyond"] for arm in labels.values())  # of the paper: the others have a star
+        names = {label: starred(label, arm) if some else label for label, arm in labels.items()}
         page.legend(
             [lines[label] for label in labels if label in lines],
-            [_legend_text(label, arm, tuned) for label, arm in labels.items() if label in lines],
+            [_legend_text(names[label], arm, tuned) for label, arm in labels.items() if label in lines],
             loc="outside lower center",
             ncols=2,
             frameon=False,
@@ -87,11 +89,15 @@ def _bands(experiment: ExperimentMeasured, panel: Panel) -> dict[str, Band]:
     return bands
 
 
-def _legend_text(label: str, arm: ArmMeasured, tuned: bool) -> str:
+def starred(label: str, arm: ArmMeasured) -> str:
+    """With a star if the paper's figure has no such arm."""
+    return f"{label} *" if arm["beyond"] else label
+
+
+def _legend_text(name: str, arm: ArmMeasured, tuned: bool) -> str:
     notes = [f"tuned: α={arm['lr']:g}"] if tuned else []
     notes += [f"{len(arm['diverged'])} of {len(arm['seeds'])} diverged"] if arm["diverged"] else []
-    starred = f"{label} *" if arm["beyond"] else label
-    return f"{starred} ({', '.join(notes)})" if notes else starred
+    return f"{name} ({', '.join(notes)})" if notes else name
 
 
 def _draw_tuning(ax: Axes, experiment: ExperimentMeasured, tuning: Tuning, look: Mapping[str, Style]) -> None:
