@@ -119,7 +119,7 @@ def copied(target: str, config: MkDocsConfig) -> File:
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Turn the formulas that arithmatex has found into MathML, and let a picture lead to its file, where it is larger."""
+    """Turn the formulas that arithmatex has found into MathML, and let a picture lead to its file."""
     html = re.sub(r'<img [^>]*src="([^"]+)"[^>]*>', r'<a href="\1">\g<0></a>', html)
     html = re.sub(r'<span class="arithmatex">\\\((.*?)\\\)</span>', lambda m: mathml(m[1], "inline"), html, flags=re.S)
     return re.sub(r'<div class="arithmatex">\\\[(.*?)\\\]</div>', lambda m: mathml(m[1], "block"), html, flags=re.S)
