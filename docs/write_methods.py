@@ -37,6 +37,8 @@ STUDIES = {  # what a page calls a committed study, and its picture
     "small/norms/cifar10-resnet8": ("10,000 images of CIFAR-10, ResNet8, batch 128, tuned alike", "../norms.png"),
     "small/fig4/large-batch": ("10,000 images of CIFAR-10, ResNet8, batch 256, tuned alike", "../fig4.png"),
     "small/fig3/resnet8": ("CIFAR-10, ResNet8, the paper's rates", "../fig3.png"),
+    "small/large-batches/mnist-mlp-2048": ("MNIST, perceptron, batch 2048, tuned alike", "../large-batches.png"),
+    "small/reduced-variance/mnist-mlp": ("MNIST, perceptron, batch 128, tuned alike", "../reduced-variance.png"),
     "cifar10-resnet8-one-epoch": ("CIFAR-10, ResNet8, default rates, one seed", "figures/curves.png"),
 }
 LEAVING = ("small/fig1/fig1-map.png", "Who leaves a saddle or a sharp minimum at which learning rate")
@@ -115,12 +117,12 @@ def picture_of(place: str) -> tuple[str, str]:
 
 
 def table_of(place: str) -> str:
-    """The file with the study's table: its own, or where studies are packed together, that of them all."""
+    """The study's own table, or where studies are packed together, that of them all, or else their picture."""
     own = RESULTS / place / "table.md"
     if own.exists():
         return f"{place}/table.md"
-    (found,) = own.parent.parent.glob("*.md")
-    return found.relative_to(RESULTS).as_posix()
+    above = own.parent.parent
+    return next(path for kind in ("*.md", "*.png") for path in above.glob(kind)).relative_to(RESULTS).as_posix()
 
 
 def best_arm(place: str, method: str) -> str | None:
