@@ -7,7 +7,7 @@ the folders are complete before the packed files are deleted. Calling the functi
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sngd.studies.packed import (
     ROWS,
@@ -238,7 +238,7 @@ def _content(home: Path, studies: Sequence[Path]) -> Packed:
 
 
 def _comparison(study: Path) -> dict[str, Any] | None:  # Any: as packed
-    comparison: dict[str, Any] | None = comparison_of(study)  # type: ignore[assignment]
+    comparison = cast("dict[str, Any] | None", comparison_of(study))
     if comparison and "runs" in comparison:
         return {**comparison, "runs": [ascii_place(run) for run in comparison["runs"]]}
     return comparison

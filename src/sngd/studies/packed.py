@@ -227,7 +227,7 @@ def write_packed(folder: Path, packed: Packed) -> None:
         ],
     )
     replace_file(folder / ROWS, gzip.compress(lines, mtime=0))  # no time: the same rows make the same file
-    write_json(folder / STUDY, content, compact=len(packed.comparisons) > 1)
+    write_json(folder / STUDY, content, compact=len(packed.comparisons) > 1)  # too many settings for a reader
 
 
 def _distinct(environments: Iterable[Environment]) -> list[Environment]:

@@ -25,6 +25,7 @@ from sngd.paper.trained.comparing import (
     LOSS,
     TEST_LOSS,
     TINY,
+    Comparison,
     Criterion,
     Pair,
     Values,
@@ -109,7 +110,7 @@ def judge_large_batches(measured: LargeBatches) -> Evidence:
     large = _large(trained)
     pairs = [Pair(key, e, WINNER, LOSER) for key, e in trained.items() if key in large]
     context = [*final_test_losses(pairs), *_context(trained, large)]
-    return evidence_of([measured], final_comparisons(pairs), context, _LEFT_OUT.get(measured["profile"], ()))
+    return _evidence(measured, final_comparisons(pairs), context)
 
 
 def judge_growth(measured: LargeBatches) -> Evidence:
@@ -123,7 +124,7 @@ def judge_growth(measured: LargeBatches) -> Evidence:
     criteria = product(problems.items(), (*FINAL, TEST_LOSS))
     grown = [_growth_of_difference(problem, sizes, criterion) for (problem, sizes), criterion in criteria]
     context = [quantity for quantity in grown if quantity]
-    return evidence_of([measured], comparisons, context, _LEFT_OUT.get(measured["profile"], ()))
+    return _evidence(measured, comparisons, context)
 
 
 def judge_sharpness(measured: LargeBatches) -> Evidence:
@@ -136,10 +137,14 @@ def judge_sharpness(measured: LargeBatches) -> Evidence:
     comparisons = [partial(_compare_sharpness, key, e, measured["sharpness"]) for key, e in experiments.items()]
     losses = [as_context(_compare_losses(key, e)) for key, e in experiments.items()]
     context = [quantity for quantity in losses if quantity]
-    return evidence_of([measured], comparisons, context, _LEFT_OUT.get(measured["profile"], ()))
+    return _evidence(measured, comparisons, context)
 
 
 _LEFT_OUT = {"small": ("of what was announced, Fashion-MNIST and ResNet8's sharpness are left out",)}
+
+
+def _evidence(measured: LargeBatches, comparisons: Sequence[Comparison], context: Sequence[Quantity]) -> Evidence:
+    return evidence_of([measured], comparisons, context, _LEFT_OUT.get(measured["profile"], ()))
 
 
 def _to_the_end(measured: LargeBatches) -> dict[str, ExperimentMeasured]:
@@ -182,8 +187,7 @@ def _compare_growth(problem: str, sizes: Sequence[ExperimentMeasured], level: fl
     if any(None in values for values in ours) or any(values.count(None) == seeds for values in theirs):
         return count_divergence(name, _count_diverged(ours), _count_diverged(theirs), seeds)
     ratios = [_log_ratios(cast("list[float]", a), b) for a, b in zip(ours, theirs, strict=True)]
-    logs = [log(e["batch_size"]) for e in sizes]
-    slopes = [linear_regression(logs, seed).slope for seed in zip(*ratios, strict=True)]
+    slopes = _slopes(sizes, ratios)
     return above(name, mean_interval(slopes, level), 0, essential=True, reach=reach_of_mean(slopes, level))
 
 
@@ -197,10 +201,14 @@ def _growth_of_difference(problem: str, sizes: Sequence[ExperimentMeasured], cri
         [b - a for a, b in zip(cast("list[float]", mine), cast("list[float]", other), strict=True)]
         for mine, other in zip(ours, theirs, strict=True)
     ]
-    logs = [log(e["batch_size"]) for e in sizes]
-    slopes = [linear_regression(logs, seed).slope for seed in zip(*by_size, strict=True)]
     name = f"{problem}: growth of {criterion.name}, {LOSER} − {WINNER}, with the logarithm of the batch size"
-    return reported(name, mean_interval(slopes))
+    return reported(name, mean_interval(_slopes(sizes, by_size)))
+
+
+def _slopes(sizes: Sequence[ExperimentMeasured], values: Sequence[Sequence[float]]) -> list[float]:
+    """Each seed's slope against log b, from its values by batch size."""
+    logs = [log(e["batch_size"]) for e in sizes]
+    return [linear_regression(logs, seed).slope for seed in zip(*values, strict=True)]
 
 
 def _count_diverged(by_size: Sequence[Values]) -> int:
