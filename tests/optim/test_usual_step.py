@@ -89,6 +89,18 @@ def test_pieces_change_no_bit(rule, dtype, monkeypatch):
     assert_same_bits(whole, cut)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_all_tensors_may_be_long(rule, monkeypatch):
+    whole, cut = weights(shapes=[(150, 900), (400, 500)]), weights(shapes=[(150, 900), (400, 500)])
+    for params, length in ((whole, 10**9), (cut, 2**16)):
+        monkeypatch.setattr(pieces, "_LENGTH", length)
+        optimizer = SNGD(params, lr=0.1, **RULES[rule])
+        for step in range(3):
+            with_gradients(params, step)
+            optimizer.step()
+    assert_same_bits(whole, cut)
+
+
 def test_long_tensors_are_cut_and_all_entries_are_in_one_piece(monkeypatch):
     monkeypatch.setattr(pieces, "_LENGTH", 2048)
     params = weights()

@@ -126,7 +126,8 @@ class Part:
         long = {i for i in long_ones(lists) if is_long(self.grads[i].numel(), self.grads[i].itemsize)}
         short = [i for i in range(len(self.params)) if i not in long]
         found: list[Tensor | Unmade] = list(self.grads)
-        for i, vector in zip(short, self._made(*[[ts[i] for i in short] for ts in lists]), strict=True):
+        made = self._made(*[[ts[i] for i in short] for ts in lists]) if short else []  # kernels refuse empty lists
+        for i, vector in zip(short, made, strict=True):
             found[i] = vector
         for i in long:
             found[i] = Unmade(self.grads[i], partial(self._made_of, [ts[i] for ts in lists]))
