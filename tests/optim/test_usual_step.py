@@ -9,7 +9,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from sngd import SNGD
 from sngd.optim import clipped, pieces
-from sngd.optim.usual import are_usual, bare_step
+from sngd.optim.bare import bare_step
+from sngd.optim.usual import are_usual
 
 RULES = {
     "sngd": {},
@@ -42,7 +43,7 @@ def with_gradients(params, seed):
 
 def general(optimizer, monkeypatch):
     """Make this optimizer take every step the general way."""
-    monkeypatch.setattr(optimizer, "_take_bare_step", lambda: False)
+    monkeypatch.setattr(optimizer, "_take_bare_step", lambda *_: False)
     monkeypatch.setattr(optimizer, "_usual_parts", lambda: None)
     return optimizer
 
@@ -166,35 +167,88 @@ def test_a_change_between_steps_has_its_effect(change, rule, monkeypatch):
 # --- the bare step
 
 
-@pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_it_is_taken_where_no_option_asks_for_more(rule, dtype):
-    params = weights(dtype)
-    with_gradients(params, 0)
-    groups = SNGD(params, lr=0.1, **RULES[rule]).param_groups
-    before = [p.detach().clone() for p in params]
+KNOWN = {
+    **{name: RULES[name] for name in ("sngd", "sngm", "decay", "decoupled decay")},
+    "capped": {"max_scale": 1e-3},
+    "all": {"max_scale": 1e-3, "momentum": 0.9, "weight_decay": 0.1},
+}
+OTHERS = {
+    "averaged": RULES["nsgd-momentum"],
+    "maximized": RULES["capped"],
+    "a rate of 0": {"lr": 0.0},
+    "a tiny rate": {"lr": 1e-40},
+    "a tensor as rate": {"lr": torch.tensor(0.1)},
+    "the readable loop": {"foreach": False},
+    "lists": {"foreach": True, "momentum": 0.9},
+    "the kernel": {"fused": True},
+    "no kernel": {"fused": False, "momentum": 0.9},
+    "capturable": {"capturable": True},
+    "sign": {"norm": "sign"},
+}
+
+
+def taken_bare(params, options):
+    """Whether the third step is a bare one."""
+    optimizer = SNGD(params, **{"lr": 0.1, **options})
+    for step in range(2):
+        with_gradients(params, step)
+        optimizer.step()
+    with_gradients(params, 2)
+    before = [t.clone() for t in (*params, *(b for s in optimizer.state.values() for b in s.values()))]
     with torch.no_grad():
-        norm = bare_step(groups)
-    if rule == "sngd" and dtype != torch.bfloat16:
-        moved = [(p - b).flatten() for p, b in zip(params, before, strict=True)]
-        assert torch.cat(moved).norm().item() == pytest.approx(0.1, rel=1e-5)
-        assert norm.item() == pytest.approx(torch.cat([p.grad.flatten() for p in params]).double().norm().item())
-    else:
-        assert norm is None
-        assert_same_bits(params, before)
+        norm = bare_step(optimizer.param_groups, optimizer.state)
+    if norm is None:
+        assert_same_bits([*params, *(b for s in optimizer.state.values() for b in s.values())], before)
+    return norm is not None
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"lr": 0.0}, {"lr": 1e-40}, {"lr": torch.tensor(0.1)}, {"foreach": False}, {"fused": True}, {"capturable": True}],
-    ids=str,
-)
-def test_it_leaves_these_to_the_general_step(options):
+@pytest.mark.parametrize("rule", KNOWN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("capped", [False, True])
+def test_a_bare_step_is_the_general_one_bit_for_bit(rule, dtype, capped, monkeypatch):
+    bare, other = weights(dtype), weights(dtype)
+    options = KNOWN[rule] | ({"max_scale": 1e-3} if capped else {})
+    optimizers = SNGD(bare, lr=0.1, **options), general(SNGD(other, lr=0.1, **options), monkeypatch)
+    taken = []
+    monkeypatch.setattr("sngd.optim.sngd.bare_step", lambda *args: taken.append(bare_step(*args)) or taken[-1])
+    for step in range(4):
+        for params, optimizer in zip((bare, other), optimizers, strict=True):
+            with_gradients(params, step)
+            optimizer.step()
+        assert_same_bits(bare, other)
+        assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
+    first = int("momentum" in options)  # the general step makes the buffers
+    assert [norm is not None for norm in taken] == [False] * first + [True] * (4 - first)
+    for a, b in zip(bare, other, strict=True):
+        assert_same_bits(optimizers[0].state[a].values(), optimizers[1].state[b].values())
+
+
+@pytest.mark.parametrize("rule", OTHERS)
+def test_it_leaves_these_to_the_general_step(rule):
+    assert not taken_bare(weights(), OTHERS[rule])
+
+
+@pytest.mark.parametrize("rule", KNOWN)
+def test_it_leaves_narrow_weights_to_the_general_step(rule):
+    assert not taken_bare(weights(torch.bfloat16), KNOWN[rule])
+
+
+@pytest.mark.parametrize("rule", KNOWN)
+def test_it_leaves_long_weights_to_pieces_where_they_help(rule):
+    assert taken_bare([nn.Parameter(torch.ones(2**19 + 1))], KNOWN[rule]) == (rule in ("sngd", "capped"))
+
+
+def test_gaps_in_memory_and_other_dtypes_of_buffers_are_left_to_the_general_step():
+    gaps = [nn.Parameter(torch.ones(64, 128).mT[::2])]
+    assert taken_bare(gaps, {})
+    assert not taken_bare(gaps, {"momentum": 0.9})
     params = weights()
+    optimizer = SNGD(params, lr=0.1, momentum=0.9)
     with_gradients(params, 0)
-    before = [p.detach().clone() for p in params]
-    assert bare_step(SNGD(params, **options).param_groups) is None
-    assert_same_bits(params, before)
+    optimizer.step()
+    optimizer.state[params[0]]["momentum_buffer"] = optimizer.state[params[0]]["momentum_buffer"].double()
+    with torch.no_grad():
+        assert bare_step(optimizer.param_groups, optimizer.state) is None
 
 
 def test_groups_have_their_own_rates_and_one_norm(monkeypatch):
@@ -213,7 +267,7 @@ def test_groups_have_their_own_rates_and_one_norm(monkeypatch):
 def test_it_is_taken_when_the_first_steps_are_over(monkeypatch):
     monkeypatch.setattr(clipped, "_told", set())
     taken = []
-    monkeypatch.setattr("sngd.optim.sngd.bare_step", lambda groups: taken.append(bare_step(groups)) or taken[-1])
+    monkeypatch.setattr("sngd.optim.sngd.bare_step", lambda *args: taken.append(bare_step(*args)) or taken[-1])
     params = weights()
     optimizer = SNGD(params, lr=0.1)
     for step in range(30):

@@ -206,7 +206,7 @@ def norm_here(lists: Sequence[Sequence[Tensor | Unmade]]) -> Tensor:
     if not lists:
         return torch.zeros((), device="cpu")
     firsts = [tensors[0] if isinstance(tensors[0], Tensor) else tensors[0].like for tensors in lists]
-    dtype = torch.float64 if any(first.dtype == torch.float64 for first in firsts) else torch.float32
+    dtype = torch.float64 if torch.float64 in [first.dtype for first in firsts] else torch.float32
     parts = [torch.stack(_norms(tensors, dtype)) for tensors in lists]
     if len(parts) > 1:
         home = accelerator_or_cpu(first.device for first in firsts)

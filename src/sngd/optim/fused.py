@@ -1,5 +1,6 @@
 """The normalized step by torch's fused SGD kernel: when the kernel computes it correctly, and how to call it."""
 
+from itertools import chain
 from operator import attrgetter
 
 import torch
@@ -32,7 +33,7 @@ def fused_is_right(params: list[Tensor], vectors: list[Tensor], buffers: list[Te
 def _alike(tensors: list[Tensor], dtype: torch.dtype, device: torch.device) -> bool:
     """Whether all have this dtype and device. The kernels do not check it; shapes are checked by ``check_shapes``."""
     if device.type == "cpu":  # whose tensors are quicker to ask
-        return all(map(attrgetter("is_cpu"), tensors)) and all(t.dtype is dtype for t in tensors)
+        return all(map(attrgetter("is_cpu"), tensors)) and {*map(attrgetter("dtype"), tensors)} <= {dtype}
     return all(t.dtype == dtype and t.device == device for t in tensors)
 
 
@@ -42,7 +43,7 @@ def _in_one_order(params: list[Tensor], *others: list[Tensor]) -> bool:
     The kernels assume it. torch 2.13's CPU kernel does not check it, and overwrites what lies in the gaps.
     """
     if params[0].device.type == "cpu":
-        return all(t.is_contiguous() for tensors in (params, *others) for t in tensors)
+        return all(map(Tensor.is_contiguous, [*params, *chain(*others)]))
     strides = [p.stride() for p in params]
     alike = all([t.stride() for t in tensors] == strides for tensors in others if tensors)
     return alike and all(p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last) for p in params)

@@ -197,12 +197,12 @@ class Part:
         norm = norms.l2.to(device, non_blocking=device.type != "cpu")
         alone = norms.l2 is norms.dual  # else there are other balls, of which the cap takes account
         share = None if alone else share_of(norms, lr, cap, device)
-        c = _coefficient(norm, lr, cap, self.exponent) if share is None else share * _reciprocal(norm)
+        c = coefficient(norm, lr, cap, self.exponent) if share is None else share * _reciprocal(norm)
         if host_may_read(norm) and float(lr) * c.item() <= LEAST_FACTOR and 0 < norm.item() < inf:
             exponent = frexp(norm.item())[1]  # float32 would round α c: scale the vectors by a power of two first
             self.scale_vectors(-exponent)
             norm = norm * 2.0**-exponent
-            c = _coefficient(norm, lr, cap, self.exponent) if share is None else share * _reciprocal(norm)
+            c = coefficient(norm, lr, cap, self.exponent) if share is None else share * _reciprocal(norm)
         return [] if self.by_pieces else self.vectors, c
 
     def shrink(self, skip: Tensor | None) -> None:
@@ -233,7 +233,7 @@ def _number(lr: Number, device: torch.device) -> Number:
     return lr.squeeze().to(device, non_blocking=True)
 
 
-def _coefficient(norm: Tensor, lr: Number, max_scale: float, exponent: int) -> Tensor:
+def coefficient(norm: Tensor, lr: Number, max_scale: float, exponent: int) -> Tensor:
     """c · 2^exponent with c = min{1/‖v‖, max_scale/α}, for the step w ← w − α c v with vectors v · 2^−exponent.
 
     Args:

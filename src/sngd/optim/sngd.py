@@ -14,6 +14,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from sngd.norms import L2, Norm, find_norm, spelled
 from sngd.norms.global_norm import at_least_float32, by_kind, host_may_read, ldexp
 from sngd.optim.ball import BallPart
+from sngd.optim.bare import bare_step
 from sngd.optim.clipped import is_watched, warn_if_clipped
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
@@ -30,7 +31,7 @@ from sngd.optim.options import (
     is_zero,
 )
 from sngd.optim.part import Part
-from sngd.optim.usual import are_usual, bare_step, with_gradients
+from sngd.optim.usual import are_usual, with_gradients
 from sngd.optim.whole_norm import Everywhere, is_no_direction, norms_of
 from sngd.sharding import (
     Groups,
@@ -242,9 +243,9 @@ class SNGD(Optimizer):
         self._norm_groups.take_from(self.param_groups)
         norm_groups = self._norm_groups.known()
         warn_inside_backward(norm_groups)
-        if scale is found_inf is None and not any(norm_groups) and self._take_bare_step():
+        cancels = not any(map(feels_the_scale, self.param_groups))
+        if scale is found_inf is None and not any(norm_groups) and self._take_bare_step(cancels):
             return loss
-        cancels = not any(feels_the_scale(group) for group in self.param_groups)
         everywhere: Everywhere = {}
         parts = None if any(norm_groups) or not (cancels or scale is None) else self._usual_parts()
         if parts is None:
@@ -278,11 +279,11 @@ class SNGD(Optimizer):
                 implementation(**piece)
         return loss
 
-    def _take_bare_step(self) -> bool:
+    def _take_bare_step(self, cancels: bool) -> bool:
         """Take the step if it is a bare one; False if it is not, and nothing was changed."""
-        if torch.compiler.is_compiling() or is_watched(self):
+        if torch.compiler.is_compiling() or (cancels and is_watched(self)):
             return False
-        norm = bare_step(self.param_groups)
+        norm = bare_step(self.param_groups, self.state)
         if norm is None:
             return False
         self._last["norm"] = norm

@@ -1,0 +1,95 @@
+"""The step of a small model, of which most of the time is what surrounds the arithmetic: that is left out here."""
+
+from collections.abc import Mapping, Sequence
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sngd.norms.global_norm import ROOM, has_room, norm_here
+from sngd.optim.fused import fused_is_right, fused_sngd
+from sngd.optim.options import averages, coupled_decay
+from sngd.optim.part import LEAST_FACTOR, coefficient
+from sngd.optim.pieces import long_ones
+from sngd.optim.usual import are_usual, with_gradients
+
+
+class _Bare(NamedTuple):
+    """The tensors of one param group that have gradients, and the vectors g + λw that the step follows."""
+
+    group: dict[str, Any]
+    params: list[Tensor]
+    vectors: list[Tensor]
+    buffers: list[Tensor]
+
+
+def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> Tensor | None:
+    """Take the step of all param groups, if all is usual and no option asks for more than this function does.
+
+    It knows the l2 norm, ``max_scale``, weight decay, and momentum with ``normalize="gradient"``. It changes weights
+    and buffers as ``SNGD.step`` otherwise does, bit for bit.
+
+    Args:
+        groups, state: the optimizer's.
+
+    Returns:
+        ‖g + λw‖; None if the step has to be taken another way. Then nothing has been changed.
+    """
+    if not all(map(_is_known, groups)):
+        return None
+    parts = []
+    for group in groups:
+        params, grads = with_gradients(group["params"])
+        if not params:
+            continue
+        part = _bare(group, params, grads, state)
+        if part is None:
+            return None
+        parts.append(part)
+    if not parts:
+        return None
+    norm = norm_here([part.vectors for part in parts])
+    if not has_room(norm, [part.vectors[0].dtype for part in parts], communicates=False):
+        return None
+    cs = [coefficient(norm, part.group["lr"], part.group["max_scale"], 0) for part in parts]
+    factors = [c.mul(part.group["lr"]).item() for c, part in zip(cs, parts, strict=True)]
+    if min(factors) <= LEAST_FACTOR:
+        return None
+    for part, c, factor in zip(parts, cs, factors, strict=True):
+        _move(part, c, factor)
+    return norm
+
+
+def _is_known(group: dict[str, Any]) -> bool:
+    if group["norm"] != "l2" or group["foreach"] is not None or group["fused"] or group["capturable"]:
+        return False
+    return not (group["maximize"] or averages(group) or isinstance(group["lr"], Tensor))
+
+
+def _bare(
+    group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Mapping[Tensor, dict[str, Any]]
+) -> _Bare | None:
+    """The group's tensors, if they are usual, of one dtype that is not converted, and with options short ones."""
+    dtype, decay, momentum = params[0].dtype, group["weight_decay"], group["momentum"]
+    buffers: list[Any] = [state[p].get("momentum_buffer") for p in params] if momentum else []
+    if dtype not in ROOM or not are_usual(params, grads, buffers) or {*map(attrgetter("dtype"), grads)} != {dtype}:
+        return None
+    if (decay or momentum) and long_ones([params]):
+        return None  # which are quicker in pieces
+    if momentum and (group["fused"] is False or not fused_is_right(params, grads, buffers)):
+        return None
+    coupled = coupled_decay(group)
+    return _Bare(group, params, list(torch._foreach_add(grads, params, alpha=coupled)) if coupled else grads, buffers)
+
+
+def _move(part: _Bare, c: Tensor, factor: float) -> None:
+    """Decoupled weight decay, then w ← w − α c v, or with momentum u ← βu + c v and w ← w − αu."""
+    group = part.group
+    if group["weight_decay"] and group["decoupled_weight_decay"]:
+        torch._foreach_mul_(part.params, 1 - group["lr"] * group["weight_decay"])
+    if not part.buffers:
+        torch._foreach_add_(part.params, part.vectors, alpha=-factor)
+        return
+    options = {name: group[name] for name in ("lr", "momentum", "normalize")}
+    fused_sngd(part.params, part.vectors, part.buffers, c=c, skip=None, new_averages=[], **options)
