@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,11 @@ from outcomes import assert_bitwise_equal, outcome
 from torch import nn
 
 from sngd.problems import Problem
+from sngd.problems.resnet import cifar_resnet
 from sngd.training import Interrupted, RunConfig, train
+from sngd.training.compiled import pays
 from sngd.training.ranks import Ranks
+from sngd.training.replicas.train import train_together
 from sngd.training.run_state import RunState
 
 CONFIG = RunConfig("tiny", "sngd", lr=0.05, batch_size=7, epochs=4, threads=1, compile=True)
@@ -179,6 +183,83 @@ def test_a_run_from_before_the_setting_goes_on_as_it_was(monkeypatch, tmp_path, 
         train(CONFIG, tmp_path / "run", problem=tiny, resume=True)
     train(plain, tmp_path / "run", problem=tiny, resume=True)
     assert_bitwise_equal(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+# ---- whether it pays
+
+
+def test_it_pays_in_long_runs_of_convolutional_networks():
+    problem = convolutional()
+    model = problem.build_model().train()
+    before = [tensor.clone() for tensor in model.state_dict().values()]
+    chance = torch.get_rng_state()
+    forward = 2 * (3 * 3 * 3) * 4 * (4 * 4)  # a multiplication and an addition for each weight, at 4 × 4 places
+    enough = 1e14 / (3 * forward)
+    assert not pays(model, problem, 0.999 * enough)
+    assert pays(model, problem, 1.001 * enough)
+    assert model.training
+    assert torch.equal(torch.get_rng_state(), chance)
+    assert all(map(torch.equal, model.state_dict().values(), before))
+
+
+@pytest.mark.parametrize(("depth", "passes"), [(8, 28), (20, 9)])
+def test_the_passes_over_cifar10_that_the_documentation_names(depth, passes):
+    images = torch.zeros(2, 3, 32, 32)
+    model = cifar_resnet(depth)
+    problem = Problem(lambda: model, nn.functional.cross_entropy, (images, torch.zeros(2).long()))
+    assert [pays(model, problem, 50_000 * (passes - less)) for less in (1, 0)] == [False, True]
+    assert f"ResNet{depth} from {passes}" in (Path(__file__).parents[2] / "docs/performance.md").read_text(
+        encoding="utf-8"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "ranks", "answer"),
+    [
+        ({}, Ranks(), True),
+        ({"method": "natasha2"}, Ranks(), False),
+        ({}, Ranks(0, 2), False),
+        ({"epochs": 1}, Ranks(), False),
+    ],
+)
+def test_it_pays_for_whom(monkeypatch, config, ranks, answer):
+    problem = convolutional()
+    monkeypatch.setattr("sngd.training.compiled._ENOUGH", 3 * 60 * 2 * 27 * 4 * 16 * 3.0)
+    run = RunState(replace(CONFIG, compile=None, **config).resolved(60), problem, ranks)
+    assert run.compiling_pays() is answer
+
+
+def test_what_is_no_convolution_never_pays(tiny):
+    problem = tiny()
+    assert not pays(problem.build_model(), problem, 1e300)
+
+
+@pytest.mark.parametrize(
+    ("given", "paid", "expected"), [(None, True, True), (None, False, False), (False, True, False)]
+)
+def test_a_new_run_is_compiled_if_it_pays_or_as_it_is_told(monkeypatch, tmp_path, tiny, given, paid, expected):
+    monkeypatch.setattr(torch, "compile", same_numbers(lambda function, *args: function(*args)))
+    monkeypatch.setattr(RunState, "compiling_pays", lambda _: paid)
+    compiled = []
+    original = RunState.compile
+    monkeypatch.setattr(RunState, "compile", lambda run: compiled.append(run) or original(run))
+    config = replace(CONFIG, compile=given)
+    with pytest.raises(Interrupted):
+        train(config, tmp_path, problem=tiny, should_stop=lambda: True)
+    assert json.loads((tmp_path / "config.json").read_text())["compile"] is expected
+    monkeypatch.setattr(RunState, "compiling_pays", lambda _: not paid)  # a run goes on as it was begun
+    train(config, tmp_path, problem=tiny, resume=True)
+    assert json.loads((tmp_path / "config.json").read_text())["compile"] is expected
+    assert len(compiled) == 2 * expected
+
+
+def test_runs_that_are_trained_as_one_are_not_compiled_because_it_pays(monkeypatch, tmp_path):
+    monkeypatch.setattr(RunState, "compiling_pays", lambda _: True)
+    x = torch.linspace(-1, 1, 240).reshape(60, 4)
+    problem = Problem(lambda: nn.Linear(4, 2), nn.functional.cross_entropy, (x, (x[:, 0] > 0).long()))
+    configs = [replace(CONFIG, compile=None, seed=seed) for seed in (0, 1)]
+    train_together(configs, [tmp_path / "0", tmp_path / "1"], problem=lambda: problem)
+    assert [json.loads((tmp_path / run / "config.json").read_text())["compile"] for run in "01"] == [False, False]
 
 
 # ---- with a real compiler ------------------------------------------------------------------------------------

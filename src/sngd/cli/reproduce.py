@@ -16,7 +16,6 @@ from sngd.cli.settings import made_from_options
 from sngd.cli.torchrun import refuse_several_processes
 from sngd.studies.execution.execution import Execution
 from sngd.training import Interrupted
-from sngd.training.config import SETTINGS
 
 
 @made_from_options(execution=execution_here_or_on_ray)
@@ -45,7 +44,9 @@ def reproduce(
         Path | None, typer.Option("--out", help="Where it goes. (default: runs/reproduce-WHAT-PROFILE)")
     ] = None,
     execution: Execution,
-    compile: Annotated[bool, typer.Option(help=SETTINGS["compile"].help)] = False,
+    compile: Annotated[
+        bool, typer.Option(help="Train through torch.compile; it pays in long runs of convolutional networks.")
+    ] = False,
     device: Annotated[
         str | None,
         typer.Option(help="Where it trains: cpu, cuda, … (default: cuda for paper, if it is there, otherwise cpu)"),

@@ -97,9 +97,12 @@ class RunConfig:
     )
     # A setting because sums are rounded in another order.
     compile: Annotated[
-        bool,
-        Declared(help="Train through torch.compile; it pays for long runs of convolutional networks."),
-    ] = False
+        bool | None,
+        Declared(
+            help="Train through torch.compile, or do not. (default: if it pays, in long runs of convolutional networks "
+            "on the CPU)"
+        ),
+    ] = None
 
     def resolved(self, n: int | None = None) -> "RunConfig":
         """The same settings, checked, with every default filled in. Those of the method's parameters need ``n``.
@@ -237,7 +240,7 @@ class StoredConfig(TypedDict, total=False):
     track: str | None
     device: str
     threads: int | None
-    compile: bool
+    compile: bool | None
 
 
 def read_config(path: Path) -> StoredConfig:

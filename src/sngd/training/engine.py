@@ -72,7 +72,7 @@ def train(
         log: send the rows to these too, some of ``sngd.training.observers.OBSERVERS``.
         ranks: this process among those of the run.
         on_progress: called before the first step and then about ten times a second.
-        on_warning: told, in a line, why steps are not compiled although ``config`` says so.
+        on_warning: told, in a line, why steps are not compiled although ``config`` says so or it would pay.
         should_stop: called after each step; once it is true, a checkpoint is saved and Interrupted raised.
 
     Returns:
@@ -147,10 +147,12 @@ def opened(
     resume: bool = False,
     extend: bool = False,
     overwrite: bool = False,
+    may_compile: bool = True,
 ) -> Iterator[OpenRun | Row]:
     """Inside, the run in ``folder`` is begun or taken up again, or this is the last row of a run that has ended.
 
-    Arguments and errors as for ``train``; the rows are sent to ``observers`` too.
+    Arguments and errors as for ``train``; the rows are sent to ``observers`` too. Unless it ``may_compile``, a new run
+    does not because it pays, but only if ``config`` says so.
     """
     files = RunFolder(folder)
     with ExitStack() as kept:
@@ -170,8 +172,10 @@ def opened(
         loaded = ranks.one_a_machine_first(problem)
         with ranks.agreed():
             with files.naming_config() if resume else nullcontext():
-                config = config.resolved(loaded.n)
-                run = RunState(config, loaded, ranks)
+                run = RunState(config.resolved(loaded.n), loaded, ranks)
+                if run.config.compile is None:
+                    run.config = replace(run.config, compile=may_compile and run.compiling_pays())
+                config = run.config
             if checkpoint is not None:
                 with files.naming_checkpoint():
                     run.load_state_dict(checkpoint)

@@ -21,7 +21,7 @@ from sngd.problems import Problem
 from sngd.problems.columns import materialized
 from sngd.problems.problem import Samples
 from sngd.state import saved_generator
-from sngd.training.compiled import CompiledLoss
+from sngd.training.compiled import CompiledLoss, pays
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import Measured, evaluate
 from sngd.training.loop import Composed, step_norm
@@ -149,6 +149,12 @@ class RunState:
 
     def loss_of(self, batch: Samples) -> Tensor:
         return self.ranks.mean_loss(self.compiled or self._local_loss, self.model, batch)
+
+    def compiling_pays(self) -> bool:
+        """Whether compiled steps are known to save much more time in the run than compiling takes."""
+        if self.ranks.size > 1 or self.device.type != "cpu" or not isinstance(self.loop, Composed):
+            return False
+        return pays(self.model, self.problem, self.config.epochs * self.problem.n)
 
     def compile(self) -> str | None:
         """Let steps go through ``torch.compile`` from now on; or why that cannot be, as the end of a sentence.
