@@ -1,4 +1,4 @@
-"""Put what `results/bench.json` and `engine.json` hold into `docs/performance.md` and `README.md`, and draw a picture.
+"""Put what `results/` has of benchmarks into `docs/performance.md` and `README.md`, and draw a picture.
 
     make bench    # measures, then calls this
     make docs
@@ -12,11 +12,13 @@ import re
 from collections.abc import Callable, Iterator
 from math import ceil, floor, log10
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "bench.json"
 ENGINE = ROOT / "results" / "engine.json"
+SINCE = ROOT / "results" / "since.json"
 PICTURE = ROOT / "docs" / "performance.svg"
 PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 
@@ -80,12 +82,12 @@ def _models(found: Found, wanted: Callable[[Found], bool]) -> str:
 
 def train(found: Found) -> str:
     rows = [[row["case"], row["work"], row["against"], _ratio(row)] for row in found["train"]["comparisons"]]
-    return _table(["", "", "against", "ratio"], rows)
+    return _table(["problem", "work", "against", "ratio"], rows)
 
 
 def engine(_found: Found) -> str:
     """What compiled steps gain and cost, and the share of evaluation: `benchmarks/engine.py`."""
-    head = ["", "step", "channels last", "compiled", "compiling", "pays after", "evaluation", "without ‖∇F‖"]
+    head = ["problem", "step", "channels last", "compiled", "compiling", "pays after", "evaluation", "without ‖∇F‖"]
     return _table(head, [_pass(case) for case in json.loads(ENGINE.read_text(encoding="utf-8"))["cases"]])
 
 
@@ -108,7 +110,18 @@ def goals(found: Found) -> str:
     for row in (row for part in found.values() for row in part["comparisons"] if row["goal"] is not None):
         case = MODELS.get(row["case"], row["case"])
         rows.append([case, row["work"], row["against"], _ratio(row), f"≤ {row['goal']:g}", row["verdict"]])
-    return _table(["", "work", "against", "ratio", "goal", ""], rows)
+    return _table(["weights or problem", "work", "against", "ratio", "goal", "result"], rows)
+
+
+def since(_found: Found) -> str:
+    """Whole commands against an earlier version: `benchmarks/since.py`."""
+    rows = []
+    for case in json.loads(SINCE.read_text(encoding="utf-8"))["cases"]:
+        wall, cpu = (f"{median(case[name]):.2f}" for name in ("wall", "cpu"))
+        seconds = [f"{case[name]:.0f} s" for name in ("seconds_before", "seconds")]
+        met = "met" if float(wall) <= case["goal"] else "missed"
+        rows.append([f"`{case['command']}`", *seconds, wall, cpu, f"≤ {case['goal']:g}", met])
+    return _table(["command", "before", "now", "ratio", "of CPU time", "goal", "result"], rows)
 
 
 def readme(found: Found) -> str:
@@ -123,7 +136,7 @@ def readme(found: Found) -> str:
 
 
 BLOCKS: dict[str, Callable[[Found], str]] = {
-    block.__name__: block for block in (machine, sizes, step, different, train, engine, goals, readme)
+    block.__name__: block for block in (machine, sizes, step, different, train, engine, goals, since, readme)
 }
 
 
