@@ -1,7 +1,7 @@
 """The base class of norms: what a normalized step must know about a norm, and how a norm sees a weight as a matrix."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from math import prod, sqrt
@@ -21,7 +21,9 @@ from sngd.norms.global_norm import (
     times_power_of_two,
 )
 
-_SHORT, _PIECE = 2**16, 2**19  # entries of tensors that are summed together, and of pieces of longer ones
+_SHORT = 2**16  # entries up to which one thread is as quick as several
+_DOT, _PIECE = 2**14, 2**19  # entries of pieces of shorter and of longer tensors
+_SMALL = 2**12  # entries of tensors of which one is made
 
 
 class Weight(NamedTuple):
@@ -226,21 +228,33 @@ def _norm_and_peak(m: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tenso
 
 
 def inner(vs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:
-    """Σ ⟨v, u⟩ over all pairs, 0-d; summed in float64 where the device has it, else in float32."""
+    """Σ ⟨v, u⟩ over all pairs, 0-d; summed in float64 where the device has it, else in float32.
+
+    On the CPU up to 2¹⁴ products of a short pair are first summed in the dtype of u.
+    """
     device = vs[0].device
     dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
     if device.type != "cpu" or torch.compiler.is_compiling():
         products = torch._foreach_mul(list(us), list(vs)) if len(us) > 1 else [us[0] * vs[0]]
         return torch.stack([product.sum(dtype=dtype) for product in products]).sum()
-    short = [i for i, v in enumerate(vs) if v.numel() <= _SHORT]
-    sums = []
-    if short:  # one sum of all is quicker than a sum of each
-        products = torch._foreach_mul([us[i] for i in short], [vs[i] for i in short])
-        sums.append(torch.cat([product.reshape(-1) for product in products]).sum(dtype=dtype))
-    for i in sorted({*range(len(vs))} - {*short}):  # in pieces, so that no product as long as the weights is made
-        pieces = zip(us[i].reshape(-1).split(_PIECE), vs[i].reshape(-1).split(_PIECE), strict=True)
-        sums += [(u * v).sum(dtype=dtype) for u, v in pieces]
+    small = [i for i, v in enumerate(vs) if v.numel() <= _SMALL]
+    pairs = [(vs[i], us[i]) for i in sorted({*range(len(vs))} - {*small})]
+    if small:  # one sum of all is quicker than a sum of each
+        pairs.append(tuple(torch.cat([ts[i].reshape(-1) for i in small]) for ts in (vs, us)))  # type: ignore[arg-type]
+    dots, sums = [], [torch.zeros((), dtype=dtype)]
+    for v, u in pairs:
+        flat = v.reshape(-1), u.reshape(-1)
+        if v.numel() <= _SHORT:  # a product would be memory that the system has to find in every step
+            dots += [torch.dot(a.to(b.dtype), b) for a, b in _pieces(flat, _DOT)]
+        else:
+            sums += [(a * b).sum(dtype=dtype) for a, b in _pieces(flat, _PIECE)]
+    if dots:
+        sums.append(torch.stack(dots).sum(dtype=dtype))
     return torch.stack(sums).sum()
+
+
+def _pieces(pair: tuple[Tensor, Tensor], size: int) -> Iterable[tuple[Tensor, Tensor]]:
+    return [pair] if len(pair[0]) <= size else zip(*[flat.split(size) for flat in pair], strict=True)
 
 
 def per_output(weight: Weight, table: bool) -> float:
