@@ -234,6 +234,14 @@ def test_what_is_no_convolution_never_pays(tiny):
     assert not pays(problem.build_model(), problem, 1e300)
 
 
+def test_a_model_that_cannot_be_asked_is_not_compiled(monkeypatch):
+    monkeypatch.setattr("sngd.training.compiled._ENOUGH", 0)
+    problem = convolutional()
+    model = nn.Sequential(problem.build_model(), nn.Unflatten(0, (3, 20)))  # of 60 samples, and no others
+    assert not pays(model, problem, 60)
+    assert model.training
+
+
 @pytest.mark.parametrize(
     ("given", "paid", "expected"), [(None, True, True), (None, False, False), (False, True, False)]
 )

@@ -104,6 +104,8 @@ def pays(model: nn.Module, problem: Problem, gradients: float) -> bool:
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
             model.eval()(problem.prepared(inputs))
+    except Exception:  # of a model that takes no batch of two, for example
+        return False
     finally:
         model.train(training)
     counts = counter.get_flop_counts().get("Global", {})
