@@ -68,7 +68,7 @@ def main() -> None:
         print(json.dumps(measured[-1]), flush=True)
         if arguments.json:
             earlier = commit(arguments.before)
-            write_json(arguments.json, {"environment": environment("cpu"), "before": earlier, "cases": measured})
+            write_json(arguments.json, {"environment": environment(), "before": earlier, "cases": measured})
 
 
 def measure(case: Case, before: Path, rounds: int) -> dict[str, object]:

@@ -13,6 +13,8 @@ from typer.main import get_command
 from sngd.cli import app
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "on_a_gpu.sh"
+PARTS = ["tests", "bench", "gains", "small-fig3", "small-alternatives", "small-counting", "small-spider-sizes"]
+PARTS += ["fig3", "fig4"]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
 
 
@@ -33,10 +35,11 @@ def pretending(tmp_path, body):
 
 def test_it_is_valid_and_its_commands_are_ones_that_there_are(tmp_path):
     lines = script("--dry-run", tmp_path / "out", PYTHON="python").stdout.splitlines()
-    assert [line.split(":")[0] for line in lines] == ["tests", "bench", "counting", "spider-sizes", "fig3", "fig4"]
+    assert [line.split(":")[0] for line in lines] == PARTS
     commands = [shlex.split(line.split(": ", 1)[1]) for line in lines]
     assert commands[0][:5] == ["python", "-m", "pytest", "-m", "cuda"]
-    for _, _, package, name, *words in commands[1:]:
+    assert commands[2][:2] == ["python", "benchmarks/gpu.py"]
+    for _, _, package, name, *words in [commands[1], *commands[3:]]:
         assert package == "sngd"
         get_command(app).commands[name].make_context(name, words)  # an error if an option or value is unknown
     assert not (tmp_path / "out").exists()
@@ -58,19 +61,19 @@ def test_a_part_that_is_done_is_not_repeated_and_one_that_failed_is(tmp_path):
     assert "tests: failed with exit code 3" in first.stdout
     assert "fig4: done" in first.stdout
     second = script(tmp_path / "out", PYTHON=python).stdout
-    assert second.count(": done before") == 5
-    assert (tmp_path / "calls").read_text().split() == ["pytest", *["sngd"] * 5, "pytest"]
+    assert second.count(": done before") == len(PARTS) - 1
+    assert (tmp_path / "calls").read_text().split() == ["pytest", "sngd", "--json", *["sngd"] * 6, "pytest"]
     assert (tmp_path / "out" / "keep" / "tests.log").exists()
 
 
 def test_a_part_that_does_not_fit_is_not_begun(tmp_path):
     result = script(tmp_path / "out", PYTHON=pretending(tmp_path, "exit 9"), SECONDS_LEFT="100")
-    assert result.stdout.count("not begun, less than 480 of the 100 seconds are left") == 6
+    assert result.stdout.count("not begun, less than 480 of the 100 seconds are left") == len(PARTS)
 
 
 def test_a_part_that_was_interrupted_goes_on(tmp_path):
     """The pretended figure needs three turns."""
-    counts = f'echo . >> "{tmp_path}/$4"; [ "$4" != fig3 ] || [ $(wc -l < "{tmp_path}/fig3") -ge 3 ] || exit 130'
+    counts = f'echo . >> "{tmp_path}/$4"; [ "$4" != fig4 ] || [ $(wc -l < "{tmp_path}/fig4") -ge 3 ] || exit 130'
     result = script(tmp_path / "out", PYTHON=pretending(tmp_path, counts))
-    assert result.stdout.count("fig3: interrupted") == 2
-    assert result.stdout.count("fig3: done") == 1
+    assert result.stdout.count("fig4: interrupted") == 2
+    assert result.stdout.count("fig4: done") == 1

@@ -51,17 +51,17 @@ class CompiledLoss:
         """
         inputs, targets = materialized(batch)
         shapes = self._problem.prepared(inputs).shape, targets.shape
-        expected = _tried(self, seeded(), batch)
+        expected = tried(self, seeded(), batch)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of torch, about its own modules and the functions that it looks into
                 if self._compiled is _loss:
                     self._compiled = _compiled_loss(self._threads)
                 self._shapes.add(shapes)
-                found = _tried(self, seeded(), batch)
-            reason = expected.difference(found)
+                found = tried(self, seeded(), batch)
+            reason = expected.difference(found, "compiled")
         except Exception as error:  # the compiler's, of which there are many kinds
-            reason = f"torch.compile cannot do it ({_first_line(error)})"
+            reason = f"torch.compile cannot do it ({first_line(error)})"
         if reason:
             self._shapes.discard(shapes)
         return reason
@@ -113,7 +113,7 @@ def pays(model: nn.Module, problem: Problem, gradients: float) -> bool:
     return 3 * forward * gradients >= _ENOUGH  # the backward pass has two convolutions for each
 
 
-class _Trial(NamedTuple):
+class Trial(NamedTuple):
     """What an evaluation of the loss and its gradient led to."""
 
     value: Tensor
@@ -121,25 +121,26 @@ class _Trial(NamedTuple):
     buffers: Sequence[Tensor]
     chance: Tensor
 
-    def difference(self, other: "_Trial") -> str | None:
-        """What is different, more than by rounding, in ``other``, which was compiled; as the end of a sentence."""
+    def difference(self, other: "Trial", how: str) -> str | None:
+        """What is different, more than by rounding, in ``other``, which was evaluated so; as the end of a sentence."""
         if not torch.equal(self.chance, other.chance):
-            return "other random numbers are drawn when compiled"
+            return f"other random numbers are drawn when {how}"
         if not _alike([self.value], [other.value]) or not _alike(self.gradients, other.gradients):
-            return "its loss or gradient comes out differently when compiled"
+            return f"its loss or gradient comes out differently when {how}"
         if not _alike(self.buffers, other.buffers):
-            return "its buffers, such as BatchNorm's statistics, come out differently when compiled"
+            return f"its buffers, such as BatchNorm's statistics, come out differently when {how}"
         return None
 
 
-def _tried(loss: CompiledLoss, model: nn.Module, batch: Samples) -> _Trial:
+def tried(loss: Callable[[Forward, Samples], Tensor], model: nn.Module, batch: Samples) -> Trial:
+    """Evaluate the loss and its gradient; the model's buffers and the random generators change."""
     params = [param for param in model.parameters() if param.requires_grad]
     value = loss(model, batch)
     found = torch.autograd.grad(value, params, allow_unused=True)
     gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)]
     device = value.device
     chance = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    return _Trial(value.detach(), gradients, list(model.buffers()), chance)
+    return Trial(value.detach(), gradients, [buffer.clone() for buffer in model.buffers()], chance)
 
 
 def _alike(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
@@ -163,6 +164,7 @@ def _square(one: Tensor, other: Tensor) -> float:
     return float((one.to(wide) - other.to(wide)).abs().square().sum())
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's message that is not empty, or its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__

@@ -3,6 +3,7 @@
 An oracle call is the gradient ∇f(w; a) of one sample a at one point w. The budget of a run is a number of these.
 """
 
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from sngd.training.run_state import Progress, RunState
 
 CHECKPOINT_SECONDS = 30.0  # between checkpoints, at most; an evaluation saves one too, but not more than one a second
 PROGRESS_SECONDS = 0.1
+GRAPHS = "SNGD_CUDA_GRAPHS"  # in the environment, 0 leaves steps as they are
 
 
 class Interrupted(Exception):
@@ -72,7 +74,8 @@ def train(
         log: send the rows to these too, some of ``sngd.training.observers.OBSERVERS``.
         ranks: this process among those of the run.
         on_progress: called before the first step and then about ten times a second.
-        on_warning: told, in a line, why steps are not compiled although ``config`` says so or it would pay.
+        on_warning: told, in a line, why steps are not compiled although ``config`` says so or it would pay, and why on
+            a GPU they are not CUDA graphs.
         should_stop: called after each step; once it is true, a checkpoint is saved and Interrupted raised.
 
     Returns:
@@ -93,6 +96,8 @@ def train(
         on_progress(found.state.progress)
         if found.state.config.compile:
             _compile(found, on_warning, should_stop)
+        if _records(found.state):
+            _record(found, on_warning)
         return _loop(found, on_progress, should_stop)
 
 
@@ -295,6 +300,16 @@ def _compile(opened_run: OpenRun, on_warning: Callable[[str], None], should_stop
         raise on_all_ranks(opened_run.interrupted)
     if run.ranks.first:
         on_warning(f"{run.config.problem}: steps are not compiled, because {reason}")
+
+
+def _records(run: RunState) -> bool:
+    return run.device.type == "cuda" and os.environ.get(GRAPHS, "1") != "0"
+
+
+def _record(opened_run: OpenRun, on_warning: Callable[[str], None]) -> None:
+    run = opened_run.state
+    if (reason := run.record()) and run.ranks.first:
+        on_warning(f"{run.config.problem}: steps are not CUDA graphs, because {reason}")
 
 
 def _loop(opened_run: OpenRun, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> Row:

@@ -13,7 +13,9 @@ from sngd.training.ranks import ALONE, Ranks
 
 Measured = dict[str, float | None]
 
-CHUNK = 2**19  # input numbers evaluated at a time, and 4096 targets at most: few samples of them if they are large
+# Input numbers evaluated at a time, and 4096 targets at most: few samples of them if they are large. A processor's
+# cache is small, and on an accelerator it is the number of operations that takes time.
+CHUNK, CHUNK_ON_ACCELERATOR = 2**19, 2**22
 
 
 def evaluate(
@@ -72,7 +74,8 @@ def gradient_norms(gradients: Sequence[Tensor] | None, norm: Product | None) -> 
 
 def chunk_size(inputs: Tensor, targets: Tensor) -> int:
     """Samples evaluated at a time, so that memory is bounded."""
-    return max(64, min(4096 // max(1, targets[0].numel()), CHUNK // max(1, inputs[0].numel())))
+    chunk = CHUNK if inputs.device.type == "cpu" else CHUNK_ON_ACCELERATOR
+    return max(64, min(4096 // max(1, targets[0].numel()), chunk // max(1, inputs[0].numel())))
 
 
 def _measure(

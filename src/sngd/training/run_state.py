@@ -6,7 +6,7 @@ An oracle call is the gradient ∇f(w; a) of one sample a at one point w. The bu
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from math import ceil, isfinite
@@ -24,6 +24,7 @@ from sngd.state import saved_generator
 from sngd.training.compiled import CompiledLoss, pays
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import Measured, evaluate
+from sngd.training.graphed import GraphedLoss, Loss
 from sngd.training.loop import Composed, step_norm
 from sngd.training.methods import Setting, find_method
 from sngd.training.metrics import Row
@@ -82,6 +83,7 @@ class RunState:
             self.iterate = RandomIterate([*params, *self.model.buffers()], _generator(config.seed, "output"))
 
         self.compiled: CompiledLoss | None = None
+        self.graphed: GraphedLoss | None = None
         self.norm = step_norm(self.loop, [p for p in self.model.parameters() if p.requires_grad])
         self.tracker = None
         if config.track:
@@ -148,7 +150,7 @@ class RunState:
         return None if size is None else self.samples.draw(size)
 
     def loss_of(self, batch: Samples) -> Tensor:
-        return self.ranks.mean_loss(self.compiled or self._local_loss, self.model, batch)
+        return self.ranks.mean_loss(self.graphed or self._one_by_one, self.model, batch)
 
     def compiling_pays(self) -> bool:
         """Whether compiled steps are known to save much more time in the run than compiling takes."""
@@ -169,15 +171,41 @@ class RunState:
         if embeds and not (self.device.type == "cpu" and torch.get_num_threads() == 1):
             return "an embedding's gradient would be summed in any order, take --threads 1 on a CPU"
         compiled = CompiledLoss(self.problem, torch.get_num_threads())
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            for size in self._sizes():
-                first = torch.arange(size, device=self.device)
-                inputs, targets = (part.index_select(0, first) for part in self.problem.train)
-                drawn = _generator(self.config.seed, "trial of compilation")
-                if reason := compiled.try_on(self._seeded_model, self.problem.augmented((inputs, targets), drawn)):
+        with self._chance_kept():
+            for batch in self._trial_batches():
+                if reason := compiled.try_on(self._seeded_model, batch):
                     return reason
         self.compiled = compiled
         return None
+
+    def record(self) -> str | None:
+        """Let steps repeat recorded CUDA graphs from now on; or why that cannot be, as the end of a sentence."""
+        if self.ranks.size > 1:
+            return "several processes train together"
+        if not isinstance(self.loop, Composed):
+            return f"{self.config.method} needs second derivatives"
+        graphed = GraphedLoss(self._one_by_one, self.model)
+        with self._chance_kept(), torch.cuda.device(self.device if self.device.type == "cuda" else -1):  # -1: none
+            for batch in self._trial_batches():
+                if reason := graphed.try_on(batch):
+                    return reason
+        self.graphed = graphed
+        return None
+
+    @property
+    def _one_by_one(self) -> Loss:
+        return self.compiled or self._local_loss
+
+    def _chance_kept(self) -> AbstractContextManager[None]:
+        """Afterwards torch's global generators are as before."""
+        return torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else [])
+
+    def _trial_batches(self) -> Iterator[Samples]:
+        """A batch of each size that the method evaluates again and again."""
+        for size in self._sizes():
+            first = torch.arange(size, device=self.device)
+            inputs, targets = (part.index_select(0, first) for part in self.problem.train)
+            yield self.problem.augmented((inputs, targets), _generator(self.config.seed, "trial of compilation"))
 
     def _sizes(self) -> set[int]:
         """The numbers of samples that the method evaluates at a time, but for smaller rests."""

@@ -1,0 +1,272 @@
+"""A step's loss and gradient as CUDA graphs: what is recorded, and that steps repeat it with their own batches.
+
+On the CPU a stand-in does what a graph does: it repeats the same work on the same memory. Tests marked cuda have the
+real one.
+"""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from outcomes import assert_bitwise_equal, outcome
+from torch import nn
+
+from sngd.problems import Problem
+from sngd.training import Interrupted, RunConfig, engine, graphed, train
+from sngd.training.graphed import GraphedLoss, Recorded
+from sngd.training.ranks import Ranks
+from sngd.training.run_state import RunState
+
+CONFIG = RunConfig("tiny", "sngd", lr=0.05, batch_size=7, epochs=4, threads=1)
+METHODS = {
+    "sngd": {},
+    "gd": {"chunk_size": 25},
+    "spider-sfo": {"anchor_batch_size": 30, "period": 3, "chunk_size": 10},
+    "svrg": {"chunk_size": 25},
+    "scsg": {"anchor_batch_size": 20},
+    "adamw": {},
+    "noisy-gd": {},
+    "saddle-ngd": {},
+}
+
+
+def repeating(functions, notes=None):
+    """What CUDA graphs do: the results stay where they were first, and get the values of the same work."""
+    for _ in range(3):
+        for function in functions:
+            function()
+    return [_repeating(function, notes) for function in functions]
+
+
+def _repeating(function, notes):
+    results = function()
+
+    def repeat():
+        if notes is not None:
+            notes.append(function.__name__)
+        for old, new in zip(flat(results), flat(function()), strict=True):
+            old.copy_(new)
+
+    return Recorded(repeat, results)
+
+
+def flat(results):
+    return [results] if isinstance(results, torch.Tensor) else [g for g in results if g is not None]
+
+
+def images():
+    """Images of bytes; convolution, BatchNorm and dropout, and a weight on which the loss does not depend."""
+    x = torch.randint(0, 256, (60, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+    def model():
+        layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 3)
+        found = nn.Sequential(*layers)
+        found.register_parameter("unused", nn.Parameter(torch.ones(2)))
+        return found
+
+    def augment(x, generator):
+        return x + torch.randint(0, 2, x.shape, generator=generator, dtype=x.dtype).to(x.device)
+
+    return Problem(
+        model,
+        nn.functional.cross_entropy,
+        (x, x[:, 0, 0, 0].long() % 3),
+        prepare=lambda images: images.float().div_(255),
+        augment=augment,
+    )
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Runs on the CPU record their steps, with the stand-in; the list has an entry for each evaluation repeated."""
+    notes = []
+    monkeypatch.setattr(graphed.GraphedLoss.__init__, "__defaults__", (lambda functions: repeating(functions, notes),))
+    monkeypatch.setattr(engine, "_records", lambda _: True)
+    return notes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_run_has_the_same_weights_rows_and_random_numbers(method, tmp_path, monkeypatch, as_on_a_gpu):
+    config = replace(CONFIG, method=method, params=METHODS[method], output="random")
+    warned = []
+    train(config, tmp_path / "graphed", problem=images, on_warning=warned.append)
+    assert as_on_a_gpu
+    assert not warned
+    monkeypatch.setattr(engine, "_records", lambda _: False)
+    as_on_a_gpu.clear()
+    train(config, tmp_path / "plain", problem=images)
+    assert not as_on_a_gpu
+    assert_bitwise_equal(outcome(tmp_path / "graphed"), outcome(tmp_path / "plain"))
+
+
+@pytest.mark.parametrize("method", ["sngd", "spider-sfo"])
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_it_goes_on_bit_for_bit(method, tmp_path):
+    config = replace(CONFIG, method=method, params=METHODS[method])
+    train(config, tmp_path / "whole", problem=images)
+    steps = iter([False] * 5 + [True])
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "run", problem=images, should_stop=lambda: next(steps))
+    train(config, tmp_path / "run", problem=images, resume=True)
+    assert_bitwise_equal(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
+def test_batches_of_other_sizes_go_the_old_way(as_on_a_gpu):
+    problem = images()
+    run = RunState(CONFIG.resolved(60), problem)
+    assert run.record() is None
+    as_on_a_gpu.clear()
+    inputs, targets = problem.train
+    for size in (7, 6):
+        run.loss_of((inputs[:size], targets[:size])).backward()
+    assert as_on_a_gpu == ["_forward", "_backward"]
+    other = problem.build_model()
+    assert run.graphed is not None
+    run.graphed(other, (inputs[:7], targets[:7]))
+    assert as_on_a_gpu == ["_forward", "_backward"]
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_the_trial_leaves_no_trace():
+    run, twin = (RunState(CONFIG.resolved(60), images()) for _ in range(2))
+    before = torch.get_rng_state()
+    assert run.record() is None
+    assert torch.equal(torch.get_rng_state(), before)
+    states = run.state_dict(False), twin.state_dict(False)
+    assert all(map(torch.equal, states[0]["model"].values(), states[1]["model"].values()))
+    assert torch.equal(states[0]["augmentation"], states[1]["augmentation"])
+    assert all(p.grad is None for p in run.model.parameters())
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_the_gradient_is_times_what_the_loss_is_multiplied_by():
+    problem = images()
+    run = RunState(CONFIG.resolved(60), problem)
+    run.record()
+    batch = tuple(part[:7] for part in problem.train)
+    params = [p for p in run.model.parameters() if p.shape != (2,)]
+    found = []
+    for times in (1, 3):
+        torch.manual_seed(0)  # the same dropout
+        found.append(torch.autograd.grad(times * run.loss_of(batch), params))
+    for once, thrice in zip(*found, strict=True):
+        torch.testing.assert_close(3 * once, thrice)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_gradient_that_was_overwritten_is_an_error():
+    problem = images()
+    run = RunState(CONFIG.resolved(60), problem)
+    run.record()
+    batch = tuple(part[:7] for part in problem.train)
+    first = run.loss_of(batch)
+    run.loss_of(batch)
+    with pytest.raises(RuntimeError, match="lost, because another one was computed before backward"):
+        first.backward()
+
+
+def waits(_functions):
+    raise RuntimeError("\noperation not permitted when stream is capturing\nand much more")
+
+
+def adds_one(functions):
+    evaluated, differentiated = repeating(functions)
+
+    def repeat():
+        evaluated.repeat()
+        evaluated.results.add_(1)
+
+    return [Recorded(repeat, evaluated.results), differentiated]
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (waits, "a CUDA graph cannot hold them (operation not permitted when stream is capturing)"),
+        (adds_one, "its loss or gradient comes out differently when recorded"),
+    ],
+)
+def test_what_cannot_be_recorded_is_trained_as_before_with_one_warning(monkeypatch, tmp_path, tiny, record, reason):
+    monkeypatch.setattr(engine, "_records", lambda _: True)
+    monkeypatch.setattr(graphed.GraphedLoss.__init__, "__defaults__", (record,))
+    warned = []
+    train(CONFIG, tmp_path / "run", problem=tiny, on_warning=warned.append)
+    assert warned == [f"tiny: steps are not CUDA graphs, because {reason}"]
+    monkeypatch.setattr(engine, "_records", lambda _: False)
+    train(CONFIG, tmp_path / "plain", problem=tiny)
+    assert_bitwise_equal(outcome(tmp_path / "run"), outcome(tmp_path / "plain"))
+
+
+def test_methods_with_second_derivatives_and_several_processes_are_not_recorded(tiny):
+    run = RunState(replace(CONFIG, method="natasha2").resolved(60), tiny())
+    assert run.record() == "natasha2 needs second derivatives"
+    run = RunState(CONFIG.resolved(60), tiny(), Ranks(0, 2))
+    assert run.record() == "several processes train together"
+
+
+@pytest.mark.parametrize(
+    ("device", "value", "expected"), [("cuda", None, True), ("cuda", "0", False), ("cpu", None, False)]
+)
+def test_steps_are_recorded_on_a_gpu_unless_the_environment_says_no(monkeypatch, tiny, device, value, expected):
+    run = RunState(CONFIG.resolved(60), tiny())
+    run.device = torch.device(device)
+    if value is not None:
+        monkeypatch.setenv(engine.GRAPHS, value)
+    assert engine._records(run) is expected
+
+
+# ---- on a GPU
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("method", METHODS)
+def test_a_graph_gives_the_numbers_of_single_operations(method, tmp_path, monkeypatch):
+    config = replace(CONFIG, method=method, params=METHODS[method], device="cuda")
+    warned = []
+    train(config, tmp_path / "graphed", problem=images, on_warning=warned.append)
+    assert not warned
+    monkeypatch.setenv(engine.GRAPHS, "0")
+    train(config, tmp_path / "plain", problem=images)
+    for folder in ("graphed", "plain"):
+        assert json.loads((tmp_path / folder / "config.json").read_text())["device"] == "cuda"
+    assert_bitwise_equal(outcome(tmp_path / "graphed"), outcome(tmp_path / "plain"))
+
+
+@pytest.mark.cuda
+def test_repeating_does_not_wait_for_the_gpu():
+    problem = images()
+    run = RunState(replace(CONFIG, device="cuda").resolved(60), problem)
+    assert run.record() is None
+    batch = tuple(part[:7] for part in run.problem.train)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            run.loss_of(batch).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.cuda
+def test_a_model_that_makes_the_host_wait_is_trained_as_before(tmp_path):
+    class Waiting(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (1 if x.sum().item() > 0 else 2)
+
+    x = torch.linspace(-1, 1, 240).reshape(60, 4)
+    problem = Problem(lambda: Waiting(4, 2), nn.functional.cross_entropy, (x, (x[:, 0] > 0).long()))
+    warned = []
+    row = train(replace(CONFIG, device="cuda"), tmp_path, problem=lambda: problem, on_warning=warned.append)
+    assert row["train_loss"] < 1
+    assert len(warned) == 1
+    assert "a CUDA graph cannot hold them" in warned[0]
+
+
+def test_a_loss_that_was_not_tried_on_is_the_plain_one(tiny):
+    problem = tiny()
+    model = problem.build_model()
+    calls = []
+    loss = GraphedLoss(lambda _, batch: calls.append(len(batch[0])) or torch.zeros(()), model)
+    loss(model, tuple(part[:5] for part in problem.train))
+    assert calls == [5]
