@@ -436,6 +436,7 @@ EVERY_SETTING = {
     "device": "cuda:1",
     "threads": 2,
     "compile": True,
+    "precision": "bfloat16",
 }
 
 

@@ -59,7 +59,7 @@ def test_an_arm_sets_what_a_run_has_as_what_it_is_declared():
         "eval_samples": 3,
         "grad_norm": False,
     }
-    settings |= {"track": "noise", "device": "cpu", "threads": 2, "compile": True}
+    settings |= {"track": "noise", "device": "cpu", "threads": 2, "precision": "bfloat16", "compile": True}
     assert settings.keys() == SETTINGS.keys() - {"problem", "method", "seed", "params"}
     words = [f"@{name}={int(value) if isinstance(value, bool) else value}" for name, value in settings.items()]
     (arm,) = parse_arms("spider-sfo" + "".join(words) + "@period=3", RunConfig("digits-mlp", ""))

@@ -17,6 +17,8 @@ from sngd.training.sampler import SAMPLERS
 from sngd.training.schema import ONE_LINE, Declared, check, check_value, declared, read
 from sngd.training.tracking import tracked_names, tracking_cost
 
+PRECISIONS = ("float32", "bfloat16")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -95,6 +97,14 @@ class RunConfig:
     threads: Annotated[int | None, Declared(ge=1, help="CPU threads of a run. (default: its share of the cores)")] = (
         None
     )
+    precision: Annotated[
+        str,
+        Declared(
+            one_of=PRECISIONS,
+            help="Of the products in training steps: 'float32', or 'bfloat16', which is quicker on a GPU. Weights, "
+            "gradients and evaluations are float32 all the same.",
+        ),
+    ] = "float32"
     # A setting because sums are rounded in another order.
     compile: Annotated[
         bool | None,
@@ -240,6 +250,7 @@ class StoredConfig(TypedDict, total=False):
     track: str | None
     device: str
     threads: int | None
+    precision: str
     compile: bool | None
 
 

@@ -234,16 +234,20 @@ def _extended(files: RunFolder, checkpoint: Checkpoint | None, config: RunConfig
 
 @contextmanager
 def _repeatable(threads: int) -> Iterator[None]:
-    """Inside, torch uses this number of CPU threads and cuDNN's deterministic kernels, so that runs can be repeated."""
+    """Inside, torch uses this number of CPU threads and cuDNN's deterministic kernels, so that runs can be repeated.
+
+    float32 is float32: products on a GPU are not rounded to TF32, which convolutions otherwise are.
+    """
     cudnn = torch.backends.cudnn  # its own context manager, flags(), would reset other settings to defaults
-    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
+    matmul = torch.backends.cuda.matmul
+    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
     torch.set_num_threads(threads)
-    cudnn.deterministic, cudnn.benchmark = True, False
+    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, False, False, False
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        cudnn.deterministic, cudnn.benchmark = before[1:]
+        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[1:]
 
 
 def _last_row(files: RunFolder, events: Observers | None, count: int, ranks: Ranks) -> Row:
@@ -260,7 +264,8 @@ def _last_row(files: RunFolder, events: Observers | None, count: int, ranks: Ran
 
 def _agree(config: RunConfig, files: RunFolder, extend: bool) -> RunConfig:
     """The folder's settings, with the epochs of ``config`` if it may ``extend`` them. ValueError for other settings."""
-    stored: StoredConfig = {"compile": False, **files.read_config()}  # a run from before this setting was not compiled
+    # a run from before these settings was trained so
+    stored: StoredConfig = {"precision": "float32", "compile": False, **files.read_config()}
     try:
         known = RunConfig(**stored)
         known.resolved()

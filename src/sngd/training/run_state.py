@@ -6,7 +6,7 @@ An oracle call is the gradient ∇f(w; a) of one sample a at one point w. The bu
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from math import ceil, isfinite
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sngd.checks import cut
 from sngd.iterates import RandomIterate
+from sngd.norms.global_norm import at_least_float32
 from sngd.problems import Problem
 from sngd.problems.columns import materialized
 from sngd.problems.problem import Samples
@@ -24,7 +25,7 @@ from sngd.state import saved_generator
 from sngd.training.compiled import CompiledLoss, pays
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import Measured, evaluate
-from sngd.training.graphed import GraphedLoss, Loss
+from sngd.training.graphed import GraphedLoss
 from sngd.training.loop import Composed, step_norm
 from sngd.training.methods import Setting, find_method
 from sngd.training.metrics import Row
@@ -171,7 +172,7 @@ class RunState:
         if embeds and not (self.device.type == "cpu" and torch.get_num_threads() == 1):
             return "an embedding's gradient would be summed in any order, take --threads 1 on a CPU"
         compiled = CompiledLoss(self.problem, torch.get_num_threads())
-        with self._chance_kept():
+        with self._chance_kept(), self._rounding():
             for batch in self._trial_batches():
                 if reason := compiled.try_on(self._seeded_model, batch):
                     return reason
@@ -192,9 +193,17 @@ class RunState:
         self.graphed = graphed
         return None
 
-    @property
-    def _one_by_one(self) -> Loss:
-        return self.compiled or self._local_loss
+    def _one_by_one(self, model: Forward, batch: Samples) -> Tensor:
+        """The training loss, in operations that the host starts one by one."""
+        with self._rounding():
+            value = (self.compiled or self._local_loss)(model, batch)
+        return value.to(at_least_float32(value.dtype))
+
+    def _rounding(self) -> AbstractContextManager[object]:
+        """Inside, products are rounded as the run's precision says."""
+        if self.config.precision == "float32":
+            return nullcontext()
+        return torch.autocast(self.device.type, torch.bfloat16)
 
     def _chance_kept(self) -> AbstractContextManager[None]:
         """Afterwards torch's global generators are as before."""

@@ -51,6 +51,8 @@ def reason_against(config: RunConfig, problem: Problem) -> str | None:
     Two models with different weights are tried on a few samples, together and one after the other. So this finds
     whatever makes a difference, also in a model or a loss of the user's own.
     """
+    if config.precision != "float32":
+        return f"its products are rounded to {config.precision}"
     if type(find_method(config.method)) is not Method:
         return f"{config.method} has a loop of its own"
     if config.track is not None:
