@@ -207,3 +207,25 @@ def flattened():
 
 def test_the_first_fsdp_is_refused():
     on_ranks(1, flattened)
+
+
+def beside_a_plain_weight():
+    """Steps that need little else, which a single process takes in a short way."""
+    mesh = init_device_mesh("cpu", (2,))
+    for options in ({"weight_decay": 0.1}, {"max_scale": 0.01}, {"momentum": 0.9}):
+        plain = nn.Parameter(torch.ones(3))
+        shards = nn.Parameter(distribute_tensor(torch.ones(4, 3), mesh, [Shard(0)]))
+        optimizer = sngd.SNGD([plain, shards], lr=0.1, **options)
+        for _ in range(2):
+            plain.grad = torch.ones(3)
+            shards.grad = None
+            if dist.get_rank() == 0:
+                shards.grad = DTensor.from_local(torch.ones(2, 3), mesh, [Shard(0)])
+            optimizer.step()
+        norms = [torch.zeros(()) for _ in range(2)]
+        dist.all_gather(norms, optimizer.last_norm.float())
+        assert norms[0] == norms[1] > 2.9  # of 3 and 6 entries of about 1
+
+
+def test_a_rank_without_a_gradient_of_its_shard_takes_part_in_the_norm():
+    on_ranks(2, beside_a_plain_weight)

@@ -137,3 +137,20 @@ def test_newton_schulz_is_no_more_inexact_than_said(coefficients, steps):
     assert closest[1] < 0.02
     assert exact.inexactness((6, 8)) == L2().inexactness((6, 8)) == norm.inexactness((8,)) == (0.0, 0.0)
     assert product_of([torch.zeros(2, 8), torch.zeros(6, 8)], norm).inexactness == norm.inexactness((6, 8))
+
+
+@pytest.mark.parametrize("shape", [(100,), (128, 128), (300, 300)])
+@pytest.mark.parametrize("norm", ["sign(scaled=False)", "layer", "row", "col"])
+def test_a_sum_that_is_too_large_for_float32_is_none_for_the_dual_norm(shape, norm):
+    v = torch.full(shape, 1e35)
+    product = product_of([v], norm)
+    assert product.dual([v]).item() == pytest.approx(1e35 * product.dual([torch.ones(shape)]).item(), rel=2e-5)
+
+
+@pytest.mark.parametrize("n", [10, 5000, 2**16, 2**16 + 1])
+@pytest.mark.parametrize("layout", ["contiguous", "strided", "expanded"])
+def test_equal_entries_are_summed_well_in_every_layout(n, layout):
+    """The worst for a sum in float32: every addition rounds the same way."""
+    layouts = {"contiguous": lambda: torch.full((n,), 0.1), "strided": lambda: torch.full((n, 3), 0.1)[:, 0]}
+    v = layouts.get(layout, lambda: torch.tensor(0.1).expand(n))()
+    assert Sign(scaled=False).dual(v).item() == pytest.approx(v.double().sum().item(), rel=2e-5)

@@ -238,6 +238,33 @@ def test_it_leaves_long_weights_to_pieces_where_they_help(rule):
     assert taken_bare([nn.Parameter(torch.ones(2**19 + 1))], KNOWN[rule]) == (rule in ("sngd", "capped"))
 
 
+def test_capturable_is_what_the_optimizer_was_made_with(monkeypatch):
+    """A loaded state changes the groups' option and not the optimizer's, which is what the general step asks."""
+    one, other = weights(), weights()
+    optimizers = [SNGD(params, lr=0.1, weight_decay=0.1, capturable=True) for params in (one, other)]
+    for optimizer in optimizers:
+        optimizer.load_state_dict(SNGD(weights(), lr=0.1, weight_decay=0.1).state_dict())
+    general(optimizers[1], monkeypatch)
+    for step in range(3):
+        for params, optimizer in zip((one, other), optimizers, strict=True):
+            with_gradients(params, step)
+            optimizer.step()
+    assert_same_bits(one, other)
+
+
+def test_a_weight_of_another_kind_is_left_to_the_general_step_also_without_a_gradient():
+    """On other ranks a DTensor may have a gradient, and they would wait for this one."""
+
+    class Sharded(torch.Tensor):
+        pass
+
+    params = [*weights(), torch.ones(3).as_subclass(Sharded).requires_grad_()]
+    optimizer = SNGD(params, lr=0.1)
+    with_gradients(params[:-1], 0)
+    with torch.no_grad():
+        assert bare_step(optimizer.param_groups, optimizer.state) is None
+
+
 def test_gaps_in_memory_and_other_dtypes_of_buffers_are_left_to_the_general_step():
     gaps = [nn.Parameter(torch.ones(64, 128).mT[::2])]
     assert taken_bare(gaps, {})

@@ -13,6 +13,7 @@ from sngd.optim.options import averages, coupled_decay
 from sngd.optim.part import LEAST_FACTOR, coefficient
 from sngd.optim.pieces import long_ones
 from sngd.optim.usual import are_usual, with_gradients
+from sngd.sharding import are_plain
 
 
 class _Bare(NamedTuple):
@@ -62,6 +63,8 @@ def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str,
 
 
 def _is_known(group: dict[str, Any]) -> bool:
+    if not are_plain(group["params"]):
+        return False  # of DTensors other ranks may have gradients, also if this one has none
     if group["norm"] != "l2" or group["foreach"] is not None or group["fused"] or group["capturable"]:
         return False
     return not (group["maximize"] or averages(group) or isinstance(group["lr"], Tensor))

@@ -281,7 +281,7 @@ class SNGD(Optimizer):
 
     def _take_bare_step(self, cancels: bool) -> bool:
         """Take the step if it is a bare one; False if it is not, and nothing was changed."""
-        if torch.compiler.is_compiling() or (cancels and is_watched(self)):
+        if torch.compiler.is_compiling() or self.defaults["capturable"] or (cancels and is_watched(self)):
             return False
         norm = bare_step(self.param_groups, self.state)
         if norm is None:
