@@ -15,10 +15,10 @@ from torch import nn
 
 from sngd.problems import Problem
 from sngd.problems.resnet import cifar_resnet
+from sngd.studies.runs import all_runs
 from sngd.training import Interrupted, RunConfig, train
 from sngd.training.compiled import pays
 from sngd.training.ranks import Ranks
-from sngd.training.replicas.train import train_together
 from sngd.training.run_state import RunState
 
 CONFIG = RunConfig("tiny", "sngd", lr=0.05, batch_size=7, epochs=4, threads=1, compile=True)
@@ -188,31 +188,49 @@ def test_a_run_from_before_the_setting_goes_on_as_it_was(monkeypatch, tmp_path, 
 # ---- whether it pays
 
 
+def long_run(problem, times):
+    """A run whose layers are ``times`` as many operations as are enough."""
+    each = 2 * (
+        27 * 4 * 16 + 64 * 3
+    )  # a multiplication and an addition for each weight, of the convolution at 16 places
+    return replace(CONFIG, compile=None, epochs=times * 1e14 / (3 * each * problem.n))
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """As if runs of small networks gained nothing by being trained as one."""
+    monkeypatch.setattr("sngd.training.compiled.most_replicas", lambda *_: 1)
+
+
+@pytest.mark.usefixtures("alone")
 def test_it_pays_in_long_runs_of_convolutional_networks():
     problem = convolutional()
-    model = problem.build_model().train()
-    before = [tensor.clone() for tensor in model.state_dict().values()]
+    model = problem.build_model()
     chance = torch.get_rng_state()
-    forward = 2 * (3 * 3 * 3) * 4 * (4 * 4)  # a multiplication and an addition for each weight, at 4 × 4 places
-    enough = 1e14 / (3 * forward)
-    assert not pays(model, problem, 0.999 * enough)
-    assert pays(model, problem, 1.001 * enough)
-    assert model.training
+    assert [pays(model, long_run(problem, times), problem) for times in (0.999, 1.001)] == [False, True]
     assert torch.equal(torch.get_rng_state(), chance)
-    assert all(map(torch.equal, model.state_dict().values(), before))
+
+
+def test_runs_that_could_be_trained_as_one_are_all_plain():
+    """Otherwise the runs of an arm, which differ in their seed, would differ in this as well, by how many there are."""
+    problem = convolutional()
+    assert not pays(problem.build_model(), long_run(problem, 1e6), problem)
 
 
 @pytest.mark.parametrize(("depth", "passes"), [(8, 28), (20, 9)])
 def test_the_passes_over_cifar10_that_the_documentation_names(depth, passes):
     images = torch.zeros(2, 3, 32, 32)
-    model = cifar_resnet(depth)
-    problem = Problem(lambda: model, nn.functional.cross_entropy, (images, torch.zeros(2).long()))
-    assert [pays(model, problem, 50_000 * (passes - less)) for less in (1, 0)] == [False, True]
-    assert f"ResNet{depth} from {passes}" in (Path(__file__).parents[2] / "docs/performance.md").read_text(
-        encoding="utf-8"
-    )
+    problem = Problem(lambda: cifar_resnet(depth), nn.functional.cross_entropy, (images, torch.zeros(2).long()))
+    config = RunConfig("cifar10-resnet", "sngd", batch_size=128)
+    configs = [replace(config, epochs=25_000 * (passes - less)) for less in (1, 0)]  # of two samples, not 50,000
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sngd.training.compiled.most_replicas", lambda *_: 1)
+        assert [pays(problem.build_model(), one, problem) for one in configs] == [False, True]
+    page = (Path(__file__).parents[2] / "docs/performance.md").read_text(encoding="utf-8")
+    assert f"ResNet{depth} from {passes}" in page
 
 
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize(
     ("config", "ranks", "answer"),
     [
@@ -223,23 +241,45 @@ def test_the_passes_over_cifar10_that_the_documentation_names(depth, passes):
     ],
 )
 def test_it_pays_for_whom(monkeypatch, config, ranks, answer):
-    problem = convolutional()
-    monkeypatch.setattr("sngd.training.compiled._ENOUGH", 3 * 60 * 2 * 27 * 4 * 16 * 3.0)
-    run = RunState(replace(CONFIG, compile=None, **config).resolved(60), problem, ranks)
+    monkeypatch.setattr("sngd.training.compiled._ENOUGH", 3 * 60 * 2 * 1920 * 3.0)
+    run = RunState(replace(CONFIG, compile=None, **config).resolved(60), convolutional(), ranks)
     assert run.compiling_pays() is answer
 
 
-def test_what_is_no_convolution_never_pays(tiny):
+def test_what_has_no_convolution_never_pays(tiny):
     problem = tiny()
-    assert not pays(problem.build_model(), problem, 1e300)
+    assert not pays(problem.build_model(), replace(CONFIG, epochs=1e9), problem)
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_model_that_cannot_be_asked_is_not_compiled(monkeypatch):
     monkeypatch.setattr("sngd.training.compiled._ENOUGH", 0)
     problem = convolutional()
-    model = nn.Sequential(problem.build_model(), nn.Unflatten(0, (3, 20)))  # of 60 samples, and no others
-    assert not pays(model, problem, 60)
-    assert model.training
+    fixed = replace(problem, build_model=lambda: nn.Sequential(problem.build_model(), nn.Unflatten(0, (3, 20))))
+    assert pays(problem.build_model(), CONFIG, problem)
+    assert not pays(fixed.build_model(), CONFIG, fixed)  # which takes 60 samples, and no others
+
+
+@pytest.mark.usefixtures("alone")
+def test_asking_changes_nothing_of_the_run(monkeypatch, tmp_path):
+    """Not even of a model that sets itself up by the first samples that it sees."""
+
+    class SetUp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("scale", torch.zeros(()))
+
+        def forward(self, x):
+            if self.scale == 0:
+                self.scale.copy_(1 / x.std())
+            return x * self.scale
+
+    problem = convolutional()
+    own = replace(problem, build_model=lambda: nn.Sequential(SetUp(), problem.build_model()))
+    monkeypatch.setattr("sngd.training.compiled._ENOUGH", 1e300)
+    for name, given in (("asked", None), ("told", False)):
+        train(replace(CONFIG, compile=given), tmp_path / name, problem=lambda: own)
+    assert_bitwise_equal(outcome(tmp_path / "asked"), outcome(tmp_path / "told"))
 
 
 @pytest.mark.parametrize(
@@ -261,13 +301,16 @@ def test_a_new_run_is_compiled_if_it_pays_or_as_it_is_told(monkeypatch, tmp_path
     assert len(compiled) == 2 * expected
 
 
-def test_runs_that_are_trained_as_one_are_not_compiled_because_it_pays(monkeypatch, tmp_path):
-    monkeypatch.setattr(RunState, "compiling_pays", lambda _: True)
-    x = torch.linspace(-1, 1, 240).reshape(60, 4)
-    problem = Problem(lambda: nn.Linear(4, 2), nn.functional.cross_entropy, (x, (x[:, 0] > 0).long()))
-    configs = [replace(CONFIG, compile=None, seed=seed) for seed in (0, 1)]
-    train_together(configs, [tmp_path / "0", tmp_path / "1"], problem=lambda: problem)
-    assert [json.loads((tmp_path / run / "config.json").read_text())["compile"] for run in "01"] == [False, False]
+@pytest.mark.parametrize("without", ["no entry", "null"])
+def test_the_command_of_a_run_from_before_repeats_it(tmp_path, tiny, without):
+    train(replace(CONFIG, compile=False), tmp_path, problem=tiny)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["compile"]
+    path.write_text(json.dumps(stored | ({"compile": None} if without == "null" else {})))
+    (run,) = all_runs(tmp_path)
+    assert "--no-compile" in run.settings.command()
+    train(replace(CONFIG, compile=False), tmp_path, problem=tiny, resume=True)
 
 
 # ---- with a real compiler ------------------------------------------------------------------------------------

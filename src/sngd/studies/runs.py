@@ -27,7 +27,7 @@ from sngd.studies.packed import (
     read_comparisons,
     read_packed,
 )
-from sngd.training.config import RunConfig, StoredConfig, read_config
+from sngd.training.config import RunConfig, StoredConfig, as_trained, read_config
 from sngd.training.environment import Environment
 from sngd.training.methods import recorded_parameters
 from sngd.training.metrics import Row, read_rows
@@ -82,7 +82,7 @@ class Run:
     @property
     def settings(self) -> RunConfig:
         """The settings, with defaults for those that a file of an earlier version lacks."""
-        return RunConfig(**self.config)
+        return RunConfig(**as_trained(self.config))
 
     @property
     def label(self) -> str:

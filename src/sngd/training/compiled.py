@@ -14,7 +14,10 @@ from torch import Tensor, nn
 from sngd.problems import Problem
 from sngd.problems.columns import materialized
 from sngd.problems.problem import Samples
+from sngd.training.config import RunConfig
+from sngd.training.operations import operations
 from sngd.training.ranks import Forward
+from sngd.training.replicas.alike import most_replicas
 
 
 class CompiledLoss:
@@ -80,37 +83,27 @@ def _compiled_loss(threads: int) -> Callable[..., Tensor]:
     return torch.compile(copy, dynamic=False, options=options)
 
 
-# Floating-point operations of convolutions in a run. Compiling ResNet8's step took as long as it saved in 9e12 of them,
+# Floating-point operations of a run's layers. Compiling ResNet8's step took as long as it saved in 9e12 of them,
 # ResNet20's in 2.5e13 (results/engine.json).
 _ENOUGH = 1e14
 _CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 
-def pays(model: nn.Module, problem: Problem, gradients: float) -> bool:
+def pays(model: nn.Module, config: RunConfig, problem: Problem) -> bool:
     """Whether compiling on the CPU takes much less time than it saves: in long runs of convolutional networks.
 
-    It asks for the arithmetic, which does not depend on how busy the machine is, so that a run repeats its answer.
-
-    Args:
-        model: on the CPU; its mode and buffers are left as they are.
-        gradients: gradient evaluations of the whole run.
+    It asks for the arithmetic, which does not depend on how busy the machine is, so that a run repeats its answer. Runs
+    that can be trained as one are not compiled, because the answer would depend on which of them are. The model is not
+    evaluated, but another one of the problem's.
     """
-    if not any(isinstance(module, _CONVOLUTIONS) for module in model.modules()):
+    if not any(isinstance(layer, _CONVOLUTIONS) for layer in model.modules()):
         return False
-    from torch.utils.flop_counter import FlopCounterMode  # here, because importing it takes long
-
-    inputs, _ = materialized((problem.train[0][:2], problem.train[1][:2]))  # a model may squeeze a batch of one
-    training = model.training
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), FlopCounterMode(display=False) as counter:
-            model.eval()(problem.prepared(inputs))
-    except Exception:  # of a model that takes no batch of two, for example
+        gradients = config.epochs * problem.n
+        # the backward pass has two convolutions for each
+        return most_replicas(config, problem) == 1 and 3 * operations(problem, 1) * gradients >= _ENOUGH
+    except Exception:  # of a model that takes no batch of three, for example
         return False
-    finally:
-        model.train(training)
-    counts = counter.get_flop_counts().get("Global", {})
-    forward = sum(float(count) for name, count in counts.items() if "conv" in str(name)) / len(inputs)
-    return 3 * forward * gradients >= _ENOUGH  # the backward pass has two convolutions for each
 
 
 class Trial(NamedTuple):

@@ -267,6 +267,11 @@ def read_config(path: Path) -> StoredConfig:
     return content
 
 
+def as_trained(stored: StoredConfig) -> StoredConfig:
+    """The settings with those added that came later, as runs were trained before."""
+    return {**stored, "precision": stored.get("precision", "float32"), "compile": bool(stored.get("compile"))}
+
+
 def check_config(content: object, where: str, place: str) -> StoredConfig:
     """As ``read_config``, of settings that were at ``place`` in another file, ``where``."""
     check(content, RunConfig, where, place)

@@ -18,7 +18,7 @@ import torch
 
 from sngd.checks import cut
 from sngd.problems import Problem, load_problem
-from sngd.training.config import RunConfig, StoredConfig
+from sngd.training.config import RunConfig, as_trained
 from sngd.training.extend import check_extension, extended
 from sngd.training.methods import recorded_parameters
 from sngd.training.metrics import Row
@@ -68,7 +68,7 @@ def train(
         problem: loads the problem; default: ``load_problem(config.problem, data)``. A finished run does not load it.
         resume: go on with the run in the folder; start it if there is none.
         extend: with ``resume``, a run of a constant plan may go on to more epochs than it was begun with. It ends as a
-            run that was begun with so many, bit for bit.
+            run that was begun with so many, bit for bit, if that is compiled as this one was from its beginning.
         overwrite: delete the run in the folder and start again.
         tensorboard: write the rows as TensorBoard event files too, in the folder's ``tensorboard``.
         log: send the rows to these too, some of ``sngd.training.observers.OBSERVERS``.
@@ -152,12 +152,10 @@ def opened(
     resume: bool = False,
     extend: bool = False,
     overwrite: bool = False,
-    may_compile: bool = True,
 ) -> Iterator[OpenRun | Row]:
     """Inside, the run in ``folder`` is begun or taken up again, or this is the last row of a run that has ended.
 
-    Arguments and errors as for ``train``; the rows are sent to ``observers`` too. Unless it ``may_compile``, a new run
-    does not because it pays, but only if ``config`` says so.
+    Arguments and errors as for ``train``; the rows are sent to ``observers`` too.
     """
     files = RunFolder(folder)
     with ExitStack() as kept:
@@ -179,7 +177,7 @@ def opened(
             with files.naming_config() if resume else nullcontext():
                 run = RunState(config.resolved(loaded.n), loaded, ranks)
                 if run.config.compile is None:
-                    run.config = replace(run.config, compile=may_compile and run.compiling_pays())
+                    run.config = replace(run.config, compile=run.compiling_pays())
                 config = run.config
             if checkpoint is not None:
                 with files.naming_checkpoint():
@@ -264,8 +262,7 @@ def _last_row(files: RunFolder, events: Observers | None, count: int, ranks: Ran
 
 def _agree(config: RunConfig, files: RunFolder, extend: bool) -> RunConfig:
     """The folder's settings, with the epochs of ``config`` if it may ``extend`` them. ValueError for other settings."""
-    # a run from before these settings was trained so
-    stored: StoredConfig = {"precision": "float32", "compile": False, **files.read_config()}
+    stored = as_trained(files.read_config())
     try:
         known = RunConfig(**stored)
         known.resolved()

@@ -157,7 +157,7 @@ class RunState:
         """Whether compiled steps are known to save much more time in the run than compiling takes."""
         if self.ranks.size > 1 or self.device.type != "cpu" or not isinstance(self.loop, Composed):
             return False
-        return pays(self.model, self.problem, self.config.epochs * self.problem.n)
+        return pays(self.model, self.config, self.problem)
 
     def compile(self) -> str | None:
         """Let steps go through ``torch.compile`` from now on; or why that cannot be, as the end of a sentence.

@@ -53,9 +53,7 @@ def train_together(
     with ExitStack() as kept:
         found = []
         for config, folder in zip(configs, folders, strict=True):
-            found.append(
-                kept.enter_context(opened(config, folder, problem, ALONE, observers, may_compile=False, **how))
-            )
+            found.append(kept.enter_context(opened(config, folder, problem, ALONE, observers, **how)))
             if isinstance(run := found[-1], OpenRun):  # which draws nothing more from what the next one seeds anew
                 run.state.chance = run.state.global_chance()
         return _Together(found, partial(_stand_in, configs, problem)).train(on_progress, should_stop)
