@@ -36,6 +36,7 @@ WORDS = {  # what each picture shows; a test sees that none is missing
     "results/small/fig2/fig2.png": "Figure 2: SNGD and SPIDER-SFO on MNIST.",
     "results/small/large-batches/large-batches.png": "S-SGD and S-SNGD on MNIST at four batch sizes, to the end.",
     "results/small/reduced-variance/reduced-variance.png": "SPIDER-SFO, SVRG, SCSG and Natasha2 on MNIST, tuned alike.",
+    "results/small/variation/variation.png": "How much the curves of SNGD and SPIDER-SFO vary.",
     "results/small/fig3/fig3.png": "Figure 3: stagewise methods on ResNet8 and CIFAR-10, two passes.",
     "results/small/fig3/resnet8": "The runs of Figure 3.",
     "results/small/fig4/fig4.png": "Figure 4: large batches on ResNet8 and a fifth of CIFAR-10.",
