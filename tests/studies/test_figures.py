@@ -1,8 +1,12 @@
+import io
 import sys
 
+import numpy as np
 import pytest
 from fake_runs import write_run, write_study
+from PIL import Image
 
+from sngd.studies import figures
 from sngd.studies.figures import TEST_ACCURACY, TRAIN_LOSS, band_note, bands, draw, styles, wants_log
 from sngd.studies.runs import read_study
 
@@ -88,3 +92,14 @@ def test_a_long_label_is_wrapped_not_cut(tmp_path):
     _, svg = draw(read_study(write_run(tmp_path / "a", words)), tmp_path)
     assert all(f"setting-{i}=0.{i}" in svg.read_text() for i in range(9))
     assert words not in svg.read_text()
+
+
+def test_a_rare_colour_stays_itself_among_many_frequent_ones():
+    rows = np.linspace(0, 255, 400)[:, None, None] * np.ones((1, 400, 3))
+    rows[190:215, 100:102] = 0, 158, 115  # a short green line
+    rows[:, 200:260] = np.linspace(0, 255, 400)[:, None, None] * (0.2, 0.6, 1)
+    png = io.BytesIO()
+    Image.fromarray(rows.astype(np.uint8)).save(png, "PNG", dpi=(100, 100))
+    drawn = np.asarray(Image.open(io.BytesIO(figures._with_palette(png.getvalue()))).convert("RGB"), dtype=int)
+    assert np.abs(drawn - rows).max() < 16
+    assert np.abs(drawn[200, 100] - (0, 158, 115)).max() < 4

@@ -179,13 +179,18 @@ def save(figure: Figure, path: Path, dpi: int) -> list[Path]:
 
 
 def _with_palette(png: bytes) -> bytes:
-    """The picture in 256 colours: a third of the size, and no difference that the eye sees in a drawing of lines."""
+    """The picture in 256 colours: a quarter of the size, and no difference that the eye sees in a drawing of lines.
+
+    The palette covers rare colours too, and is then moved to the means of what it stands for. Pillow's usual one gives
+    most of it to frequent colours, and drew a green line blue.
+    """
     from PIL import Image  # which matplotlib needs too
 
     buffer = io.BytesIO()
     with Image.open(io.BytesIO(png)) as picture:
         dpi = picture.info["dpi"]
-        picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True, dpi=dpi)
+        few = picture.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, 3, dither=Image.Dither.NONE)
+        few.save(buffer, "PNG", optimize=True, dpi=dpi)
     return buffer.getvalue()
 
 
