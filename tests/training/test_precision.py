@@ -91,13 +91,26 @@ def test_an_unknown_precision_is_refused():
         replace(CONFIG, precision="tf32").resolved()
 
 
-def test_float32_is_not_tf32_while_a_run_lasts_and_all_is_as_before_then():
+def test_float32_is_not_tf32_inside_and_all_is_as_before_then():
     cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
     before = cudnn.allow_tf32, matmul.allow_tf32
     try:
         cudnn.allow_tf32 = matmul.allow_tf32 = True
-        with engine._repeatable(torch.get_num_threads()):
+        with engine._without_tf32():
             assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
         assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
     finally:
         cudnn.allow_tf32, matmul.allow_tf32 = before
+
+
+@pytest.mark.cuda
+def test_a_run_on_a_gpu_rounds_nothing_to_tf32(tmp_path):
+    seen = []
+    config = replace(CONFIG, precision="float32", device="cuda")
+    train(
+        config,
+        tmp_path,
+        problem=digits,
+        on_progress=lambda _: seen.append((torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32)),
+    )
+    assert set(seen) == {(False, False)}

@@ -171,7 +171,9 @@ def opened(
             return
         kept.enter_context(_repeatable(ranks.threads(config.threads or 1)))
         with ranks.agreed():
-            ranks.device(config.device)  # an error if the device is absent, before data are loaded
+            device = ranks.device(config.device)  # an error if the device is absent, before data are loaded
+            if device.type == "cuda":
+                kept.enter_context(_without_tf32())
         loaded = ranks.one_a_machine_first(problem)
         with ranks.agreed():
             with files.naming_config() if resume else nullcontext():
@@ -232,20 +234,34 @@ def _extended(files: RunFolder, checkpoint: Checkpoint | None, config: RunConfig
 
 @contextmanager
 def _repeatable(threads: int) -> Iterator[None]:
-    """Inside, torch uses this number of CPU threads and cuDNN's deterministic kernels, so that runs can be repeated.
-
-    float32 is float32: products on a GPU are not rounded to TF32, which convolutions otherwise are.
-    """
+    """Inside, torch uses this number of CPU threads and cuDNN's deterministic kernels, so that runs can be repeated."""
     cudnn = torch.backends.cudnn  # its own context manager, flags(), would reset other settings to defaults
-    matmul = torch.backends.cuda.matmul
-    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
     torch.set_num_threads(threads)
-    cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = True, False, False, False
+    cudnn.deterministic, cudnn.benchmark = True, False
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        cudnn.deterministic, cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32 = before[1:]
+        cudnn.deterministic, cudnn.benchmark = before[1:]
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Inside, float32 is float32 on a GPU: products are not rounded to TF32, which convolutions otherwise are."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    with warnings.catch_warnings():
+        # From torch 2.9 on there are other names too, and a warning of these. But who uses both gets errors, and
+        # torch's compiler still asks for these.
+        warnings.simplefilter("ignore")
+        before = cudnn.allow_tf32, matmul.allow_tf32
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _last_row(files: RunFolder, events: Observers | None, count: int, ranks: Ranks) -> Row:
