@@ -700,7 +700,7 @@ def test_pack_and_unpack(sngd, tmp_path):
     assert sngd("pack", "nowhere")[0] == 2
 
     assert sngd("pack", "runs", "--together")[:2] == (0, "packed: runs/compare-digits-mlp\n")
-    assert {"study.json", "rows.jsonl.gz"} == {path.name for path in (tmp_path / "runs").glob("[!.]*")}
+    assert {"study.json", "rows.jsonl.xz"} == {path.name for path in (tmp_path / "runs").glob("[!.]*")}
     assert sngd(*words)[2].startswith("sngd: runs/compare-digits-mlp: packed together with others in ")
     assert sngd("report", folder)[0] == 0
     assert (folder / "table.md").read_bytes() == table

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import lzma
 import os
 import shutil
 from dataclasses import fields
@@ -300,15 +301,22 @@ def test_compare_goes_on_from_a_packed_study_and_packs_it_again(tmp_path):
 
 
 @pytest.mark.parametrize("compared", [True, False])
-def test_files_of_format_1_are_read_and_kept(study, compared):
+@pytest.mark.parametrize("number", [1, 2])
+def test_files_of_earlier_formats_are_read_and_kept(study, compared, number):
     if not compared:
         (study / "compare.json").unlink()
     before = tree(study)
     pack(study)
     wanted = contents(study)
     content = json.loads((study / STUDY).read_text())
-    earlier = {"comparison": content.pop("comparisons")["."]} | content | {"format": 1}
-    (study / STUDY).write_text(json.dumps(earlier))
+    arms = content.pop("arms")
+    for run in content["runs"]:
+        run["settings"] = arms[run.pop("arm")] | run["settings"]
+    if number == 1:
+        content["comparison"] = content.pop("comparisons")["."]
+    (study / STUDY).write_text(json.dumps(content | {"format": number}))
+    (study / "rows.jsonl.gz").write_bytes(gzip.compress(lzma.decompress((study / ROWS).read_bytes())))
+    (study / ROWS).unlink()
     assert contents(study) == wanted
     packed = tree(study)
     pack(study)
@@ -489,7 +497,10 @@ def changed(study, change):
 
 
 BROKEN = {
-    "later": (lambda c: c.update(format=3), "format must be 1 or 2, is 3"),
+    "later": (lambda c: c.update(format=4), "format must be 1 to 3, is 4"),
+    "arm": (lambda c: c["runs"][1].update(arm=9), r"no arm 9 - at `\$\.runs\[1\]"),
+    "no arms": (lambda c: c.pop("arms"), r"no arm 0 - at `\$\.runs\[0\]"),
+    "setting of an arm": (lambda c: c["arms"][0].update(method=3), r"- at `\$\.runs\[0\]\.settings\.method`"),
     "no studies": (lambda c: c.update(comparisons={}), r"the run 'runs/s-sngd/seed-0' is in none of the studies"),
     "study outside": (lambda c: c["comparisons"].update({"../x": None}), r"must be a path below .*`\$\.comparisons`"),
     "outside": (lambda c: c["runs"][0].update(place="../x"), r"place must be a path below .*runs\[0\]\.place"),
@@ -500,7 +511,7 @@ BROKEN = {
     "unknown": (lambda c: c["settings"].update(momentun=1), "unknown field `momentun`"),
     "comparison": (lambda c: c["comparisons"]["."].update(epochs="x"), r"- at `\$\.comparisons\['\.'\]\.epochs`"),
     "both formats": (lambda c: c.update(comparison=None), "unknown field `comparison`"),
-    "fewer": (lambda c: c["runs"].pop(), r"rows\.jsonl\.gz, line \d+: .*study\.json has no run 8"),
+    "fewer": (lambda c: c["runs"].pop(), r"rows\.jsonl\.xz, line \d+: .*study\.json has no run 8"),
 }
 
 
@@ -516,11 +527,11 @@ def test_a_broken_study_file_is_named(study, change, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"plain", r"rows\.jsonl\.gz: not gzip"),
-        (gzip.compress(b'{"run": 0}\n'), r"rows\.jsonl\.gz, line 1: .*missing required field"),
-        (gzip.compress(b"{}\n" * 9)[:-9], r"rows\.jsonl\.gz: not gzip"),
+        (b"plain", r"rows\.jsonl\.xz: not xz"),
+        (lzma.compress(b'{"run": 0}\n'), r"rows\.jsonl\.xz, line 1: .*missing required field"),
+        (lzma.compress(b"{}\n" * 9)[:-9], r"rows\.jsonl\.xz: not xz"),
     ],
-    ids=["no gzip", "no row", "cut short"],
+    ids=["no xz", "no row", "cut short"],
 )
 def test_broken_rows_are_named(study, content, message):
     pack(study)

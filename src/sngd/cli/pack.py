@@ -25,7 +25,7 @@ def pack(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Make few files of every finished study: study.json (settings, environments) and rows.jsonl.gz (evaluations).
+    """Make few files of every finished study: study.json (settings, environments) and rows.jsonl.xz (evaluations).
 
     report, certify, compare and reproduce work from them as from run folders. A study with unfinished runs is refused.
     One that is packed together with others must be unpacked before compare goes on with it by itself.

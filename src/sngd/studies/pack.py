@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from sngd.studies.packed import (
+    EARLIER_ROWS,
     ROWS,
     STUDY,
     Packed,
@@ -220,7 +221,7 @@ def pack_files(home: Path, studies: Sequence[Path], lock: FolderLock, *, drop_we
             raise RuntimeError(f"{home / STUDY}: reads back as something else than the runs; they are kept")
     _remove_folders(home, wanted, lock, drop_weights)
     for folder in _between(home, studies):
-        (folder / ROWS).unlink(missing_ok=True)  # of an unpacking that was interrupted
+        _remove_rows(folder)  # of an unpacking that was interrupted
         if folder in studies:
             _remove_published(folder)
     for study in studies:
@@ -313,7 +314,12 @@ def unpack_files(home: Path, lock: FolderLock) -> None:
             make_folder(home / place)
             write_json(home / place / "compare.json", comparison)
     (home / STUDY).unlink()
-    (home / ROWS).unlink(missing_ok=True)
+    _remove_rows(home)
+
+
+def _remove_rows(folder: Path) -> None:
+    for name in (ROWS, EARLIER_ROWS):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _write_run(folder: Path, run: PackedRun) -> None:

@@ -1,8 +1,9 @@
 """Packed studies: two files with the content of a study's run folders, or of those of all studies below a folder.
 
 ``study.json`` has the compare.json of each study by the study's place, which is its folder below that of the file:
-``.`` if that folder itself is the study. What the runs share, it has once: the environments, the settings. For each run
-it has its place, the settings that differ, and the index of its environment. ``rows.jsonl.gz`` has the rows of
+``.`` if that folder itself is the study. What runs share, it has once: environments, the settings of all of them, and
+those of an arm. For each run it has its place, the settings that are its own, and the indices of its environment and
+its arm. ``rows.jsonl.xz`` has the rows of
 metrics.jsonl of all runs, one after the other, each with its run's index in front.
 
 ``study.json`` is written last and deleted first: while it is there, both files are whole.
@@ -10,12 +11,13 @@ metrics.jsonl of all runs, one after the other, each with its run's index in fro
 
 import gzip
 import json
+import lzma
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypedDict, cast
+from typing import Any, NamedTuple, NotRequired, TypedDict, TypeVar, cast
 
 from sngd.slug import slug
 from sngd.training.config import RunConfig, StoredConfig, check_config
@@ -23,12 +25,16 @@ from sngd.training.metrics import Row, as_lines
 from sngd.training.run_folder import replace_file, write_json
 from sngd.training.schema import Count, Malformed, check, content_of, decode, read
 
-STUDY, ROWS = "study.json", "rows.jsonl.gz"
+STUDY, ROWS, EARLIER_ROWS = "study.json", "rows.jsonl.xz", "rows.jsonl.gz"
 
-FORMAT = 2  # of study.json; a later one is refused. Format 1 had ``comparison``, that of the study at ``.``
+# Of study.json; a later one is refused. Formats 1 and 2 had no arms, and gzip for the rows. Format 1 had
+# ``comparison``, that of the study at ``.``.
+FORMAT = 3
+OWN = ("lr", "seed")  # settings of a run that are not its arm's
+_MEMORY = 2**27  # bytes that taking xz apart may need beside the content; what this package writes needs 2**24
 
 Environment = dict[str, str | int | float | None]
-
+_Dict = TypeVar("_Dict", bound=dict[str, Any])  # Any: read once more when it is checked
 
 Comparisons = dict[str, dict[str, Any] | None]  # Any: ``runs`` checks each as compare.json
 
@@ -59,21 +65,23 @@ class Pack(NamedTuple):
 class _RunEntry(TypedDict):
     place: str
     environment: Count  # an index of ``environments``
-    settings: dict[str, Any]  # Any: checked as config.json is, once those of the file are added
+    arm: NotRequired[Count]  # an index of ``arms``
+    settings: dict[str, Any]  # Any: checked as config.json is, once those of the file and of its arm are added
 
 
 class _StudyFile(TypedDict):
-    """study.json; a run's settings are those of the file and its own."""
+    """study.json; a run's settings are those of the file, those of its arm and its own."""
 
     format: Count
     comparisons: Comparisons
     environments: list[Environment]
     settings: dict[str, Any]  # Any: checked as config.json is, once a run's own are added
+    arms: NotRequired[list[dict[str, Any]]]  # Any: as for ``settings``
     runs: list[_RunEntry]
 
 
 class _NumberedRow(Row):
-    """A line of rows.jsonl.gz."""
+    """A line of rows.jsonl.xz."""
 
     run: Count  # an index of ``runs``
 
@@ -133,7 +141,7 @@ def read_packed(folder: Path) -> Packed:
     """
     path = folder / STUDY
     content = _read_study_file(path)
-    rows = _read_rows(folder / ROWS, len(content["runs"]))
+    rows = _read_rows(folder / (ROWS if content["format"] >= 3 else EARLIER_ROWS), len(content["runs"]))
     runs = [_run(content, index, rows[index], path) for index in range(len(rows))]
     if len({run.place for run in runs}) < len(runs):
         raise Malformed(f"{path}: two runs have the same place")
@@ -154,8 +162,8 @@ def _read_study_file(path: Path) -> _StudyFile:
     if read_content.get("format") == 1 and "comparison" in read_content:
         read_content["comparisons"] = {".": read_content.pop("comparison")}
     content = check(cast(_StudyFile, read_content), _StudyFile, str(path))
-    if content["format"] not in (1, FORMAT):
-        raise ValueError(f"{path}: format must be 1 or {FORMAT}, is {content['format']}: another version wrote it")
+    if content["format"] not in range(1, FORMAT + 1):
+        raise ValueError(f"{path}: format must be 1 to {FORMAT}, is {content['format']}: another version wrote it")
     for place in content["comparisons"]:
         _check_place(place, path, "comparisons")
     return content
@@ -175,7 +183,11 @@ def _run(content: _StudyFile, index: int, rows: list[Row], path: Path) -> Packed
         raise Malformed(f"{path}: the run {place!r} is in none of the studies - at `$.{at}.place`")
     if entry["environment"] >= len(environments):
         raise Malformed(f"{path}: no environment {entry['environment']} - at `$.{at}.environment`")
-    config = {**content["settings"], **entry["settings"]}
+    arm = entry.get("arm")
+    if arm is not None and arm >= len(content.get("arms", ())):
+        raise Malformed(f"{path}: no arm {arm} - at `$.{at}.arm`")
+    of_arm = {} if arm is None else content["arms"][arm]
+    config = {**content["settings"], **of_arm, **entry["settings"]}
     checked = check_config(config, str(path), f"{at}.settings")
     return PackedRun(place, _in_order(checked), environments[entry["environment"]], rows)
 
@@ -198,10 +210,12 @@ def _read_rows(path: Path, runs: int) -> list[list[Row]]:
 
 
 def _uncompressed(path: Path) -> bytes:
+    gzipped = path.name == EARLIER_ROWS
     try:
-        return gzip.decompress(content_of(path))
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise Malformed(f"{path}: not gzip ({str(error).splitlines()[0]})") from None
+        content = content_of(path)
+        return gzip.decompress(content) if gzipped else lzma.decompress(content, lzma.FORMAT_XZ, memlimit=_MEMORY)
+    except (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise Malformed(f"{path}: not {'gzip' if gzipped else 'xz'} ({str(error).splitlines()[0]})") from None
 
 
 # ---- writing -------------------------------------------------------------------------------------------------
@@ -211,27 +225,37 @@ def write_packed(folder: Path, packed: Packed) -> None:
     """Write the two files; ``folder`` must not hold any, so that never one of two is new."""
     lines = as_lines({"run": index, **row} for index, run in enumerate(packed.runs) for row in run.rows)
     environments = _distinct(run.environment for run in packed.runs)
-    common = _common([_in_order(run.config) for run in packed.runs])
+    configs = [dict(_in_order(run.config)) for run in packed.runs]
+    common = _common(configs)
+    own = [{name: config.pop(name) for name in OWN if name in config and name not in common} for config in configs]
+    of_arms = [{name: value for name, value in config.items() if name not in common} for config in configs]
+    arms = _distinct(of_arms)
     content = _StudyFile(
         format=FORMAT,
         comparisons=packed.comparisons,
         environments=environments,
         settings=common,
+        arms=arms,
         runs=[
             _RunEntry(
                 place=run.place,
-                environment=next(i for i, known in enumerate(environments) if same(known, run.environment)),
-                settings={name: value for name, value in _in_order(run.config).items() if name not in common},
+                environment=_index(environments, run.environment),
+                arm=_index(arms, of_arm),
+                settings=settings,
             )
-            for run in packed.runs
+            for run, of_arm, settings in zip(packed.runs, of_arms, own, strict=True)
         ],
     )
-    replace_file(folder / ROWS, gzip.compress(lines, mtime=0))  # no time: the same rows make the same file
+    replace_file(folder / ROWS, lzma.compress(lines, lzma.FORMAT_XZ))
     write_json(folder / STUDY, content, compact=len(packed.comparisons) > 1)  # too many settings for a reader
 
 
-def _distinct(environments: Iterable[Environment]) -> list[Environment]:
-    return list({json.dumps(environment): environment for environment in environments}.values())
+def _distinct(found: Iterable[_Dict]) -> list[_Dict]:
+    return list({json.dumps(one): one for one in found}.values())
+
+
+def _index(found: Sequence[Mapping[str, object]], one: Mapping[str, object]) -> int:
+    return next(index for index, other in enumerate(found) if same(other, one))
 
 
 def _common(configs: Sequence[Mapping[str, object]]) -> dict[str, object]:
