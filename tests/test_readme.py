@@ -15,6 +15,8 @@ from sngd.paper.reproduce import stored
 from sngd.paper.trained.counting import COUNTINGS, recount
 from sngd.paper.trained.variation import _count_evaluations
 from sngd.paper.verdicts import NOT_TESTED, Tally, as_json
+from sngd.studies.runs import read_study
+from sngd.studies.table import as_markdown
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -52,7 +54,8 @@ def test_the_run_that_is_certified_is_the_one_that_was_planned(tmp_path, monkeyp
 @pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md", "docs/choosing.md", "docs/faq.md"])
 def test_every_spread_shown_is_in_a_committed_table(page):
     files = [*(ROOT / "results").rglob("table.md"), ROOT / "results" / "small" / "norms" / "norms.md"]
-    tables = "\n".join(path.read_text() for path in files)
+    fig4 = read_study(ROOT / "results" / "small" / "fig4" / "large-batch")  # packed without a table
+    tables = "\n".join([*(path.read_text() for path in files), as_markdown(fig4)])
     spreads = re.findall(r"\d[\d.]* ± \d[\d.]*\d", (ROOT / page).read_text())
     assert len(spreads) >= 6
     missing = [spread for spread in spreads if spread not in tables]
@@ -82,8 +85,7 @@ def test_every_verdict_shown_is_the_computed_one(page):
     computed = {(v["claim"], v["text"], v["outcome"], str(Tally(**v["tally"]))) for v in tested}
     shown = re.findall(r"^\| (C\d+) \| (.*?) \| \*\*(.*?)\*\* \| (.*?) \|$", (ROOT / page).read_text(), flags=re.M)
     assert set(shown) == computed
-    (untested,) = (v["claim"] for v in verdicts if v["outcome"] == NOT_TESTED)
-    assert f"{untested} is not tested yet" in " ".join((ROOT / page).read_text().split())
+    assert tested == verdicts
 
 
 def test_the_count_of_verdicts_is_that_of_the_verdicts():
