@@ -35,6 +35,7 @@ WORDS = {  # what each picture shows; a test sees that none is missing
     "results/small/fig2/fig2.png": "Figure 2: SNGD and SPIDER-SFO on MNIST.",
     "results/small/large-batches/large-batches.png": "S-SGD and S-SNGD on MNIST at four batch sizes, to the end.",
     "results/small/reduced-variance/reduced-variance.png": "SPIDER-SFO, SVRG, SCSG and Natasha2 on MNIST, tuned alike.",
+    "results/small/counting/counting.png": "Figure 2, with runs to the axis's end if SPIDER-SFO's steps count b each.",
     "results/small/spider-sizes/spider-sizes.png": "SPIDER-SFO with other anchors and periods, and SNGD, on MNIST.",
     "results/small/variation/variation.png": "How much the curves of SNGD and SPIDER-SFO vary.",
     "results/small/fig3/fig3.png": "Figure 3: stagewise methods on ResNet8 and CIFAR-10, two passes.",

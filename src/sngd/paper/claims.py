@@ -212,7 +212,7 @@ def _judged(out: Path, profile: str, command: str, only: Sequence[str], lock: Fo
 def _write(out: Path, profile: str, command: str, verdicts: Sequence[Verdict]) -> None:
     made = {figure: found for figure in FIGURES if (found := provenance(out / figure))}
     content = {"command": command, "profile": profile, "verdicts": [as_json(verdict) for verdict in verdicts]}
-    write_json(out / "verdicts.json", {**content, "studies": made})
+    write_json(out / "verdicts.json", {**content, "studies": made}, compact=True)
     title = f"# Verdicts on the paper's claims, {profile} profile"
     replace_file(out / "verdicts.md", f"{title}\n\n{as_markdown(verdicts)}\n{_what_was_run(made)}".encode())
 

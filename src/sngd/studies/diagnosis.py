@@ -341,7 +341,7 @@ def draw(diagnosis: Diagnosis, folder: Path) -> list[Path]:
             ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
         norm = "" if diagnosis.norm.is_euclidean else f"\nin the norm {diagnosis.norm}"
         figure.suptitle(f"{diagnosis.target}\n{diagnosis.where}{norm}".replace("$", r"\$"), fontsize=10)
-        return save(figure, folder / "diagnosis", dpi=130)
+        return save(figure, folder / "diagnosis")
 
 
 def _column(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:

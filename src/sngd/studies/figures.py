@@ -34,6 +34,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 DASH_LENGTHS = {"solid": (), "dash": (6, 2.5), "dot": (1.5, 1.5), "dashdot": (6, 2, 1.5, 2), "longdash": (11, 3)}
 
 _LEGEND_WIDTH = 45  # characters; longer labels are wrapped
+_DPI = 110  # of PNGs: about two pixels for one of a page that is as wide as most are
 
 MOST_LINES = 10  # in a figure of a study
 
@@ -143,7 +144,7 @@ def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
         )
         left_out = "" if len(shown) == len(study.labels) else f"; the {len(shown)} best of {len(study.labels)}"
         figure.suptitle(f"{_literal(study.problem)}\n{band_note(study)}{left_out}", fontsize=10)
-        return save(figure, Path(folder) / "curves", dpi=160)
+        return save(figure, Path(folder) / "curves")
 
 
 def _best(study: Study) -> list[str]:
@@ -163,15 +164,15 @@ def plain_style() -> AbstractContextManager[None]:
     return matplotlib.rc_context({"svg.hashsalt": "sngd", "axes.spines.top": False, "axes.spines.right": False})
 
 
-def save(figure: Figure, path: Path, dpi: int) -> list[Path]:
+def save(figure: Figure, path: Path) -> list[Path]:
     """Write ``path``.png, of 256 colours, and ``path``.svg, each atomically; the same data give the same files.
 
     The folder is made if absent.
     """
     make_folder(path.parent)
     pictures = {".png": io.BytesIO(), ".svg": io.BytesIO()}
-    figure.savefig(pictures[".svg"], format="svg", dpi=dpi, metadata={"Date": None})
-    figure.savefig(pictures[".png"], format="png", dpi=dpi)
+    figure.savefig(pictures[".svg"], format="svg", dpi=_DPI, metadata={"Date": None})
+    figure.savefig(pictures[".png"], format="png", dpi=_DPI)
     for suffix, picture in pictures.items():
         content = picture.getvalue()
         replace_file(path.with_suffix(suffix), _with_palette(content) if suffix == ".png" else content)

@@ -478,4 +478,4 @@ def draw(measurements: NormConformance, folder: str | os.PathLike[str]) -> list[
         figure.suptitle(
             f"{broken} violations in {steps:,} steps and {comparisons:,} comparisons, in every norm", fontsize=11
         )
-        return save(figure, Path(folder) / "norms", dpi=130)
+        return save(figure, Path(folder) / "norms")

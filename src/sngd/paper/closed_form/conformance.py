@@ -437,7 +437,7 @@ def draw(measurements: Conformance, folder: str | os.PathLike[str]) -> list[Path
             f"{total['lemma_violations']} of {total['steps']:,} steps violate Lemmas 1 and 2",
             fontsize=11,
         )
-        return save(figure, Path(folder) / "conformance", dpi=130)
+        return save(figure, Path(folder) / "conformance")
 
 
 _MARKERS = {"ngd": "x", "sngd": "o", "s-sngd:harmonic": "^", "s-sngd:geometric": "s", "s-sngd:harmonic-even": "v"}

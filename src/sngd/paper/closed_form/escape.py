@@ -357,7 +357,7 @@ def draw(measurements: Escape, folder: str | os.PathLike[str]) -> list[Path]:
             f"line: mean of {seeds} seeds; band: lowest to highest seed",
             fontsize=11,
         )
-        pictures = save(figure, Path(folder) / "fig1", dpi=130)
+        pictures = save(figure, Path(folder) / "fig1")
     subtitle = f"{measurements['profile']} profile"
     return [*pictures, *draw_map(measurements["map"], Path(folder) / "fig1-map", subtitle)]
 

@@ -350,7 +350,7 @@ def draw_map(measured: EscapeMap, path: Path, subtitle: str) -> list[Path]:
             "each start's rate makes the first step as long as the axis says",
             fontsize=11,
         )
-        return save(figure, path, dpi=100)
+        return save(figure, path)
 
 
 def _draw_place(ax: Axes, measured: EscapeMap, name: str, found: PlaceMeasured) -> None:

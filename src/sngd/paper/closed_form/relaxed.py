@@ -450,7 +450,7 @@ def draw(measurements: Relaxed, folder: str | os.PathLike[str]) -> list[Path]:
             f"mean of {measurements['seeds']} seeds; {measurements['steps']} oracle calls a run",
             fontsize=11,
         )
-        return save(figure, Path(folder) / "relaxed", dpi=130)
+        return save(figure, Path(folder) / "relaxed")
 
 
 _MARKERS: dict[str, dict[str, Any]] = {  # Any: arguments of matplotlib's, of several types

@@ -326,7 +326,7 @@ def draw(measurements: Scaling, folder: str | os.PathLike[str]) -> list[Path]:
             f"line: fit, slope with {measurements['level']:.0%} interval; dotted: theory's slope",
             fontsize=11,
         )
-        return save(figure, Path(folder) / "scaling", dpi=130)
+        return save(figure, Path(folder) / "scaling")
 
 
 _TITLES = {

@@ -412,7 +412,7 @@ def draw(measurements: Variance, folder: str | os.PathLike[str]) -> list[Path]:
             f"line: mean of {measurements['seeds']} seeds; band: lowest to highest seed",
             fontsize=11,
         )
-        return save(figure, Path(folder) / "variance", dpi=130)
+        return save(figure, Path(folder) / "variance")
 
 
 _ErrorName = Literal["spider", "anchor", "drift", "sngd", "beside"]

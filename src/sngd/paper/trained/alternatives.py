@@ -118,7 +118,7 @@ def draw(measurements: Alternatives, folder: str | os.PathLike[str]) -> list[Pat
                 frameon=False,
                 fontsize=8,
             )
-        return save(figure, Path(folder) / "alternatives", dpi=130)
+        return save(figure, Path(folder) / "alternatives")
 
 
 def _draw_finals(ax: Axes, found: Mapping[str, ExperimentMeasured], key: CurveKey) -> None:

@@ -277,7 +277,7 @@ def draw(measurements: LargeBatches, folder: str | os.PathLike[str]) -> list[Pat
                 ax.set_ylabel(name)
         handles, names = grid[0][0].get_legend_handles_labels()
         page.legend(handles, names, loc="outside lower center", ncols=4, frameon=False, fontsize=9, handlelength=3)
-        return save(figure, Path(folder) / "large-batches", dpi=130)
+        return save(figure, Path(folder) / "large-batches")
 
 
 def _draw_by_size(

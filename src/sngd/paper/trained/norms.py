@@ -233,7 +233,7 @@ def draw(measurements: Norms, folder: str | os.PathLike[str]) -> list[Path]:
             _draw_losses(ax, next(iter(widths.values()))["grid"], curves, by_width)
             ax.set_title(f"{method}, by width", fontsize=9)
         _legend(below, by_width)
-        pictures = save(figure, Path(folder) / "norms", dpi=110)
+        pictures = save(figure, Path(folder) / "norms")
     replace_file(Path(folder) / "norms.md", tables(measurements).encode())
     return pictures
 

@@ -74,7 +74,7 @@ def draw(measurements: FigureMeasured, folder: str | os.PathLike[str]) -> list[P
             fontsize=9,
             handlelength=3.2,
         )
-        return save(figure, Path(folder) / name, dpi=130)
+        return save(figure, Path(folder) / name)
 
 
 def _bands(experiment: ExperimentMeasured, panel: Panel) -> dict[str, Band]:

@@ -164,7 +164,7 @@ def draw(measurements: Sensitivity, folder: str | os.PathLike[str]) -> list[Path
             f"at most {factor:g} × SGD's best",
             title_fontsize=9,
         )
-        return save(figure, Path(folder) / "sensitivity", dpi=130)
+        return save(figure, Path(folder) / "sensitivity")
 
 
 def _draw_method(ax: Axes, method: str, found: PlateauMeasured, color: str) -> None:

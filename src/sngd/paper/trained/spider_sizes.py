@@ -97,7 +97,7 @@ def draw(measurements: FigureMeasured, folder: str | os.PathLike[str]) -> list[P
             column[1].set_xlabel("B, M")
         handles, labels = grid[0][0].get_legend_handles_labels()
         page.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-        return save(figure, Path(folder) / "spider-sizes", dpi=130)
+        return save(figure, Path(folder) / "spider-sizes")
 
 
 def _draw_finals(ax: Axes, experiment: ExperimentMeasured, criterion: Criterion) -> None:
