@@ -7,6 +7,7 @@ from itertools import accumulate, islice
 import numpy as np
 import pytest
 import torch
+from ink import ink
 
 from sngd.estimators.minibatch import MiniBatch
 from sngd.estimators.spider import Spider
@@ -186,7 +187,8 @@ def test_it_can_be_written_and_drawn_even_if_some_did_not_arrive(measured, tmp_p
     assert not scaling.summary(partly)["hard"]["sgd"]["agrees"]
     pictures = scaling.draw(partly, tmp_path)
     assert [path.name for path in pictures] == ["scaling.png", "scaling.svg"]
-    assert all(path.stat().st_size > 50_000 for path in pictures)
+    assert ink(pictures[0]) > 0.05
+    assert pictures[1].stat().st_size > 50_000
 
 
 def test_an_unknown_profile_is_named():
