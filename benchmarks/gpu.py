@@ -9,6 +9,7 @@ without a GPU, with few runs and without graphs, to see that it works.
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -54,7 +55,7 @@ def replicas(config: RunConfig, steps: int, seconds: float) -> list[dict[str, ob
     sides: dict[str, Callable[[], object]] = {"1": RunState(config, problem).step}
     for count in counts[1:]:
         stack = Stack([RunState(replace(config, seed=seed), problem) for seed in range(count)])
-        sides[str(count)] = lambda stack=stack, count=count: stack.step(range(count))  # type: ignore[misc]
+        sides[str(count)] = partial(stack.step, range(count))
     times = timed(sides, config.device, steps, seconds)
     return [
         {

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from sngd.training.environment import environment
+from sngd.training.environment import commit_of, environment
 from sngd.training.run_folder import write_json
 
 HERE = Path(__file__).parents[1]
@@ -67,7 +67,7 @@ def main() -> None:
         measured.append(measure(case, arguments.before.resolve(), case.rounds or arguments.rounds))
         print(json.dumps(measured[-1]), flush=True)
         if arguments.json:
-            earlier = commit(arguments.before)
+            earlier = commit_of(arguments.before / "src" / "sngd")
             write_json(arguments.json, {"environment": environment(), "before": earlier, "cases": measured})
 
 
@@ -110,12 +110,6 @@ def _cpu() -> float:
     """CPU time of all processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
-
-
-def commit(checkout: Path) -> str:
-    """The commit of a checkout."""
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=checkout, check=True, capture_output=True, text=True)
-    return found.stdout.strip()
 
 
 if __name__ == "__main__":

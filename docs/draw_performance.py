@@ -12,13 +12,11 @@ import re
 from collections.abc import Callable, Iterator
 from math import ceil, floor, log10
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "bench.json"
 ENGINE = ROOT / "results" / "engine.json"
-SINCE = ROOT / "results" / "since.json"
 PICTURE = ROOT / "docs" / "performance.svg"
 PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 
@@ -113,17 +111,6 @@ def goals(found: Found) -> str:
     return _table(["weights or problem", "work", "against", "ratio", "goal", "result"], rows)
 
 
-def since(_found: Found) -> str:
-    """Whole commands against an earlier version: `benchmarks/since.py`."""
-    rows = []
-    for case in json.loads(SINCE.read_text(encoding="utf-8"))["cases"]:
-        wall, cpu = (f"{median(case[name]):.2f}" for name in ("wall", "cpu"))
-        seconds = [f"{case[name]:.0f} s" for name in ("seconds_before", "seconds")]
-        met = "met" if float(wall) <= case["goal"] else "missed"
-        rows.append([f"`{case['command']}`", *seconds, wall, cpu, f"≤ {case['goal']:g}", met])
-    return _table(["command", "before", "now", "ratio", "of CPU time", "goal", "result"], rows)
-
-
 def readme(found: Found) -> str:
     with_goal = [case for case in MODELS if _row(found, case, "SNGD", "bare calls")["goal"] is not None]
     bare, clip = ([_row(found, case, "SNGD", against) for case in with_goal] for against in ("bare calls", CLIP))
@@ -136,7 +123,7 @@ def readme(found: Found) -> str:
 
 
 BLOCKS: dict[str, Callable[[Found], str]] = {
-    block.__name__: block for block in (machine, sizes, step, different, train, engine, goals, since, readme)
+    block.__name__: block for block in (machine, sizes, step, different, train, engine, goals, readme)
 }
 
 

@@ -86,6 +86,13 @@ def as_on_a_gpu(monkeypatch):
     return notes
 
 
+def recorded(config):
+    """A run whose steps are recorded, and a batch of the size that they are."""
+    run = RunState(config.resolved(60), images())
+    assert run.record() is None
+    return run, tuple(part[:7] for part in run.problem.train)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_the_run_has_the_same_weights_rows_and_random_numbers(method, tmp_path, monkeypatch, as_on_a_gpu):
     config = replace(CONFIG, method=method, params=METHODS[method], output="random")
@@ -141,10 +148,7 @@ def test_the_trial_leaves_no_trace():
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_the_gradient_is_times_what_the_loss_is_multiplied_by():
-    problem = images()
-    run = RunState(CONFIG.resolved(60), problem)
-    run.record()
-    batch = tuple(part[:7] for part in problem.train)
+    run, batch = recorded(CONFIG)
     params = [p for p in run.model.parameters() if p.shape != (2,)]
     found = []
     for times in (1, 3):
@@ -156,10 +160,7 @@ def test_the_gradient_is_times_what_the_loss_is_multiplied_by():
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_a_gradient_that_was_overwritten_is_an_error():
-    problem = images()
-    run = RunState(CONFIG.resolved(60), problem)
-    run.record()
-    batch = tuple(part[:7] for part in problem.train)
+    run, batch = recorded(CONFIG)
     first = run.loss_of(batch)
     run.loss_of(batch)
     with pytest.raises(RuntimeError, match="lost, because another one was computed before backward"):
@@ -235,10 +236,7 @@ def test_a_graph_gives_the_numbers_of_single_operations(method, tmp_path, monkey
 
 @pytest.mark.cuda
 def test_repeating_does_not_wait_for_the_gpu():
-    problem = images()
-    run = RunState(replace(CONFIG, device="cuda").resolved(60), problem)
-    assert run.record() is None
-    batch = tuple(part[:7] for part in run.problem.train)
+    run, batch = recorded(replace(CONFIG, device="cuda"))
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:

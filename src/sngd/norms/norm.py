@@ -241,7 +241,8 @@ def inner(vs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:
     small = [i for i, v in enumerate(vs) if v.numel() <= _SMALL]
     pairs = [(vs[i], us[i]) for i in sorted({*range(len(vs))} - {*small})]
     if small:  # one sum of all is quicker than a sum of each
-        pairs.append(tuple(torch.cat([ts[i].reshape(-1) for i in small]) for ts in (vs, us)))  # type: ignore[arg-type]
+        v, u = (torch.cat([ts[i].reshape(-1) for i in small]) for ts in (vs, us))
+        pairs.append((v, u))
     short: list[tuple[Tensor, Tensor]] = []
     long: list[tuple[Tensor, Tensor]] = []
     for v, u in pairs:

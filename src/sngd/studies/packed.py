@@ -3,8 +3,8 @@
 ``study.json`` has the compare.json of each study by the study's place, which is its folder below that of the file:
 ``.`` if that folder itself is the study. What runs share, it has once: environments, the settings of all of them, and
 those of an arm. For each run it has its place, the settings that are its own, and the indices of its environment and
-its arm. ``rows.jsonl.xz`` has the rows of
-metrics.jsonl of all runs, one after the other, each with its run's index in front.
+its arm. ``rows.jsonl.xz`` has the rows of metrics.jsonl of all runs, one after the other, each with its run's index in
+front.
 
 ``study.json`` is written last and deleted first: while it is there, both files are whole.
 """

@@ -15,9 +15,8 @@ from sngd.problems import Problem
 from sngd.problems.columns import materialized
 from sngd.problems.problem import Samples
 from sngd.training.config import RunConfig
-from sngd.training.operations import operations
-from sngd.training.ranks import Forward
-from sngd.training.replicas.alike import most_replicas
+from sngd.training.ranks import Forward, Loss
+from sngd.training.replicas.alike import most_replicas, operations
 
 
 class CompiledLoss:
@@ -99,9 +98,9 @@ def pays(model: nn.Module, config: RunConfig, problem: Problem) -> bool:
     if not any(isinstance(layer, _CONVOLUTIONS) for layer in model.modules()):
         return False
     try:
-        gradients = config.epochs * problem.n
         # the backward pass has two convolutions for each
-        return most_replicas(config, problem) == 1 and 3 * operations(problem, 1) * gradients >= _ENOUGH
+        enough = 3 * operations(problem, 1) * config.epochs * problem.n >= _ENOUGH
+        return enough and most_replicas(config, problem) == 1
     except Exception:  # of a model that takes no batch of three, for example
         return False
 
@@ -125,7 +124,7 @@ class Trial(NamedTuple):
         return None
 
 
-def tried(loss: Callable[[Forward, Samples], Tensor], model: nn.Module, batch: Samples) -> Trial:
+def tried(loss: Loss, model: nn.Module, batch: Samples) -> Trial:
     """Evaluate the loss and its gradient; the model's buffers and the random generators change."""
     params = [param for param in model.parameters() if param.requires_grad]
     value = loss(model, batch)

@@ -14,10 +14,9 @@ from sngd.estimators.replay import Chance, buffers_kept
 from sngd.problems.columns import materialized
 from sngd.problems.problem import Samples
 from sngd.training.compiled import first_line, tried
-from sngd.training.ranks import Forward
+from sngd.training.ranks import Forward, Loss
 
 Function = Callable[[], Any]
-Loss = Callable[[Forward, Samples], Tensor]
 _WARM_UP = 3  # calls before a recording, in which libraries choose their kernels and take their memory
 
 

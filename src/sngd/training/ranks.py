@@ -28,6 +28,7 @@ _MESSAGE_BYTES = 1024
 E = TypeVar("E", bound=Exception)
 T = TypeVar("T")
 Forward = Callable[[Tensor], Tensor]  # inputs to outputs: a model, or one whose gradients are summed
+Loss = Callable[[Forward, Samples], Tensor]  # the mean loss over samples
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Ranks:
         start, stop = (-(-rank * n // self.size) for rank in (self.rank, self.rank + 1))
         return slice(start, stop)
 
-    def mean_loss(self, loss: Callable[[Forward, Samples], Tensor], model: nn.Module, batch: Samples) -> Tensor:
+    def mean_loss(self, loss: Loss, model: nn.Module, batch: Samples) -> Tensor:
         """Mean loss over ``batch``, of which each rank evaluates its share; it and its gradient are equal on all ranks.
 
         Communicates: here one number, and in each backward pass the gradient, in one message. It can be differentiated

@@ -155,19 +155,15 @@ class RunState:
 
     def compiling_pays(self) -> bool:
         """Whether compiled steps are known to save much more time in the run than compiling takes."""
-        if self.ranks.size > 1 or self.device.type != "cpu" or not isinstance(self.loop, Composed):
-            return False
-        return pays(self.model, self.config, self.problem)
+        return self.device.type == "cpu" and not self._why_one_by_one() and pays(self.model, self.config, self.problem)
 
     def compile(self) -> str | None:
         """Let steps go through ``torch.compile`` from now on; or why that cannot be, as the end of a sentence.
 
         It is tried at the initial weights, also for a run that goes on, so that all parts of a run have one answer.
         """
-        if self.ranks.size > 1:
-            return "several processes train together"
-        if not isinstance(self.loop, Composed):
-            return f"{self.config.method} needs second derivatives"
+        if reason := self._why_one_by_one():
+            return reason
         embeds = any(isinstance(module, nn.Embedding) for module in self.model.modules())
         if embeds and not (self.device.type == "cpu" and torch.get_num_threads() == 1):
             return "an embedding's gradient would be summed in any order, take --threads 1 on a CPU"
@@ -181,16 +177,22 @@ class RunState:
 
     def record(self) -> str | None:
         """Let steps repeat recorded CUDA graphs from now on; or why that cannot be, as the end of a sentence."""
-        if self.ranks.size > 1:
-            return "several processes train together"
-        if not isinstance(self.loop, Composed):
-            return f"{self.config.method} needs second derivatives"
+        if reason := self._why_one_by_one():
+            return reason
         graphed = GraphedLoss(self._one_by_one, self.model)
         with self._chance_kept(), torch.cuda.device(self.device if self.device.type == "cuda" else -1):  # -1: none
             for batch in self._trial_batches():
                 if reason := graphed.try_on(batch):
                     return reason
         self.graphed = graphed
+        return None
+
+    def _why_one_by_one(self) -> str | None:
+        """Why steps can be neither compiled nor recorded, as the end of a sentence."""
+        if self.ranks.size > 1:
+            return "several processes train together"
+        if not isinstance(self.loop, Composed):
+            return f"{self.config.method} needs second derivatives"
         return None
 
     def _one_by_one(self, model: Forward, batch: Samples) -> Tensor:

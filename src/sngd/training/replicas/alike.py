@@ -11,7 +11,6 @@ from sngd.problems import Problem
 from sngd.problems.problem import Samples
 from sngd.training.config import RunConfig
 from sngd.training.methods import Method, find_method
-from sngd.training.operations import operations
 from sngd.training.replicas.losses import Batch, Losses
 
 _OPERATIONS = 9e7  # of a forward pass: with more, less than a tenth of the time is saved
@@ -150,3 +149,26 @@ def most_replicas(config: RunConfig, problem: Problem) -> int:
     else:
         most = min(_MOST_ON_ACCELERATOR, int(_OPERATIONS_OF_ALL / max(1.0, cost)))
     return max(1, min(most, _NUMBERS // numbers))
+
+
+def operations(problem: Problem, batch: int) -> float:
+    """Floating-point operations of a forward pass in the layers that multiply matrices, roughly.
+
+    It evaluates a new model on the first samples, so that nothing of a run changes.
+    """
+    total = 0.0
+
+    def count(module: nn.Module, _inputs: object, output: object) -> None:
+        nonlocal total
+        weights = [param for param in module.parameters(recurse=False) if param.dim() > 1]
+        if weights and isinstance(output, Tensor) and not isinstance(module, nn.Embedding):
+            total += 2 * output.numel() * weights[0][0].numel()
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model = _seeded(problem, 0)
+        model.eval()  # which need not return the model, if it has a ``train`` of its own
+        for module in model.modules():
+            module.register_forward_hook(count)
+        inputs, _ = _batch(problem, 0)
+        problem.outputs(model, inputs)
+    return total / len(inputs) * batch
