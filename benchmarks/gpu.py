@@ -15,9 +15,10 @@ from pathlib import Path
 import torch
 
 from sngd.bench.timing import Call, interleaved, ratio, spread
-from sngd.problems import load_problem
+from sngd.problems import Problem, load_problem
 from sngd.training import RunConfig
 from sngd.training.environment import environment
+from sngd.training.repeatable import repeatable, without_tf32
 from sngd.training.replicas.stack import Stack
 from sngd.training.run_folder import write_json
 from sngd.training.run_state import RunState
@@ -41,8 +42,10 @@ def main() -> None:
         ("cifar10-resnet20", graphs),
     ):
         config = RunConfig(name, "sngd", lr=1e-3, batch_size=128, epochs=1e6, device=given.device, threads=1)
-        measured += measure(config, given.steps, given.seconds)
-        print(*measured, sep="\n", flush=True)
+        with repeatable(threads=1), without_tf32():  # as runs do
+            found = measure(config, given.steps, given.seconds)
+        print(*found, sep="\n", flush=True)
+        measured += found
         if given.json:
             write_json(given.json, {"environment": environment(), "cases": measured})
 
@@ -68,14 +71,13 @@ def replicas(config: RunConfig, steps: int, seconds: float) -> list[dict[str, ob
 
 
 def graphs(config: RunConfig, steps: int, seconds: float) -> list[dict[str, object]]:
-    """A run's step with graphs and without, and the time of 160 passes of steps."""
+    """A run's step with graphs and without, and the time of 160 passes of steps; with float32, unless it says so."""
     problem = load_problem(config.problem)
     config = config.resolved(problem.n)
     runs = {"single operations": RunState(config, problem)}
     if config.device != "cpu":
-        runs["graphs"] = RunState(config, problem)
-        if reason := runs["graphs"].record():
-            raise SystemExit(f"{config.problem}: steps are not CUDA graphs, because {reason}")
+        runs["graphs"] = recorded(config, problem)
+        runs["graphs, bfloat16"] = recorded(replace(config, precision="bfloat16"), problem)
     times = timed({name: run.step for name, run in runs.items()}, config.device, steps, seconds)
     assert config.batch_size is not None
     return [
@@ -87,6 +89,14 @@ def graphs(config: RunConfig, steps: int, seconds: float) -> list[dict[str, obje
         }
         for name, found in times.items()
     ]
+
+
+def recorded(config: RunConfig, problem: Problem) -> RunState:
+    """A run whose steps are CUDA graphs."""
+    run = RunState(config, problem)
+    if reason := run.record():
+        raise SystemExit(f"{config.problem}: steps are not CUDA graphs, because {reason}")
+    return run
 
 
 def rounded(times: list[float], others: list[float]) -> list[float]:

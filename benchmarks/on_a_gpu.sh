@@ -83,24 +83,25 @@ fi
 # 1. Is it right there? Nothing else is worth measuring before.
 part tests "$PYTHON" -m pytest -m cuda -n0 -q -p no:cacheprovider -p no:benchmark --continue-on-collection-errors
 # 2. What a step costs, and what copying as many bytes does.
-part bench "$PYTHON" -m sngd bench step --device cuda --json "$KEEP/bench.json"
+part bench "$PYTHON" -m sngd bench step --device cuda --seconds 1 --json "$KEEP/bench.json"
 # 3. What a GPU gains by runs that are trained as one, and by steps as CUDA graphs.
 part gains "$PYTHON" benchmarks/gpu.py --json "$KEEP/gpu.json"
 # 4. Studies of the small profile that take CPUs hours. Residual networks have BatchNorm: runs are trained one by one,
-# with graphs, several side by side. Of small networks up to 90 are trained as one.
+# with graphs, several side by side.
 for study in fig3 alternatives; do
     long "small-$study" "$PYTHON" -m sngd reproduce "$study" --profile small --device cuda --jobs 8 --out "$OUT/small/$study"
 done
-for study in counting spider-sizes; do
-    long "small-$study" "$PYTHON" -m sngd reproduce "$study" --profile small --device cuda --jobs 2 --out "$OUT/small/$study"
+# 5. The paper's network for a part of its passes.
+for study in fig3 fig4; do
+    long "medium-$study" "$PYTHON" -m sngd reproduce "$study" --profile medium --device cuda --jobs 8 --out "$OUT/medium/$study"
 done
-# 5. The paper's Figures 3 and 4 in its own size; every run goes on from its last checkpoint.
-long fig3 "$PYTHON" -m sngd reproduce fig3 --profile paper --jobs 4 --out "$OUT/paper/fig3"
-long fig4 "$PYTHON" -m sngd reproduce fig4 --profile paper --jobs 4 --out "$OUT/paper/fig4"
+# 6. The paper's Figures 3 and 4 in its own size; every run goes on from its last checkpoint.
+long paper-fig3 "$PYTHON" -m sngd reproduce fig3 --profile paper --jobs 4 --out "$OUT/paper/fig3"
+long paper-fig4 "$PYTHON" -m sngd reproduce fig4 --profile paper --jobs 4 --out "$OUT/paper/fig4"
 
 # What there is to keep: measurements and pictures of the figures, the ends of the logs, the device.
 if [ -z "$DRY" ]; then
-    for figure in "$OUT"/small/* "$OUT"/paper/*; do
+    for figure in "$OUT"/small/* "$OUT"/medium/* "$OUT"/paper/*; do
         [ -d "$figure" ] || continue
         mkdir -p "$KEEP/${figure#"$OUT"/}"
         find "$figure" -maxdepth 1 -type f -size -1024k -exec cp {} "$KEEP/${figure#"$OUT"/}/" \; 2>/dev/null

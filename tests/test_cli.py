@@ -257,6 +257,7 @@ def test_bench_shows_which_measurement_of_how_many_and_the_time_left():
     [
         (["walk"], "walk"),
         (["step", "--json", "mine.txt"], "sngd: mine.txt: must be JSON that sngd bench wrote"),
+        (["step", "--seconds", "0"], "sngd: --seconds must be > 0 and finite, got 0"),
         (["step", "--json", "absent/bench.json"], "sngd: absent/bench.json: the folder must exist"),
         (["train", "--json", "."], "sngd: .: is a folder, must be a file"),
         (["step", "--device", "tpu"], "tpu"),

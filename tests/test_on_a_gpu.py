@@ -13,8 +13,8 @@ from typer.main import get_command
 from sngd.cli import app
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "on_a_gpu.sh"
-PARTS = ["tests", "bench", "gains", "small-fig3", "small-alternatives", "small-counting", "small-spider-sizes"]
-PARTS += ["fig3", "fig4"]
+PARTS = ["tests", "bench", "gains", "small-fig3", "small-alternatives", "medium-fig3", "medium-fig4"]
+PARTS += ["paper-fig3", "paper-fig4"]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
 
 
@@ -59,7 +59,7 @@ def test_a_part_that_is_done_is_not_repeated_and_one_that_failed_is(tmp_path):
     first = script(tmp_path / "out", PYTHON=python)
     assert first.returncode == 0
     assert "tests: failed with exit code 3" in first.stdout
-    assert "fig4: done" in first.stdout
+    assert "paper-fig4: done" in first.stdout
     second = script(tmp_path / "out", PYTHON=python).stdout
     assert second.count(": done before") == len(PARTS) - 1
     assert (tmp_path / "calls").read_text().split() == ["pytest", "sngd", "--json", *["sngd"] * 6, "pytest"]
@@ -73,7 +73,8 @@ def test_a_part_that_does_not_fit_is_not_begun(tmp_path):
 
 def test_a_part_that_was_interrupted_goes_on(tmp_path):
     """The pretended figure needs three turns."""
-    counts = f'echo . >> "{tmp_path}/$4"; [ "$4" != fig4 ] || [ $(wc -l < "{tmp_path}/fig4") -ge 3 ] || exit 130'
-    result = script(tmp_path / "out", PYTHON=pretending(tmp_path, counts))
-    assert result.stdout.count("fig4: interrupted") == 2
-    assert result.stdout.count("fig4: done") == 1
+    turns = tmp_path / "turns"
+    body = f'[ "$6-$4" != paper-fig4 ] || {{ echo . >> "{turns}"; [ $(wc -l < "{turns}") -ge 3 ] || exit 130; }}'
+    result = script(tmp_path / "out", PYTHON=pretending(tmp_path, body))
+    assert result.stdout.count("paper-fig4: interrupted") == 2
+    assert result.stdout.count("paper-fig4: done") == 1

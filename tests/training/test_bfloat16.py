@@ -8,7 +8,8 @@ import torch
 from outcomes import assert_bitwise_equal, outcome
 
 from sngd.problems import Problem
-from sngd.training import Interrupted, RunConfig, engine, train
+from sngd.training import Interrupted, RunConfig, train
+from sngd.training.repeatable import without_tf32
 from sngd.training.replicas.alike import reason_against
 from sngd.training.run_folder import RunFolder
 from sngd.training.run_state import RunState
@@ -96,7 +97,7 @@ def test_float32_is_not_tf32_inside_and_all_is_as_before_then():
     before = cudnn.allow_tf32, matmul.allow_tf32
     try:
         cudnn.allow_tf32 = matmul.allow_tf32 = True
-        with engine._without_tf32():
+        with without_tf32():
             assert (cudnn.allow_tf32, matmul.allow_tf32) == (False, False)
         assert (cudnn.allow_tf32, matmul.allow_tf32) == (True, True)
     finally:

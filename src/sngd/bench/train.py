@@ -61,6 +61,7 @@ CASES = (
     Case("cifar10-resnet8", 128, samples=2560, evaluates=True, goal=0.7),
     Case("cifar10-resnet20", 128, samples=1280, evaluates=True, goal=0.7),
 )
+PROBLEM_SECONDS = 20.0
 
 
 def bench_train(
@@ -69,7 +70,7 @@ def bench_train(
     methods: Mapping[str, float | None] = METHODS,
     studies: bool = True,
     data: Path | None = None,
-    seconds: float = 20.0,
+    seconds: float = PROBLEM_SECONDS,
     on_progress: Callable[[str, int, int], None] = lambda *_: None,
 ) -> Result:
     """Compare passes over data, training steps of several methods, and a study of several seeds.

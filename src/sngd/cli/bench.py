@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -23,6 +24,9 @@ def bench(
         typer.Option("--json", metavar="FILE", help="Also write this JSON file; another benchmark's part in it stays."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Small sizes and few rounds: to see that it runs.")] = False,
+    seconds: Annotated[
+        float | None, typer.Option(help="Time for each kind of step, or each problem. (default: 4 or 20)")
+    ] = None,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where steps are taken.")] = "cpu",
     data: Data = None,
 ) -> None:
@@ -33,10 +37,12 @@ def bench(
     """
     from sngd.bench import bench_step, bench_train, read_results, write_result
     from sngd.bench.step import CASES, SECONDS
-    from sngd.bench.train import Case
+    from sngd.bench.train import PROBLEM_SECONDS, Case
     from sngd.training.ranks import ALONE
 
     refuse_several_processes("bench")
+    if seconds is not None and not 0 < seconds < inf:
+        raise ValueError(f"--seconds must be > 0 and finite, got {seconds:g}")
     ALONE.device(device)  # an error if it is absent
     if what == "train" and device != "cpu":
         raise ValueError(f"--device is for step, train is measured on the CPU: leave out {device}")
@@ -49,13 +55,13 @@ def bench(
     with progress_bars() as bars:
         tell = Measurements(bars)
         if what == "step":
-            cases, seconds = (("tiny",), 0.05) if quick else (CASES, SECONDS)
-            result = bench_step(cases=cases, device=device, seconds=seconds, on_progress=tell)
+            cases, usual = (("tiny",), 0.05) if quick else (CASES, SECONDS)
+            result = bench_step(cases=cases, device=device, seconds=seconds or usual, on_progress=tell)
         elif quick:
             small = [Case("digits-mlp", 32)]
-            result = bench_train(cases=small, methods={}, studies=False, seconds=0.5, on_progress=tell)
+            result = bench_train(cases=small, methods={}, studies=False, seconds=seconds or 0.5, on_progress=tell)
         else:
-            result = bench_train(data=data, on_progress=tell)
+            result = bench_train(data=data, seconds=seconds or PROBLEM_SECONDS, on_progress=tell)
     for line in lines(result):
         out.print(line, highlight=False, soft_wrap=True)
     if file is not None:

@@ -14,8 +14,6 @@ from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import torch
-
 from sngd.checks import cut
 from sngd.problems import Problem, load_problem
 from sngd.training.config import RunConfig, as_trained
@@ -24,6 +22,7 @@ from sngd.training.methods import recorded_parameters
 from sngd.training.metrics import Row
 from sngd.training.observers import Observers
 from sngd.training.ranks import ALONE, Ranks, on_all_ranks
+from sngd.training.repeatable import repeatable, without_tf32
 from sngd.training.run_folder import Checkpoint, RunFolder
 from sngd.training.run_state import Progress, RunState
 
@@ -169,11 +168,11 @@ def opened(
         if rows is not None:
             yield _last_row(files, events, rows, ranks)
             return
-        kept.enter_context(_repeatable(ranks.threads(config.threads or 1)))
+        kept.enter_context(repeatable(ranks.threads(config.threads or 1)))
         with ranks.agreed():
             device = ranks.device(config.device)  # an error if the device is absent, before data are loaded
             if device.type == "cuda":
-                kept.enter_context(_without_tf32())
+                kept.enter_context(without_tf32())
         loaded = ranks.one_a_machine_first(problem)
         with ranks.agreed():
             with files.naming_config() if resume else nullcontext():
@@ -230,38 +229,6 @@ def _extended(files: RunFolder, checkpoint: Checkpoint | None, config: RunConfig
         return extended(checkpoint, files.rows()[: checkpoint["rows"]], config.eval_every)
     except ValueError as error:
         raise ValueError(f"{files.path}: cannot go on to {config.epochs:g} epochs: {error}") from None
-
-
-@contextmanager
-def _repeatable(threads: int) -> Iterator[None]:
-    """Inside, torch uses this number of CPU threads and cuDNN's deterministic kernels, so that runs can be repeated."""
-    cudnn = torch.backends.cudnn  # its own context manager, flags(), would reset other settings to defaults
-    before = torch.get_num_threads(), cudnn.deterministic, cudnn.benchmark
-    torch.set_num_threads(threads)
-    cudnn.deterministic, cudnn.benchmark = True, False
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before[0])
-        cudnn.deterministic, cudnn.benchmark = before[1:]
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Inside, float32 is float32 on a GPU: products are not rounded to TF32, which convolutions otherwise are."""
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    with warnings.catch_warnings():
-        # From torch 2.9 on there are other names too, and a warning of these. But who uses both gets errors, and
-        # torch's compiler still asks for these.
-        warnings.simplefilter("ignore")
-        before = cudnn.allow_tf32, matmul.allow_tf32
-        cudnn.allow_tf32 = matmul.allow_tf32 = False
-    try:
-        yield
-    finally:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _last_row(files: RunFolder, events: Observers | None, count: int, ranks: Ranks) -> Row:
