@@ -229,5 +229,5 @@ def test_a_captured_step_replays_at_the_lr_of_the_moment(variant):
             step()
         runs.append((params, optimizer))
     assert_equal_state(*runs)
-    assert runs[1][1].skipped_steps == 2
+    assert runs[0][1].skipped_steps == runs[1][1].skipped_steps > 0
     assert_close(runs[0][1].last_norm, runs[1][1].last_norm)

@@ -8,7 +8,10 @@ from torch import nn
 
 from sngd import SNGD, RandomIterate, groups
 
-pytestmark = pytest.mark.cuda
+pytestmark = [
+    pytest.mark.cuda,
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning"),
+]
 
 RULES = {
     "sngd": {},
@@ -116,9 +119,7 @@ def test_forward_backward_and_step_are_one_graph(options):
     lr = torch.tensor(0.1, device="cuda")
     captured, plain = (SNGD(m.parameters(), lr, capturable=True, **options) for m in models)
 
-    side = (
-        torch.cuda.Stream()
-    )  # capture needs warm kernels and buffers; this step counts, so the other model takes it too
+    side = torch.cuda.Stream()  # capture needs warm kernels and buffers; this step counts, so both models take it
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         backward(models[0], x, y)

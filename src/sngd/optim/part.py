@@ -220,7 +220,7 @@ class Part:
         if skip is None and not isinstance(share, Tensor) and wide[0] is self.params[0]:
             torch._foreach_mul_(self.params, 1 - share)
             return
-        left = 1 - torch.as_tensor(share, dtype=wide[0].dtype, device=wide[0].device)
+        left = 1 - _scalar(share, wide[0])
         torch._foreach_copy_(self.params, list(torch._foreach_mul(wide, unless(skip, torch.ones_like(left), left))))
 
 
@@ -261,4 +261,11 @@ def share_of(norms: Norms, lr: Number, max_scale: float, device: torch.device) -
     if isinstance(lr, Tensor):  # where vectors are not scaled
         return (dual * (max_scale / lr)).clamp(max=1)
     length = ldexp(max_scale * dual.item(), norms.exponent) if host_may_read(dual) else dual * max_scale
-    return torch.as_tensor(length / lr if lr else 1.0, dtype=dual.dtype, device=device).clamp(max=1)
+    return _scalar(length / lr if lr else 1.0, dual).clamp(max=1)
+
+
+def _scalar(value: Number, like: Tensor) -> Tensor:
+    """The number as a tensor of that one's dtype, on its device, for which the host does not wait."""
+    if isinstance(value, Tensor):
+        return value.to(like)
+    return torch.full((), value, dtype=like.dtype, device=like.device)

@@ -15,7 +15,7 @@ Measured = dict[str, float | None]
 
 # Input numbers evaluated at a time, and 4096 targets at most: few samples of them if they are large. A processor's
 # cache is small, and on an accelerator it is the number of operations that takes time.
-CHUNK, CHUNK_ON_ACCELERATOR = 2**19, 2**22
+CHUNK, CHUNK_ON_ACCELERATOR = 2**19, 2**21
 
 
 def evaluate(

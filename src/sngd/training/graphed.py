@@ -30,25 +30,42 @@ class Recorded(NamedTuple):
 def record(functions: Sequence[Function]) -> list[Recorded]:
     """The work of each function on the present GPU as a CUDA graph; they are called, in this order, a few times.
 
-    A function may use what an earlier one left in memory, if they are repeated in this order too.
+    A function may use what an earlier one left in memory, if they are repeated in this order too. Of autograd's graphs
+    none may be alive that has weights of theirs: its nodes would draw the work to the stream where they were made.
 
     Raises:
         RuntimeError: the host would have to wait for the GPU, or a kernel cannot be recorded.
     """
+    before = torch.cuda.current_stream()
+    try:
+        return _recorded(functions, before)
+    except BaseException:
+        _undo_recording(before)
+        raise
+
+
+def _recorded(functions: Sequence[Function], before: torch.cuda.Stream) -> list[Recorded]:
     stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
+    stream.wait_stream(before)
     with torch.cuda.stream(stream):
         for _ in range(_WARM_UP):
             for function in functions:
                 function()
-    torch.cuda.current_stream().wait_stream(stream)
+    before.wait_stream(stream)
     found, pool = [], torch.cuda.graph_pool_handle()
     for function in functions:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, stream=stream):
             results = function()
         found.append(Recorded(graph.replay, results))
     return found
+
+
+def _undo_recording(before: torch.cuda.Stream) -> None:
+    """torch leaves its stream and its random generator as in the middle of a recording if one fails."""
+    torch.cuda.set_stream(before)
+    generator = torch.cuda.default_generators[before.device_index]
+    generator.graphsafe_set_state(torch.Generator(generator.device).graphsafe_get_state())
 
 
 class GraphedLoss:
@@ -116,7 +133,9 @@ class _Graphs:
         self._loss, self._model, self._params = loss, model, params
         self._inputs, self._targets = (part.clone() for part in materialized(batch))
         self._times = torch.ones_like(self._forward())
+        del self._value  # with autograd's nodes of the weights, see `record`
         self._evaluated, self._differentiated = record([self._forward, self._backward])
+        del self._value
         self.evaluated = 0
 
     def _forward(self) -> Tensor:
