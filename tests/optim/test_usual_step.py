@@ -8,7 +8,8 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sngd import SNGD
-from sngd.optim import clipped, pieces
+from sngd.norms import global_norm
+from sngd.optim import bare, clipped, part, pieces, sngd, whole_norm
 from sngd.optim.bare import bare_step
 from sngd.optim.usual import are_usual
 
@@ -291,6 +292,69 @@ def test_groups_have_their_own_rates_and_one_norm(monkeypatch):
     assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
 
 
+@pytest.fixture
+def norms_are_not_read(monkeypatch):
+    """As on a GPU: the host may not wait for the norm, and whether a step is skipped is a tensor."""
+    for module in (global_norm, whole_norm, part, bare, sngd, clipped):
+        monkeypatch.setattr(module, "host_may_read", lambda _: False)
+
+
+GRADIENTS = {
+    "usual": lambda g: g,
+    "zero": torch.zeros_like,
+    "tiny": lambda g: g * 1e-30,
+    "huge": lambda g: g * 1e25,
+    "inf": lambda g: g / 0,
+    "nan": lambda g: g * torch.nan,
+}
+
+
+@pytest.mark.parametrize("rule", KNOWN)
+@pytest.mark.parametrize("gradient", GRADIENTS)
+@pytest.mark.usefixtures("norms_are_not_read")
+def test_without_reading_the_norm_it_is_the_general_step_bit_for_bit(rule, gradient, monkeypatch):
+    one, other = weights(), weights()
+    # the general step of the CPU has no kernel unless it is asked for
+    optimizers = SNGD(one, lr=0.1, **KNOWN[rule]), general(SNGD(other, lr=0.1, fused=True, **KNOWN[rule]), monkeypatch)
+    taken = []
+    monkeypatch.setattr("sngd.optim.sngd.bare_step", lambda *args: taken.append(bare_step(*args)) or taken[-1])
+    for step in range(4):
+        for params, optimizer in zip((one, other), optimizers, strict=True):
+            with_gradients(params, step)
+            if step == 2:
+                for p in params:
+                    p.grad = GRADIENTS[gradient](p.grad)
+            optimizer.step()
+        assert_same_bits(one, other)
+        torch.testing.assert_close(*(o.last_norm for o in optimizers), rtol=0, atol=0, equal_nan=True)
+    assert optimizers[0].skipped_steps == optimizers[1].skipped_steps
+    assert all(p.isfinite().all() for p in one)
+    assert taken[-1] is not None
+    for a, b in zip(one, other, strict=True):
+        assert_same_bits(optimizers[0].state[a].values(), optimizers[1].state[b].values())
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("rule", RULES | KNOWN)
+def test_on_a_gpu_the_usual_step_is_the_general_one_bit_for_bit(rule, monkeypatch):
+    some = [[nn.Parameter(w.detach().cuda()) for w in weights()] for _ in range(2)]
+    options = (RULES | KNOWN)[rule]
+    optimizers = SNGD(some[0], lr=0.1, **options), general(SNGD(some[1], lr=0.1, **options), monkeypatch)
+    taken = []
+    monkeypatch.setattr("sngd.optim.sngd.bare_step", lambda *args: taken.append(bare_step(*args)) or taken[-1])
+    for step in range(6):
+        for params, optimizer in zip(some, optimizers, strict=True):
+            generator = torch.Generator("cuda").manual_seed(step)
+            for p in params:
+                p.grad = torch.randn(p.shape, generator=generator, device="cuda") * (step != 3)
+            optimizer.step()
+        assert_same_bits(*some)
+        assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
+    assert optimizers[0].skipped_steps == optimizers[1].skipped_steps
+    assert (taken[-1] is not None) == (rule in KNOWN)
+    assert optimizers[0]._usual_parts() is not None
+
+
 def test_it_is_taken_when_the_first_steps_are_over(monkeypatch):
     monkeypatch.setattr(clipped, "_told", set())
     taken = []
@@ -301,7 +365,7 @@ def test_it_is_taken_when_the_first_steps_are_over(monkeypatch):
         with_gradients(params, step)
         optimizer.step()
     assert len(taken) == 10
-    assert taken[-1] is optimizer.last_norm
+    assert taken[-1].norm is optimizer.last_norm
 
 
 def test_what_is_not_usual():

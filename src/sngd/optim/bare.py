@@ -7,12 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sngd.norms.global_norm import ROOM, has_room, norm_here
+from sngd.norms.global_norm import ROOM, has_room, host_may_read, norm_here
 from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.options import averages, coupled_decay
-from sngd.optim.part import LEAST_FACTOR, coefficient
+from sngd.optim.part import LEAST_FACTOR, coefficient, left_by_decay
 from sngd.optim.pieces import long_ones
 from sngd.optim.usual import are_usual, with_gradients
+from sngd.optim.whole_norm import is_no_direction
 from sngd.sharding import are_plain
 
 
@@ -25,7 +26,17 @@ class _Bare(NamedTuple):
     buffers: list[Tensor]
 
 
-def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> Tensor | None:
+class BareStep(NamedTuple):
+    """What a step was taken with: ‖g + λw‖, and whether nothing moved because that is no direction.
+
+    On a GPU, for which the host does not wait, ``skipped`` is a 0-d bool tensor there.
+    """
+
+    norm: Tensor
+    skipped: bool | Tensor
+
+
+def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> BareStep | None:
     """Take the step of all param groups, if all is usual and no option asks for more than this function does.
 
     It knows the l2 norm, ``max_scale``, weight decay, and momentum with ``normalize="gradient"``. It changes weights
@@ -35,7 +46,7 @@ def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str,
         groups, state: the optimizer's.
 
     Returns:
-        ‖g + λw‖; None if the step has to be taken another way. Then nothing has been changed.
+        None if the step has to be taken another way. Then nothing has been changed.
     """
     if not all(map(_is_known, groups)):
         return None
@@ -48,18 +59,28 @@ def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str,
         if part is None:
             return None
         parts.append(part)
-    if not parts:
+    if not parts or len({part.params[0].device for part in parts}) > 1:
         return None
     norm = norm_here([part.vectors for part in parts])
+    if host_may_read(norm):
+        return BareStep(norm, False) if _moved(parts, norm) else None
+    skip = torch.as_tensor(is_no_direction(norm))
+    for part in parts:
+        _move_on_gpu(part, coefficient(norm, part.group["lr"], part.group["max_scale"], 0), skip)
+    return BareStep(norm, skip)
+
+
+def _moved(parts: Sequence[_Bare], norm: Tensor) -> bool:
+    """Whether the step could be taken with a norm that the host can read, and now is."""
     if not has_room(norm, [part.vectors[0].dtype for part in parts], communicates=False):
-        return None
+        return False
     cs = [coefficient(norm, part.group["lr"], part.group["max_scale"], 0) for part in parts]
     factors = [c.mul(part.group["lr"]).item() for c, part in zip(cs, parts, strict=True)]
     if min(factors) <= LEAST_FACTOR:
-        return None
+        return False
     for part, c, factor in zip(parts, cs, factors, strict=True):
         _move(part, c, factor)
-    return norm
+    return True
 
 
 def _is_known(group: dict[str, Any]) -> bool:
@@ -78,9 +99,10 @@ def _bare(
     buffers: list[Any] = [state[p].get("momentum_buffer") for p in params] if momentum else []
     if dtype not in ROOM or not are_usual(params, grads, buffers) or {*map(attrgetter("dtype"), grads)} != {dtype}:
         return None
-    if (decay or momentum) and long_ones([params]):
+    on_cpu = params[0].is_cpu
+    if (decay or momentum) and on_cpu and long_ones([params]):
         return None  # which are quicker in pieces
-    if momentum and (group["fused"] is False or not fused_is_right(params, grads, buffers)):
+    if (momentum or not on_cpu) and (group["fused"] is False or not fused_is_right(params, grads, buffers)):
         return None
     coupled = coupled_decay(group)
     return _Bare(group, params, list(torch._foreach_add(grads, params, alpha=coupled)) if coupled else grads, buffers)
@@ -94,5 +116,17 @@ def _move(part: _Bare, c: Tensor, factor: float) -> None:
     if not part.buffers:
         torch._foreach_add_(part.params, part.vectors, alpha=-factor)
         return
-    options = {name: group[name] for name in ("lr", "momentum", "normalize")}
-    fused_sngd(part.params, part.vectors, part.buffers, c=c, skip=None, new_averages=[], **options)
+    _fused(part, c, None)
+
+
+def _move_on_gpu(part: _Bare, c: Tensor, skip: Tensor) -> None:
+    """The same, unless ``skip``."""
+    group = part.group
+    if group["weight_decay"] and group["decoupled_weight_decay"]:
+        torch._foreach_mul_(part.params, left_by_decay(group["lr"] * group["weight_decay"], skip, part.params[0]))
+    _fused(part, c, skip)
+
+
+def _fused(part: _Bare, c: Tensor, skip: Tensor | None) -> None:
+    options = {name: part.group[name] for name in ("lr", "momentum", "normalize")}
+    fused_sngd(part.params, part.vectors, part.buffers, c=c, skip=skip, new_averages=[], **options)

@@ -35,8 +35,13 @@ _watches: WeakKeyDictionary[Optimizer, _Watch] = WeakKeyDictionary()
 
 def is_watched(optimizer: Optimizer) -> bool:
     """Whether ``warn_if_clipped`` would look at the optimizer's next step."""
+    if "clipped" in _told:
+        return False
     watch = _watches.get(optimizer)
-    return "clipped" not in _told and (watch is None or watch.steps < _WATCHED)
+    if watch is None:
+        on_cpu = any(p.is_cpu for group in optimizer.param_groups for p in group["params"])
+        watch = _watches[optimizer] = _Watch(steps=0 if on_cpu else _WATCHED)
+    return watch.steps < _WATCHED
 
 
 def warn_if_clipped(optimizer: Optimizer, parts: Sequence[Part], norms: Norms) -> None:
@@ -48,7 +53,7 @@ def warn_if_clipped(optimizer: Optimizer, parts: Sequence[Part], norms: Norms) -
     """
     if torch.compiler.is_compiling() or not host_may_read(norms.dual) or not is_watched(optimizer):
         return
-    watch = _watches.setdefault(optimizer, _Watch())
+    watch = _watches[optimizer]
     watch.steps += 1
     norm = _norm(parts, norms)
     limit = float(f"{norm:.1e}")

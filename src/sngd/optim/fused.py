@@ -32,9 +32,11 @@ def fused_is_right(params: list[Tensor], vectors: list[Tensor], buffers: list[Te
 
 def _alike(tensors: list[Tensor], dtype: torch.dtype, device: torch.device) -> bool:
     """Whether all have this dtype and device. The kernels do not check it; shapes are checked by ``check_shapes``."""
+    if not {*map(attrgetter("dtype"), tensors)} <= {dtype}:
+        return False
     if device.type == "cpu":  # whose tensors are quicker to ask
-        return all(map(attrgetter("is_cpu"), tensors)) and {*map(attrgetter("dtype"), tensors)} <= {dtype}
-    return all(t.dtype == dtype and t.device == device for t in tensors)
+        return all(map(attrgetter("is_cpu"), tensors))
+    return {*map(attrgetter("device"), tensors)} <= {device}
 
 
 def _in_one_order(params: list[Tensor], *others: list[Tensor]) -> bool:
@@ -42,8 +44,10 @@ def _in_one_order(params: list[Tensor], *others: list[Tensor]) -> bool:
 
     The kernels assume it. torch 2.13's CPU kernel does not check it, and overwrites what lies in the gaps.
     """
+    if all(map(Tensor.is_contiguous, [*params, *chain(*others)])):
+        return True
     if params[0].device.type == "cpu":
-        return all(map(Tensor.is_contiguous, [*params, *chain(*others)]))
+        return False
     strides = [p.stride() for p in params]
     alike = all([t.stride() for t in tensors] == strides for tensors in others if tensors)
     return alike and all(p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last) for p in params)

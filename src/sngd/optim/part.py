@@ -220,8 +220,7 @@ class Part:
         if skip is None and not isinstance(share, Tensor) and wide[0] is self.params[0]:
             torch._foreach_mul_(self.params, 1 - share)
             return
-        left = 1 - _scalar(share, wide[0])
-        torch._foreach_copy_(self.params, list(torch._foreach_mul(wide, unless(skip, torch.ones_like(left), left))))
+        torch._foreach_copy_(self.params, list(torch._foreach_mul(wide, left_by_decay(share, skip, wide[0]))))
 
 
 def _number(lr: Number, device: torch.device) -> Number:
@@ -262,6 +261,12 @@ def share_of(norms: Norms, lr: Number, max_scale: float, device: torch.device) -
         return (dual * (max_scale / lr)).clamp(max=1)
     length = ldexp(max_scale * dual.item(), norms.exponent) if host_may_read(dual) else dual * max_scale
     return _scalar(length / lr if lr else 1.0, dual).clamp(max=1)
+
+
+def left_by_decay(share: Number, skip: Tensor | None, like: Tensor) -> Tensor:
+    """1 − share, by which decoupled decay multiplies the weights; 1 if ``skip``. In the dtype of ``like``."""
+    left = 1 - _scalar(share, like)
+    return unless(skip, torch.ones_like(left), left)
 
 
 def _scalar(value: Number, like: Tensor) -> Tensor:

@@ -283,10 +283,10 @@ class SNGD(Optimizer):
         """Take the step if it is a bare one; False if it is not, and nothing was changed."""
         if torch.compiler.is_compiling() or self.defaults["capturable"] or (cancels and is_watched(self)):
             return False
-        norm = bare_step(self.param_groups, self.state)
-        if norm is None:
+        taken = bare_step(self.param_groups, self.state)
+        if taken is None:
             return False
-        self._last["norm"] = norm
+        self._remember(taken.norm, 0, taken.skipped, None)
         return True
 
     def _remember(self, norm: Tensor, exponent: int, skip: bool | Tensor, scale: Tensor | None) -> None:
@@ -316,7 +316,7 @@ class SNGD(Optimizer):
             if not are_usual(params, grads, buffers, dropped):
                 return None
             part = Part(group, params, grads, buffers, dropped, spread=(None, ()), directions=_foreach_directions)
-            part.by_pieces = not self.defaults["capturable"] and part.may_take_pieces()
+            part.by_pieces = params[0].is_cpu and not self.defaults["capturable"] and part.may_take_pieces()
             parts.append(part)
         return parts
 

@@ -1,4 +1,4 @@
-"""The usual case, in which a step need not look at each tensor: plain tensors on the CPU that fit each other."""
+"""The usual case, in which a step need not look at each tensor: plain tensors on one device that fit each other."""
 
 from collections.abc import Sequence
 from operator import attrgetter
@@ -9,19 +9,19 @@ from torch import Tensor
 
 from sngd.sharding import are_plain
 
-_DTYPE, _IS_CPU, _SHAPE, _LAYOUT = map(attrgetter, ("dtype", "is_cpu", "shape", "layout"))
+_DTYPE, _IS_CPU, _IS_CUDA, _SHAPE, _LAYOUT = map(attrgetter, ("dtype", "is_cpu", "is_cuda", "shape", "layout"))
 
 
 def are_usual(params: Sequence[Tensor], *others: Sequence[Tensor]) -> bool:
     """Whether list kernels can take these tensors as they are, with the answers that hold for the first parameter.
 
-    So the parameters are plain tensors on the CPU of one real dtype, and ``others`` (gradients, buffers; one for each
-    parameter, or none at all) are plain, strided, and have their parameters' shapes. Devices and dtypes of others are
-    the caller's to check where that matters (``fused_is_right``). In a compiled graph nothing is usual.
+    So the parameters are plain tensors of one real dtype, on the CPU or on one GPU, and ``others`` (gradients, buffers;
+    one for each parameter, or none at all) are plain, strided, and have their parameters' shapes. Devices and dtypes of
+    others are the caller's to check where that matters (``fused_is_right``). In a compiled graph nothing is usual.
     """
     if torch.compiler.is_compiling() or not are_plain(params) or not params[0].is_floating_point():
         return False
-    if len({*map(_DTYPE, params)}) > 1 or not all(map(_IS_CPU, params)):
+    if len({*map(_DTYPE, params)}) > 1 or not _on_one_device(params):
         return False
     shapes = [*map(_SHAPE, params)]
     for tensors in others:
@@ -30,6 +30,13 @@ def are_usual(params: Sequence[Tensor], *others: Sequence[Tensor]) -> bool:
         if not are_plain(tensors) or {*map(_LAYOUT, tensors)} != {torch.strided} or [*map(_SHAPE, tensors)] != shapes:
             return False
     return True
+
+
+def _on_one_device(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are on the CPU, or all on one GPU. These questions are quicker than asking for devices."""
+    if tensors[0].is_cpu:
+        return all(map(_IS_CPU, tensors))
+    return all(map(_IS_CUDA, tensors)) and len({*map(Tensor.get_device, tensors)}) == 1
 
 
 def with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Any]]:
