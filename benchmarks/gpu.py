@@ -7,6 +7,7 @@ without a GPU, with few runs and without graphs, to see that it works.
 """
 
 import argparse
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,7 @@ def main() -> None:
         ("mnist-mlp", replicas),
         ("cifar10-resnet8", graphs),
         ("cifar10-resnet20", graphs),
+        ("cifar10-resnet20", compiled),
     ):
         config = RunConfig(name, "sngd", lr=1e-3, batch_size=128, epochs=1e6, device=given.device, threads=1)
         with repeatable(threads=1), without_tf32():  # as runs do
@@ -78,22 +80,48 @@ def graphs(config: RunConfig, steps: int, seconds: float) -> list[dict[str, obje
     if config.device != "cpu":
         runs["graphs"] = recorded(config, problem)
         runs["graphs, bfloat16"] = recorded(replace(config, precision="bfloat16"), problem)
+    return compared(runs, config, problem, steps, seconds)
+
+
+def compiled(config: RunConfig, steps: int, seconds: float) -> list[dict[str, object]]:
+    """The same with compiled code in a graph."""
+    if config.device == "cpu":
+        return []
+    problem = load_problem(config.problem)
+    config = replace(config, precision="bfloat16").resolved(problem.n)
+    began = time.monotonic()
+    quick = RunState(config, problem)
+    if reason := quick.compile():
+        raise SystemExit(f"{config.problem}: steps are not compiled, because {reason}")
+    took = round(time.monotonic() - began, 1)
+    runs = {
+        "graphs, bfloat16": recorded(config, problem),
+        "graphs, bfloat16, compiled": recorded(config, problem, quick),
+    }
+    return [case | {"seconds_of_compiling": took} for case in compared(runs, config, problem, steps, seconds)]
+
+
+def compared(
+    runs: Mapping[str, RunState], config: RunConfig, problem: Problem, steps: int, seconds: float
+) -> list[dict[str, object]]:
+    """The time of a step of each run, and its ratio to the first one's."""
     times = timed({name: run.step for name, run in runs.items()}, config.device, steps, seconds)
+    first = next(iter(times.values()))
     assert config.batch_size is not None
     return [
         {
             "case": f"{config.problem}, {name}",
             "milliseconds": round(1e3 * spread(found).median / steps, 4),
             "seconds_of_160_passes": round(spread(found).median / steps * PASSES * problem.n / config.batch_size, 1),
-            "ratio": rounded(found, times["single operations"]),
+            "ratio": rounded(found, first),
         }
         for name, found in times.items()
     ]
 
 
-def recorded(config: RunConfig, problem: Problem) -> RunState:
-    """A run whose steps are CUDA graphs."""
-    run = RunState(config, problem)
+def recorded(config: RunConfig, problem: Problem, run: RunState | None = None) -> RunState:
+    """A run whose steps are CUDA graphs; a new one unless it is given."""
+    run = run or RunState(config, problem)
     if reason := run.record():
         raise SystemExit(f"{config.problem}: steps are not CUDA graphs, because {reason}")
     return run

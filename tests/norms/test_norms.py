@@ -15,6 +15,7 @@ from torch.testing import assert_close
 from reference.norms import NaiveNorm
 from sngd import SNGD
 from sngd.norms import NORMS, Col, Layer, Norm, Row, Sign, Spectral, find_norm
+from sngd.norms.norm import normalized, normalized_in_float64
 
 # Norms whose unit step is exact, with what the twin needs to know.
 EXACT = {
@@ -93,6 +94,19 @@ def test_entries_may_be_as_small_or_large_as_the_dtype_allows(text, dtype, expon
         close(norm.size(v).item(), size, 1e-5)
     if torch.finfo(torch.float64).smallest_normal < dual < torch.finfo(torch.float64).max:
         close(norm.dual(v).item(), dual, 1e-5)
+
+
+@pytest.mark.parametrize("dim", [-1, -2, (-2, -1)], ids=str)
+@pytest.mark.parametrize("exponents", [(-44, -40), (-45, 37), (36, 37), (-1, 18)], ids=str)
+def test_in_float64_a_matrix_is_normalized_as_otherwise(dim, exponents):
+    """Which spares a GPU the search for the largest entry."""
+    sizes = torch.logspace(*exponents, 12, dtype=torch.float64)
+    m = (draw((6, 12), 1) * (sizes if dim == -2 else sizes[::2, None])).float()
+    m[:, 3] = m[2] = 0
+    close(normalized_in_float64(m, dim), normalized(m.double(), dim), 1e-6)
+    assert torch.equal(normalized_in_float64(m * 0, dim), torch.zeros_like(m))
+    m[4, 4] = torch.inf
+    assert normalized_in_float64(m, dim).isnan().any()
 
 
 @pytest.mark.parametrize("shape", EMPTY, ids=str)

@@ -26,6 +26,7 @@ RULES = {
     "sign": {"norm": "sign"},
     "layer": {"norm": "layer", "momentum": 0.9},
     "row": {"norm": "row"},
+    "col": {"norm": "col", "momentum": 0.9},
     "spectral": {"norm": "spectral", "momentum": 0.9},
 }
 

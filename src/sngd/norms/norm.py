@@ -24,6 +24,8 @@ from sngd.norms.global_norm import (
 _SHORT = 2**16  # entries up to which one thread is as quick as several
 _DOT, _PIECE = 2**14, 2**19  # entries of pieces of shorter and of longer tensors
 _SMALL = 2**12  # entries of tensors of which one is made
+_SMALL_ON_ACCELERATOR = 2**16  # where copying takes less time than starting another operation
+_TINY = 1e-300  # less than any norm of float32 numbers but 0
 
 
 class Weight(NamedTuple):
@@ -202,9 +204,17 @@ def as_matrix(v: Tensor) -> Tensor:
 
 def normalized(m: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """m / ‖m‖₂ with the norm over ``dim``; 0 where it is 0. It is right for the smallest and largest entries too."""
+    if m.is_cuda and m.dtype == torch.float32 and not torch.compiler.is_compiling():
+        return normalized_in_float64(m, dim)
     norm, peak = _norm_and_peak(m, dim)
     unit: Tensor = m / norm if peak is None else m / peak / torch.where(norm == 0, 1, norm)
     return unit
+
+
+def normalized_in_float64(m: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """``normalized`` of a float32 tensor in three operations, because no square leaves the range of float64."""
+    norm = torch.linalg.vector_norm(m, dim=dim, keepdim=True, dtype=torch.float64).clamp_min_(_TINY)
+    return torch.div(m, norm, out=torch.empty_like(m))
 
 
 def length(m: Tensor, dim: int | tuple[int, ...]) -> Tensor:
@@ -237,7 +247,7 @@ def inner(vs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:
     dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
     if device.type != "cpu" or torch.compiler.is_compiling():
         products = torch._foreach_mul(list(us), list(vs)) if len(us) > 1 else [us[0] * vs[0]]
-        return torch.stack([product.sum(dtype=dtype) for product in products]).sum()
+        return torch.stack([product.sum(dtype=dtype) for product in _merged(products)]).sum()
     small = [i for i, v in enumerate(vs) if v.numel() <= _SMALL]
     pairs = [(vs[i], us[i]) for i in sorted({*range(len(vs))} - {*small})]
     if small:  # one sum of all is quicker than a sum of each
@@ -257,6 +267,13 @@ def inner(vs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:
     sums = [torch.stack(dots).sum(dtype=dtype)] if dots else []
     sums += [(a * b).sum(dtype=dtype) for a, b in long]
     return torch.stack(sums).sum()
+
+
+def _merged(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Flat tensors with the same entries, of which one has those of all small ones."""
+    small = [t.reshape(-1) for t in tensors if t.numel() <= _SMALL_ON_ACCELERATOR]
+    large = [t for t in tensors if t.numel() > _SMALL_ON_ACCELERATOR]
+    return [torch.cat(small), *large] if len(small) > 1 else [*small, *large]
 
 
 def _pieces(pair: tuple[Tensor, Tensor], size: int) -> Iterable[tuple[Tensor, Tensor]]:
