@@ -17,6 +17,8 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "bench.json"
 ENGINE = ROOT / "results" / "engine.json"
+STEPS_ON_A_GPU = ROOT / "results" / "bench-gpu.json"
+GAINS_ON_A_GPU = ROOT / "results" / "gpu.json"
 PICTURE = ROOT / "docs" / "performance.svg"
 PAGES = (ROOT / "docs" / "performance.md", ROOT / "README.md")
 
@@ -102,13 +104,60 @@ def _pass(case: Found) -> list[str]:
     ]
 
 
+_GOALS = ["weights or problem", "work", "against", "ratio", "goal", "result"]
+
+
 def goals(found: Found) -> str:
     """Every comparison that has a goal."""
+    return _table(_GOALS, _with_goals(found))
+
+
+def _with_goals(found: Found) -> list[list[str]]:
     rows = []
     for row in (row for part in found.values() for row in part["comparisons"] if row["goal"] is not None):
         case = MODELS.get(row["case"], row["case"])
         rows.append([case, row["work"], row["against"], _ratio(row), f"≤ {row['goal']:g}", row["verdict"]])
-    return _table(["weights or problem", "work", "against", "ratio", "goal", "result"], rows)
+    return rows
+
+
+def gpu_machine(_found: Found) -> str:
+    at = _on_a_gpu(STEPS_ON_A_GPU)["step"]["environment"]
+    cores = f"{at['cores']} cores of {at['processor']}"
+    return f"These numbers are from an {at['cuda']} with {cores}, torch {at['torch']}, Python {at['python']}."
+
+
+def gpu_gains(_found: Found) -> str:
+    """Runs as one, graphs, and bfloat16: `benchmarks/gpu.py`."""
+    rows = []
+    for case in _on_a_gpu(GAINS_ON_A_GPU)["cases"]:
+        passes = f"{case['seconds_of_160_passes']:.0f} s" if "seconds_of_160_passes" in case else ""
+        rows.append([case["case"], _time(case["milliseconds"] / 1e3), _ratio(case), passes])
+    return _table(["what", "a step", "over the first of its kind", "160 passes"], rows)
+
+
+def gpu_steps(_found: Found) -> str:
+    return _models(_on_a_gpu(STEPS_ON_A_GPU), lambda row: row["against"] in _AGAINST)
+
+
+_AGAINST = ("bare calls", CLIP, "AdamW(fused)", "copying 16 bytes an entry")
+_MOST = {"mnist-mlp, 256 replicas": 8.0, "cifar10-resnet20, graphs, bfloat16": 45.0}  # a ratio; seconds of 160 passes
+
+
+def gpu_goals(_found: Found) -> str:
+    cases = {case["case"]: case for case in _on_a_gpu(GAINS_ON_A_GPU)["cases"]}
+    rows = []
+    for name, most in _MOST.items():
+        seconds = cases[name].get("seconds_of_160_passes")
+        value = cases[name]["ratio"][0] if seconds is None else seconds
+        shown = _ratio(cases[name]) if seconds is None else f"{seconds:.0f} s"
+        against = "one run" if seconds is None else "160 passes"
+        work = "steps as one" if seconds is None else "steps"
+        rows.append([name, work, against, shown, f"≤ {most:g}", "met" if value <= most else "missed"])
+    return _table(_GOALS, rows + _with_goals(_on_a_gpu(STEPS_ON_A_GPU)))
+
+
+def _on_a_gpu(file: Path) -> Found:
+    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
 
 
 def readme(found: Found) -> str:
@@ -123,7 +172,21 @@ def readme(found: Found) -> str:
 
 
 BLOCKS: dict[str, Callable[[Found], str]] = {
-    block.__name__: block for block in (machine, sizes, step, different, train, engine, goals, readme)
+    block.__name__: block
+    for block in (
+        machine,
+        sizes,
+        step,
+        different,
+        train,
+        engine,
+        goals,
+        gpu_machine,
+        gpu_gains,
+        gpu_steps,
+        gpu_goals,
+        readme,
+    )
 }
 
 

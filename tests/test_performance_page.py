@@ -59,5 +59,24 @@ def test_both_benchmarks_ran_in_the_same_place_and_in_full():
     assert not any("quick" in part["command"] for part in (step, train))
 
 
-def test_the_file_is_small():
-    assert performance.RESULTS.stat().st_size < 30_000
+def test_both_measurements_on_a_gpu_are_of_one_version_and_machine():
+    steps_there = json.loads(performance.STEPS_ON_A_GPU.read_text(encoding="utf-8"))["step"]
+    gains = json.loads(performance.GAINS_ON_A_GPU.read_text(encoding="utf-8"))
+    environment = {k: v for k, v in steps_there["environment"].items() if k not in ("threads", "device")}
+    assert environment == gains["environment"]
+    assert environment["cuda"]
+    assert steps_there["environment"]["device"] == "cuda"
+    assert steps_there["cases"].keys() == set(steps.CASES)
+    assert "quick" not in steps_there["command"]
+
+
+def test_every_goal_on_a_gpu_is_measured_and_shown():
+    wanted = sum(
+        len(group.goals) for case in steps.MODELS for group in steps.groups(case, "cuda") if "Kahan" not in group.name
+    )
+    shown = performance.gpu_goals(FOUND)
+    assert shown.count(" met |") + shown.count(" missed |") == wanted + len(performance._MOST)
+
+
+def test_the_files_are_small():
+    assert all(file.stat().st_size < 30_000 for file in (performance.RESULTS, performance.STEPS_ON_A_GPU))

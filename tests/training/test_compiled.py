@@ -97,6 +97,16 @@ def test_the_trial_leaves_no_trace(monkeypatch, tiny):
 
 
 @pytest.mark.parametrize(
+    ("precision", "factor", "same"), [("float32", 1.1, False), ("bfloat16", 1.1, True), ("bfloat16", 1.5, False)]
+)
+def test_products_of_bfloat16_may_be_rounded_as_bfloat16_is(monkeypatch, tiny, precision, factor, same):
+    """Compiled code rounds the results of several operations once, and a gradient may be some percent away."""
+    monkeypatch.setattr(torch, "compile", same_numbers(lambda function, *args: factor * function(*args)))
+    run = RunState(replace(CONFIG, precision=precision).resolved(60), tiny())
+    assert (run.compile() is None) == same
+
+
+@pytest.mark.parametrize(
     ("call", "reason"),
     [
         (failing, "torch.compile cannot do it (No working C++ compiler found)"),

@@ -18,7 +18,10 @@ from sngd.sharding import are_plain
 
 
 class _Bare(NamedTuple):
-    """The tensors of one param group that have gradients, and the vectors g + λw that the step follows."""
+    """The tensors of one param group that have gradients, and the vectors v that the step follows.
+
+    They are d = g + λw, or for ``normalize="momentum"`` the new momentum βm + (1−β)d.
+    """
 
     group: dict[str, Any]
     params: list[Tensor]
@@ -27,7 +30,7 @@ class _Bare(NamedTuple):
 
 
 class BareStep(NamedTuple):
-    """What a step was taken with: ‖g + λw‖, and whether nothing moved because that is no direction.
+    """What a step was taken with: ‖v‖, and whether nothing moved because that is no direction.
 
     On a GPU, for which the host does not wait, ``skipped`` is a 0-d bool tensor there.
     """
@@ -39,8 +42,8 @@ class BareStep(NamedTuple):
 def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> BareStep | None:
     """Take the step of all param groups, if all is usual and no option asks for more than this function does.
 
-    It knows the l2 norm, ``max_scale``, weight decay, and momentum with ``normalize="gradient"``. It changes weights
-    and buffers as ``SNGD.step`` otherwise does, bit for bit.
+    It knows the l2 norm, ``max_scale``, weight decay and momentum. It changes weights and buffers as ``SNGD.step``
+    otherwise does, bit for bit.
 
     Args:
         groups, state: the optimizer's.
@@ -88,7 +91,7 @@ def _is_known(group: dict[str, Any]) -> bool:
         return False  # of DTensors other ranks may have gradients, also if this one has none
     if group["norm"] != "l2" or group["foreach"] is not None or group["fused"] or group["capturable"]:
         return False
-    return not (group["maximize"] or averages(group) or isinstance(group["lr"], Tensor))
+    return not (group["maximize"] or isinstance(group["lr"], Tensor))
 
 
 def _bare(
@@ -104,12 +107,16 @@ def _bare(
         return None  # which are quicker in pieces
     if (momentum or not on_cpu) and (group["fused"] is False or not fused_is_right(params, grads, buffers)):
         return None
-    coupled = coupled_decay(group)
-    return _Bare(group, params, list(torch._foreach_add(grads, params, alpha=coupled)) if coupled else grads, buffers)
+    vectors, coupled = grads, coupled_decay(group)
+    if coupled:
+        vectors = list(torch._foreach_add(vectors, params, alpha=coupled))
+    if averages(group):
+        vectors = list(torch._foreach_lerp(buffers, vectors, 1 - momentum))
+    return _Bare(group, params, vectors, buffers)
 
 
 def _move(part: _Bare, c: Tensor, factor: float) -> None:
-    """Decoupled weight decay, then w ← w − α c v, or with momentum u ← βu + c v and w ← w − αu."""
+    """Decoupled weight decay, then w ← w − α c v, or with momentum of normalized gradients u ← βu + c v, w ← w − αu."""
     group = part.group
     if group["weight_decay"] and group["decoupled_weight_decay"]:
         torch._foreach_mul_(part.params, 1 - group["lr"] * group["weight_decay"])
@@ -129,4 +136,4 @@ def _move_on_gpu(part: _Bare, c: Tensor, skip: Tensor) -> None:
 
 def _fused(part: _Bare, c: Tensor, skip: Tensor | None) -> None:
     options = {name: part.group[name] for name in ("lr", "momentum", "normalize")}
-    fused_sngd(part.params, part.vectors, part.buffers, c=c, skip=skip, new_averages=[], **options)
+    fused_sngd(part.params, part.vectors, part.buffers, c=c, skip=skip, new_averages=part.vectors, **options)

@@ -67,6 +67,8 @@ def fused_sngd(
 ) -> None:
     """One step in one kernel, in place: see ``sngd.optim.sngd`` for the formula and the arguments."""
     heavy_ball = bool(buffers) and normalize == "gradient"
+    # what the vectors are becomes the buffers' new content: the kernel does so in a first step
+    kept = bool(buffers) and not heavy_ball and new_averages is vectors and fused_is_right(params, vectors, buffers)
     if heavy_ball:
         scaled, rate = list(torch._foreach_mul(vectors, c.to(params[0].dtype))), lr
     else:
@@ -76,15 +78,15 @@ def fused_sngd(
     torch._fused_sgd_(
         params,
         scaled,
-        buffers if heavy_ball else [],
+        buffers if heavy_ball or kept else [],
         weight_decay=0.0,
-        momentum=momentum if heavy_ball else 0.0,
+        momentum=momentum if heavy_ball or kept else 0.0,
         lr=rate,
         dampening=0.0,
         nesterov=False,
         maximize=False,
-        is_first_step=False,
+        is_first_step=kept,
         found_inf=None if skip is None else skip.float(),
     )
-    if buffers and not heavy_ball:
+    if buffers and not (heavy_ball or kept):
         torch._foreach_copy_(buffers, [unless(skip, b, v) for b, v in zip(buffers, new_averages, strict=True)])

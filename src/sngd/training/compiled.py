@@ -61,7 +61,7 @@ class CompiledLoss:
                     self._compiled = _compiled_loss(self._threads)
                 self._shapes.add(shapes)
                 found = tried(self, seeded(), batch)
-            reason = expected.difference(found, "compiled")
+            reason = expected.difference(found, "compiled", _products(inputs.device))
         except Exception as error:  # the compiler's, of which there are many kinds
             reason = f"torch.compile cannot do it ({first_line(error)})"
         if reason:
@@ -113,13 +113,18 @@ class Trial(NamedTuple):
     buffers: Sequence[Tensor]
     chance: Tensor
 
-    def difference(self, other: "Trial", how: str) -> str | None:
-        """What is different, more than by rounding, in ``other``, which was evaluated so; as the end of a sentence."""
+    def difference(self, other: "Trial", how: str, rounded: torch.dtype = torch.float64) -> str | None:
+        """What is different, more than by rounding, in ``other``, which was evaluated so; as the end of a sentence.
+
+        Args:
+            rounded: the dtype of products, if it is narrower than that of the numbers.
+        """
         if not torch.equal(self.chance, other.chance):
             return f"other random numbers are drawn when {how}"
-        if not _alike([self.value], [other.value]) or not _alike(self.gradients, other.gradients):
+        pairs = ([self.value], [other.value]), (self.gradients, other.gradients)
+        if not all(_alike(ours, others, rounded) for ours, others in pairs):
             return f"its loss or gradient comes out differently when {how}"
-        if not _alike(self.buffers, other.buffers):
+        if not _alike(self.buffers, other.buffers, rounded):
             return f"its buffers, such as BatchNorm's statistics, come out differently when {how}"
         return None
 
@@ -135,8 +140,14 @@ def tried(loss: Loss, model: nn.Module, batch: Samples) -> Trial:
     return Trial(value.detach(), gradients, [buffer.clone() for buffer in model.buffers()], chance)
 
 
-def _alike(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether all of them together are equal up to rounding: 2e-2 of their norm in float32, 1e-4 in float64.
+def _products(device: torch.device) -> torch.dtype:
+    """The dtype to which autocast rounds products at present; float64, to which nothing is rounded, if it is off."""
+    on = torch.is_autocast_enabled(device.type)
+    return torch.get_autocast_dtype(device.type) if on else torch.float64
+
+
+def _alike(ones: Sequence[Tensor], others: Sequence[Tensor], rounded: torch.dtype) -> bool:
+    """Whether all together are equal up to rounding: 1e-4 of their norm in float64, 2e-2 in float32, 0.3 in bfloat16.
 
     This is the fourth root of the spacing of numbers. The square root would be too strict: where rounding changes the
     sign of a ReLU's input, the gradient jumps. ResNet20's was 2e-3 away.
@@ -146,7 +157,7 @@ def _alike(ones: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
         error += _square(one, other)
         scale += _square(one, torch.zeros_like(one))
         if one.is_floating_point() or one.is_complex():
-            tolerance = max(tolerance, torch.finfo(one.dtype).eps ** 0.25)
+            tolerance = max(tolerance, *(torch.finfo(dtype).eps ** 0.25 for dtype in (one.dtype, rounded)))
     return error <= tolerance**2 * scale
 
 
