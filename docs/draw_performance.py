@@ -12,11 +12,13 @@ import re
 from collections.abc import Callable, Iterator
 from math import ceil, floor, log10
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "bench.json"
 ENGINE = ROOT / "results" / "engine.json"
+SINCE = ROOT / "results" / "since.json"
 STEPS_ON_A_GPU = ROOT / "results" / "bench-gpu.json"
 GAINS_ON_A_GPU = ROOT / "results" / "gpu.json"
 PICTURE = ROOT / "docs" / "performance.svg"
@@ -104,6 +106,24 @@ def _pass(case: Found) -> list[str]:
     ]
 
 
+def since(_found: Found) -> str:
+    """Whole commands against an earlier version: `benchmarks/since.py`."""
+    head = ["what", "before", "now", "wall time", "CPU time", "goal", "result"]
+    return _table(head, [_command(case) for case in json.loads(SINCE.read_text(encoding="utf-8"))["cases"]])
+
+
+def _command(case: Found) -> list[str]:
+    wall = median(case["wall"])
+    return [
+        case["case"],
+        *(f"{case[name]:.3g} s" for name in ("seconds_before", "seconds")),
+        f"{wall:.2f} ({min(case['wall']):.2f}–{max(case['wall']):.2f})" if len(case["wall"]) > 1 else f"{wall:.2f}",
+        f"{median(case['cpu']):.2f}",
+        f"≤ {case['goal']:g}",
+        "met" if wall <= case["goal"] else "missed",
+    ]
+
+
 _GOALS = ["weights or problem", "work", "against", "ratio", "goal", "result"]
 
 
@@ -180,6 +200,7 @@ BLOCKS: dict[str, Callable[[Found], str]] = {
         different,
         train,
         engine,
+        since,
         goals,
         gpu_machine,
         gpu_gains,

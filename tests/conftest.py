@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -26,15 +25,12 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_workers() -> Iterator[None]:
-    """A study that a test does here has forked workers; those of a command line in a process of its own are spawned."""
-    import multiprocessing
-
+    """The workers of a study that a test does here are forked from the tests' own server, whatever their device."""
     from forked import FORKED
     from sngd.studies.execution import parallel
 
-    forking = SimpleNamespace(get_context=lambda _: FORKED, parent_process=multiprocessing.parent_process)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "multiprocessing", forking)
+        patch.setattr(parallel, "_context", lambda _: FORKED)
         yield
 
 

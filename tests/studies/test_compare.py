@@ -1,5 +1,6 @@
 import json
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -9,6 +10,7 @@ from sngd.studies.execution.execution import Execution, RayCluster
 from sngd.training import RunConfig
 from sngd.training.config import SETTINGS
 from sngd.training.folder_lock import locked
+from sngd.training.run_folder import RunFolder
 
 
 @pytest.mark.parametrize(("ray", "met"), [(None, True), (RayCluster(gpus=0.5), False)])
@@ -17,6 +19,30 @@ def test_a_device_is_looked_for_on_the_machine_that_runs(monkeypatch, tmp_path, 
     monkeypatch.setattr("sngd.studies.compare.run_all", lambda *_: pytest.fail("started"))
     with pytest.raises(ValueError if met else pytest.fail.Exception, match="is not there" if met else "started"):
         compare(arms, [0], tmp_path, Execution(ray=ray))
+
+
+def test_a_trial_of_a_learning_rate_is_measured_at_its_end_and_goes_on_as_it_was_begun(monkeypatch, tmp_path):
+    done = []
+
+    def all_run(tasks, *_):
+        done.append(tasks[0])
+        return [{"diverged": False, "train_loss": 1.0} for _ in tasks]
+
+    monkeypatch.setattr("sngd.studies.compare.run_all", all_run)
+    monkeypatch.setattr("sngd.studies.compare.publish", lambda _: None)
+    arms = parse_arms("sgd", RunConfig("digits-mlp", "", epochs=4, track="noise"))
+
+    def tuned(**how):
+        done.clear()
+        compare(arms, [0], tmp_path, Execution(**how), grid=[0.1], tuning_epochs=2)
+        return [(config.epochs, config.eval_every, config.grad_norm, config.track) for config, _ in done]
+
+    assert tuned() == [(2, 2, False, None), (4, 1, True, "noise")]
+    config, folder = done[0]  # as earlier versions began it:
+    folder.mkdir(parents=True)
+    RunFolder(folder).begin(replace(config, eval_every=1.0, grad_norm=True, track="noise").to_json())
+    assert tuned()[0] == (2, 1, True, "noise")
+    assert tuned(overwrite=True)[0] == (2, 2, False, None)
 
 
 PROBLEM = """

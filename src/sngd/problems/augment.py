@@ -26,21 +26,25 @@ def random_crop_and_flip(images: Tensor, generator: torch.Generator, padding: in
         New images of the same shape, dtype and device.
     """
     n, channels, height, width = images.shape
-    draws = torch.stack(
-        [
-            torch.randint(2 * padding + 1, (n, 1), generator=generator, device=generator.device),
-            torch.randint(2 * padding + 1, (n, 1), generator=generator, device=generator.device),
-            torch.randint(2, (n, 1), generator=generator, device=generator.device),
-        ]
+    padded_width = width + 2 * padding
+    top, left, flip = (
+        torch.randint(most + 1, (n, 1), generator=generator, device=generator.device)
+        for most in (2 * padding, 2 * padding, 1)
     )
-    top, left, flip = draws.to(images.device, non_blocking=True)  # at once, and without waiting for the device
-
-    across = torch.arange(width, device=images.device)
-    rows = top + torch.arange(height, device=images.device)
-    columns = left + torch.where(flip.bool(), across.flip(0), across)
-    pixels = rows.unsqueeze(2) * (width + 2 * padding) + columns.unsqueeze(1)  # (n, height, width)
+    # at once, and without waiting for the device: where an image begins, and from which of its columns it is counted
+    draws = torch.stack([top * padded_width, left, flip * (width - 1)])
+    top, left, flip = draws.to(images.device, non_blocking=True)
+    columns = left + (_count(width, 1, images.device) - flip).abs()
+    rows = top + _count(height, padded_width, images.device)
+    pixels = rows.unsqueeze(2) + columns.unsqueeze(1)  # (n, height, width)
     padded = pad(images, (padding,) * 4).flatten(2)
     return padded.gather(2, pixels.view(n, 1, -1).expand(-1, channels, -1)).view_as(images)
+
+
+@cache
+def _count(size: int, step: int, device: torch.device) -> Tensor:
+    """0, step, 2 step, …"""
+    return torch.arange(0, size * step, step, device=device)
 
 
 def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

@@ -115,11 +115,13 @@ def compare(
         names = _arm_folders(arms, out)
         tuning = None
         if grid:
-            trials = [
-                replace(arm, lr=lr, seed=TUNING_SEED, epochs=tuning_epochs or arm.epochs) for arm in arms for lr in grid
+            tasks = [
+                Task(_trial(arm, lr, tuning_epochs, None if execution.overwrite else folder), folder)
+                for arm in arms
+                for lr in grid
+                for folder in [out / "tuning" / names[str(arm.label)] / _lr_folder(lr)]
             ]
-            places = [out / "tuning" / names[str(trial.label)] / _lr_folder(trial.lr) for trial in trials]
-            losses = do("tuning", list(map(Task, trials, places)), lock)
+            losses, trials = do("tuning", tasks, lock), [task.config for task in tasks]
             chosen = _choose(trials, losses)
             arms = [replace(arm, lr=chosen[str(arm.label)]) for arm in arms]
             outcomes = [
@@ -151,6 +153,27 @@ def _check_before_starting(arms: Sequence[RunConfig], execution: Execution) -> N
     if execution.ray is None:  # this machine does the runs
         for device in {arm.device for arm in arms}:
             ALONE.device(device)
+
+
+def _trial(arm: RunConfig, lr: float, epochs: float | None, folder: Path | None) -> RunConfig:
+    """The run that tries a learning rate. Its final training loss is all that is wanted, so nothing is measured before.
+
+    One that an earlier version began in the folder goes on with the measurements that it has.
+    """
+    whole = epochs or arm.epochs
+    trial = replace(arm, lr=lr, seed=TUNING_SEED, epochs=whole, eval_every=whole, grad_norm=False, track=None)
+    if folder is None:
+        return trial
+    try:
+        begun = RunFolder(folder).read_config()
+    except (OSError, ValueError):  # there is none, or one that the run itself complains of
+        return trial
+    return replace(
+        trial,
+        eval_every=begun.get("eval_every", whole),
+        grad_norm=begun.get("grad_norm", False),
+        track=begun.get("track"),
+    )
 
 
 def _choose(trials: Sequence[RunConfig], losses: Sequence[float | None]) -> dict[str, float]:

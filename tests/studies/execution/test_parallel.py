@@ -1,10 +1,14 @@
 """Runs in parallel processes: in order, in spite of one another, and when a process dies."""
 
+import importlib
 from dataclasses import replace
+from unittest.mock import Mock
 
 import pytest
 
+from sngd.studies.execution import parallel
 from sngd.studies.execution.execution import Execution
+from sngd.studies.execution.parallel import _context as own_context  # the tests put another one in its place
 from sngd.studies.execution.parallel import run_all
 from sngd.studies.execution.task import Task
 from sngd.training import Interrupted, RunConfig
@@ -13,6 +17,23 @@ from sngd.training import Interrupted, RunConfig
 def tasks(folder, problem="digits-mlp", count=3):
     config = RunConfig(problem, "sngd", epochs=1, eval_every=1)
     return [Task(replace(config, seed=seed), folder / str(seed)) for seed in range(count)]
+
+
+@pytest.mark.parametrize(
+    ("platform", "device", "method"),
+    [("linux", "cpu", "forkserver"), ("linux", "cuda", "spawn"), ("darwin", "cpu", "spawn")],
+)
+def test_workers_are_forked_where_that_is_safe(monkeypatch, tmp_path, platform, device, method):
+    context = Mock()
+    monkeypatch.setattr(parallel, "multiprocessing", context)
+    monkeypatch.setattr("sys.platform", platform)
+    some = [Task(replace(config, device=device), folder) for config, folder in tasks(tmp_path)]
+    assert own_context(some) is context.get_context.return_value
+    context.get_context.assert_called_once_with(method)
+
+
+def test_what_workers_import_is_there():
+    assert all(importlib.import_module(name) for name in parallel._IMPORTED)
 
 
 @pytest.mark.slow

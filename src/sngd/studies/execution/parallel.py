@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -10,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -59,7 +61,7 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     cores = os.cpu_count() or 1
     jobs = min(execution.jobs or cores, max(1, len(tasks)))
     threads = max(1, cores // jobs)
-    context = multiprocessing.get_context("spawn")
+    context = _context(tasks)
     stop, messages = context.Event(), context.Queue()
     pool = ProcessPoolExecutor(jobs, context, _start_worker, (stop, messages, threads))
     futures: dict[Future[list[Row]], list[int]] = {}
@@ -98,6 +100,23 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
         pool.shutdown(wait=True, cancel_futures=True)
     tell(pending)  # those that ended while the others were stopping
     return _results(futures, tasks)
+
+
+# What a worker imports, and takes seconds. No optimizer of torch's does without its compiler.
+_IMPORTED = ["sngd.studies.execution.parallel", "torch._dynamo"]
+
+
+def _context(tasks: Sequence[Task]) -> BaseContext:
+    """How processes are started: by forking one that imports what they need, once, and computes nothing.
+
+    Where that may fail, each process starts anew: on a GPU, whose driver a fork cannot use once an import has asked for
+    it, and on other systems than Linux, whose libraries do not allow it.
+    """
+    if not sys.platform.startswith("linux") or any(task.config.device != "cpu" for task in tasks):
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_IMPORTED)
+    return context
 
 
 _KILLED = "a worker process was killed; the same command goes on from the last checkpoints"
@@ -176,6 +195,7 @@ _worker: dict[str, Any] = {}  # Any: the arguments of _start_worker, which a spa
 
 
 def _start_worker(stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also if the process was not started inside ``_ignore_interrupts``
     _worker.update(stop=stop, messages=messages, threads=threads)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
