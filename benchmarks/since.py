@@ -3,14 +3,13 @@
     git worktree add --detach ../before a5648df
     python benchmarks/since.py ../before [--json FILE] [--rounds 3]    # needs MNIST, see 'sngd train --help'
 
-Each command is run by both versions in turn, round after round, with two processes at a time. Measured are the wall
-time and the CPU time of the command with all of its processes. Nothing else should run on the machine.
+Each command is run by both versions in turn, round after round, with two processes at a time. Measured is the wall
+time. Nothing else should run on the machine.
 """
 
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -46,13 +45,6 @@ CASES = (
 )
 
 
-class Times(NamedTuple):
-    """Seconds."""
-
-    wall: float
-    cpu: float
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("before", type=Path, help="a checkout of the earlier version")
@@ -73,28 +65,25 @@ def main() -> None:
 
 def measure(case: Case, before: Path, rounds: int) -> dict[str, object]:
     """Median times of both versions, and the ratio of each round."""
-    times: dict[Path, list[Times]] = {before: [], HERE: []}
+    times: dict[Path, list[float]] = {before: [], HERE: []}
     for _ in range(rounds):
         for checkout, found in times.items():
-            found.append(timed(checkout, case.command.split()))
-    ratios = [[new / old for old, new in zip(*pair, strict=True)] for pair in zip(*times.values(), strict=True)]
-    wall, cpu = zip(*ratios, strict=True)
+            found.append(seconds_of(checkout, case.command.split()))
     return {
         "case": case.name,
         "command": "sngd " + case.command,
         "goal": case.goal,
-        "seconds_before": round(statistics.median(t.wall for t in times[before]), 2),
-        "seconds": round(statistics.median(t.wall for t in times[HERE]), 2),
-        "wall": [round(ratio, 3) for ratio in wall],
-        "cpu": [round(ratio, 3) for ratio in cpu],
+        "seconds_before": round(statistics.median(times[before]), 2),
+        "seconds": round(statistics.median(times[HERE]), 2),
+        "wall": [round(new / old, 3) for old, new in zip(*times.values(), strict=True)],
     }
 
 
-def timed(checkout: Path, words: Sequence[str]) -> Times:
+def seconds_of(checkout: Path, words: Sequence[str]) -> float:
     """What the command takes with the package of this checkout."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "sngd", *words, "--out", str(Path(folder) / "out"), *JOBS]
-        before, started = _cpu(), time.monotonic()
+        started = time.monotonic()
         subprocess.run(
             command,
             cwd=folder,
@@ -103,13 +92,7 @@ def timed(checkout: Path, words: Sequence[str]) -> Times:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        return Times(time.monotonic() - started, _cpu() - before)
-
-
-def _cpu() -> float:
-    """CPU time of all processes that have ended."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+        return time.monotonic() - started
 
 
 if __name__ == "__main__":

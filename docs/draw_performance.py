@@ -108,7 +108,7 @@ def _pass(case: Found) -> list[str]:
 
 def since(_found: Found) -> str:
     """Whole commands against an earlier version: `benchmarks/since.py`."""
-    head = ["what", "before", "now", "wall time", "CPU time", "goal", "result"]
+    head = ["what", "before", "now", "ratio", "goal", "result"]
     return _table(head, [_command(case) for case in json.loads(SINCE.read_text(encoding="utf-8"))["cases"]])
 
 
@@ -118,7 +118,6 @@ def _command(case: Found) -> list[str]:
         case["case"],
         *(f"{case[name]:.3g} s" for name in ("seconds_before", "seconds")),
         f"{wall:.2f} ({min(case['wall']):.2f}–{max(case['wall']):.2f})" if len(case["wall"]) > 1 else f"{wall:.2f}",
-        f"{median(case['cpu']):.2f}",
         f"≤ {case['goal']:g}",
         "met" if wall <= case["goal"] else "missed",
     ]

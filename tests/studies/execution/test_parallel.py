@@ -53,6 +53,23 @@ def test_rows_come_in_the_order_of_the_tasks_and_each_run_is_followed(tmp_path):
 
 
 @pytest.mark.slow
+def test_workers_have_the_environment_of_the_moment(monkeypatch, tmp_path):
+    """Also if they are forked from a process that is older than a variable."""
+    (tmp_path / "mine.py").write_text(
+        "import os\n"
+        "from sngd.problems import load_problem\n\n\n"
+        "def factory():\n"
+        "    assert os.environ.get('SNGD_OF_A_TEST') == 'set'\n"
+        "    return load_problem('digits-mlp')\n"
+    )
+    problem = f"{tmp_path}/mine.py:factory"
+    with pytest.raises(ValueError, match="AssertionError in factory"):
+        run_all(tasks(tmp_path / "before", problem, count=1), Execution(jobs=1))
+    monkeypatch.setenv("SNGD_OF_A_TEST", "set")
+    assert run_all(tasks(tmp_path / "after", problem, count=1), Execution(jobs=1))[0]["final"]
+
+
+@pytest.mark.slow
 def test_a_killed_worker_is_reported_in_one_line(tmp_path):
     (tmp_path / "deadly.py").write_text(
         "import os, signal\n\n\ndef factory():\n    os.kill(os.getpid(), signal.SIGKILL)\n"

@@ -63,7 +63,7 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     threads = max(1, cores // jobs)
     context = _context(tasks)
     stop, messages = context.Event(), context.Queue()
-    pool = ProcessPoolExecutor(jobs, context, _start_worker, (stop, messages, threads))
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (stop, messages, threads, dict(os.environ)))
     futures: dict[Future[list[Row]], list[int]] = {}
     ended: set[int] = set()
 
@@ -194,7 +194,11 @@ def _ignore_interrupts() -> Iterator[None]:
 _worker: dict[str, Any] = {}  # Any: the arguments of _start_worker, which a spawned process has no other place for
 
 
-def _start_worker(stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int) -> None:
+def _start_worker(
+    stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int, environment: Mapping[str, str]
+) -> None:
+    os.environ.clear()  # what a process is forked from may have been there before a variable was set
+    os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # also if the process was not started inside ``_ignore_interrupts``
     _worker.update(stop=stop, messages=messages, threads=threads)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
