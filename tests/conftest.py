@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -25,12 +26,15 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def forked_workers() -> Iterator[None]:
-    """The workers of a study that a test does here are forked from the tests' own server, whatever their device."""
+    """A study that a test does here has forked workers; those of a command line in a process of its own are spawned."""
+    import multiprocessing
+
     from forked import FORKED
     from sngd.studies.execution import parallel
 
+    forking = SimpleNamespace(get_context=lambda _: FORKED, parent_process=multiprocessing.parent_process)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "_context", lambda _: FORKED)
+        patch.setattr(parallel, "multiprocessing", forking)
         yield
 
 

@@ -45,7 +45,8 @@ def targets(where: Path) -> dict[str, Target]:
 
 
 def _compare(folder: Path) -> None:
-    parallel._context = lambda _tasks: multiprocessing.get_context("fork")
+    spawning = multiprocessing.get_context
+    parallel.multiprocessing.get_context = lambda _method: spawning("fork")  # type: ignore[assignment]
     base = samples.config_of("sgd", problem=f"{PROBLEM}:tiny", epochs=6)
     arms = compare.parse_arms(ARMS, base)
     compare.compare(arms, SEEDS, folder, Execution(jobs=2, on_warning=lambda _text: None), grid=GRID)

@@ -21,28 +21,29 @@ def test_a_device_is_looked_for_on_the_machine_that_runs(monkeypatch, tmp_path, 
         compare(arms, [0], tmp_path, Execution(ray=ray))
 
 
-def test_a_trial_of_a_learning_rate_is_measured_at_its_end_and_goes_on_as_it_was_begun(monkeypatch, tmp_path):
+def test_trials_of_learning_rates_measure_losses_alone_and_go_on_as_they_were_begun(monkeypatch, tmp_path):
     done = []
 
     def all_run(tasks, *_):
-        done.append(tasks[0])
+        done.extend(tasks)
         return [{"diverged": False, "train_loss": 1.0} for _ in tasks]
 
     monkeypatch.setattr("sngd.studies.compare.run_all", all_run)
     monkeypatch.setattr("sngd.studies.compare.publish", lambda _: None)
-    arms = parse_arms("sgd", RunConfig("digits-mlp", "", epochs=4, track="noise"))
+    arms = parse_arms("sgd,sngd", RunConfig("digits-mlp", "", epochs=4, track="noise"))
 
     def tuned(**how):
         done.clear()
-        compare(arms, [0], tmp_path, Execution(**how), grid=[0.1], tuning_epochs=2)
+        compare(arms, [0], tmp_path, Execution(**how), grid=[0.1, 0.2], tuning_epochs=2)
         return [(config.epochs, config.eval_every, config.grad_norm, config.track) for config, _ in done]
 
-    assert tuned() == [(2, 2, False, None), (4, 1, True, "noise")]
-    config, folder = done[0]  # as earlier versions began it:
+    runs = [(4, 1, True, "noise")] * 2
+    assert tuned() == [(2, 1, False, None)] * 4 + runs
+    config, folder = done[3]  # as earlier versions began it:
     folder.mkdir(parents=True)
-    RunFolder(folder).begin(replace(config, eval_every=1.0, grad_norm=True, track="noise").to_json())
-    assert tuned()[0] == (2, 1, True, "noise")
-    assert tuned(overwrite=True)[0] == (2, 2, False, None)
+    RunFolder(folder).begin(replace(config, grad_norm=True, track="noise").to_json())
+    assert tuned() == [(2, 1, True, "noise")] * 4 + runs
+    assert tuned(overwrite=True) == [(2, 1, False, None)] * 4 + runs
 
 
 PROBLEM = """

@@ -204,7 +204,8 @@ def as_matrix(v: Tensor) -> Tensor:
 
 def normalized(m: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """m / ‖m‖₂ with the norm over ``dim``; 0 where it is 0. It is right for the smallest and largest entries too."""
-    if m.is_cuda and m.dtype == torch.float32 and not torch.compiler.is_compiling():
+    recorded = torch.compiler.is_compiling() or (m.requires_grad and torch.is_grad_enabled())
+    if m.is_cuda and m.dtype == torch.float32 and not recorded:
         return normalized_in_float64(m, dim)
     norm, peak = _norm_and_peak(m, dim)
     unit: Tensor = m / norm if peak is None else m / peak / torch.where(norm == 0, 1, norm)
@@ -212,7 +213,10 @@ def normalized(m: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 
 def normalized_in_float64(m: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """``normalized`` of a float32 tensor in three operations, because no square leaves the range of float64."""
+    """``normalized`` of a float32 tensor in three operations, because no square leaves the range of float64.
+
+    Autograd cannot differentiate it.
+    """
     norm = torch.linalg.vector_norm(m, dim=dim, keepdim=True, dtype=torch.float64).clamp_min_(_TINY)
     return torch.div(m, norm, out=torch.empty_like(m))
 

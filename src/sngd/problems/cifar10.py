@@ -35,8 +35,7 @@ def prepare(images: Tensor) -> Tensor:
     time. On a GPU it is quicker for products in bfloat16 (autocast), and slower in float32. Values and weights are the
     same, sums in convolutions are rounded in another order.
     """
-    device = images.device.type
-    last = device == "cpu" or torch.is_autocast_enabled(device)
+    last = not images.is_cuda or torch.is_autocast_enabled("cuda")
     return normalize(images.contiguous(memory_format=torch.channels_last) if last else images, MEAN, STD)
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import cycle
 from math import inf
 from pathlib import Path, PurePosixPath
-from typing import cast
+from typing import Any, cast
 
 from sngd.problems import load_problem
 from sngd.slug import slug
@@ -115,11 +115,11 @@ def compare(
         names = _arm_folders(arms, out)
         tuning = None
         if grid:
+            places = [(arm, lr, out / "tuning" / names[str(arm.label)] / _lr_folder(lr)) for arm in arms for lr in grid]
+            measured = _MEASURED | ({} if execution.overwrite else _measured_before([folder for *_, folder in places]))
             tasks = [
-                Task(_trial(arm, lr, tuning_epochs, None if execution.overwrite else folder), folder)
-                for arm in arms
-                for lr in grid
-                for folder in [out / "tuning" / names[str(arm.label)] / _lr_folder(lr)]
+                Task(replace(arm, lr=lr, seed=TUNING_SEED, epochs=tuning_epochs or arm.epochs, **measured), folder)
+                for arm, lr, folder in places
             ]
             losses, trials = do("tuning", tasks, lock), [task.config for task in tasks]
             chosen = _choose(trials, losses)
@@ -155,25 +155,19 @@ def _check_before_starting(arms: Sequence[RunConfig], execution: Execution) -> N
             ALONE.device(device)
 
 
-def _trial(arm: RunConfig, lr: float, epochs: float | None, folder: Path | None) -> RunConfig:
-    """The run that tries a learning rate. Its final training loss is all that is wanted, so nothing is measured before.
+# Of a trial of a learning rate only losses are wanted, and these say whether it diverged.
+_MEASURED: dict[str, Any] = {"grad_norm": False, "track": None}  # Any: settings of several types
 
-    One that an earlier version began in the folder goes on with the measurements that it has.
-    """
-    whole = epochs or arm.epochs
-    trial = replace(arm, lr=lr, seed=TUNING_SEED, epochs=whole, eval_every=whole, grad_norm=False, track=None)
-    if folder is None:
-        return trial
-    try:
-        begun = RunFolder(folder).read_config()
-    except (OSError, ValueError):  # there is none, or one that the run itself complains of
-        return trial
-    return replace(
-        trial,
-        eval_every=begun.get("eval_every", whole),
-        grad_norm=begun.get("grad_norm", False),
-        track=begun.get("track"),
-    )
+
+def _measured_before(folders: Sequence[Path]) -> dict[str, Any]:  # Any: settings of several types
+    """What trials of an earlier version measured, if one has begun: the others then do too, to be trained as one."""
+    for folder in folders:
+        try:
+            begun = RunFolder(folder).read_config()
+        except (OSError, ValueError):  # there is none, or one that the run itself complains of
+            continue
+        return {name: value for name, value in begun.items() if name in _MEASURED}
+    return {}
 
 
 def _choose(trials: Sequence[RunConfig], losses: Sequence[float | None]) -> dict[str, float]:

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -11,7 +10,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from multiprocessing.context import BaseContext
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from typing import Any
@@ -61,9 +59,9 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     cores = os.cpu_count() or 1
     jobs = min(execution.jobs or cores, max(1, len(tasks)))
     threads = max(1, cores // jobs)
-    context = _context(tasks)
+    context = multiprocessing.get_context("spawn")
     stop, messages = context.Event(), context.Queue()
-    pool = ProcessPoolExecutor(jobs, context, _start_worker, (stop, messages, threads, dict(os.environ)))
+    pool = ProcessPoolExecutor(jobs, context, _start_worker, (stop, messages, threads))
     futures: dict[Future[list[Row]], list[int]] = {}
     ended: set[int] = set()
 
@@ -100,23 +98,6 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
         pool.shutdown(wait=True, cancel_futures=True)
     tell(pending)  # those that ended while the others were stopping
     return _results(futures, tasks)
-
-
-# What a worker imports, and takes seconds. No optimizer of torch's does without its compiler.
-_IMPORTED = ["sngd.studies.execution.parallel", "torch._dynamo"]
-
-
-def _context(tasks: Sequence[Task]) -> BaseContext:
-    """How processes are started: by forking one that imports what they need, once, and computes nothing.
-
-    Where that may fail, each process starts anew: on a GPU, whose driver a fork cannot use once an import has asked for
-    it, and on other systems than Linux, whose libraries do not allow it.
-    """
-    if not sys.platform.startswith("linux") or any(task.config.device != "cpu" for task in tasks):
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_IMPORTED)
-    return context
 
 
 _KILLED = "a worker process was killed; the same command goes on from the last checkpoints"
@@ -194,12 +175,7 @@ def _ignore_interrupts() -> Iterator[None]:
 _worker: dict[str, Any] = {}  # Any: the arguments of _start_worker, which a spawned process has no other place for
 
 
-def _start_worker(
-    stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int, environment: Mapping[str, str]
-) -> None:
-    os.environ.clear()  # what a process is forked from may have been there before a variable was set
-    os.environ.update(environment)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # also if the process was not started inside ``_ignore_interrupts``
+def _start_worker(stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int) -> None:
     _worker.update(stop=stop, messages=messages, threads=threads)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 

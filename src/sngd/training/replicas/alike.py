@@ -135,8 +135,8 @@ def most_replicas(config: RunConfig, problem: Problem) -> int:
     has the ratios that the limit follows from, of a step as one of 2, 4, 8 and 16 replicas to a step by itself, as
     ``benchmarks/replicas.py`` measured them.
 
-    On an accelerator nothing was measured: there the number is bounded by the arithmetic that keeps a large one busy
-    for a millisecond.
+    On an accelerator the number is bounded by the arithmetic that keeps a large one busy for a millisecond. A step of
+    64 small perceptrons took an H100 1.6 times as long as a step of one, and of 256 2.5 times (results/gpu.json).
     """
     batch = config.batch_size_or_default
     if find_method(config.method).estimate.cost_text == "n":
