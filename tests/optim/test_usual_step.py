@@ -116,6 +116,19 @@ def test_long_tensors_are_cut_and_all_entries_are_in_one_piece(monkeypatch):
 # --- what users change between steps
 
 
+@pytest.mark.parametrize("rule", ["nsgd-momentum", "decay"])
+def test_a_gradient_of_another_layout_beside_a_long_one_changes_no_bit(rule, monkeypatch):
+    """The kernel is taken, or not, as for vectors that are made as a whole."""
+    some = [weights(shapes=[(3, 4), (2**19 + 64,)]) for _ in range(2)]
+    optimizers = SNGD(some[0], lr=0.1, **RULES[rule]), general(SNGD(some[1], lr=0.1, **RULES[rule]), monkeypatch)
+    for step in range(3):
+        for params, optimizer in zip(some, optimizers, strict=True):
+            with_gradients(params, step)
+            params[0].grad = params[0].grad.mT.contiguous().mT
+            optimizer.step()
+        assert_same_bits(*some)
+
+
 CHANGES = {
     "a gradient is None": lambda _, ps: setattr(ps[1], "grad", None),
     "all are None": lambda _, ps: [setattr(p, "grad", None) for p in ps],

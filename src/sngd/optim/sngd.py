@@ -274,7 +274,8 @@ class SNGD(Optimizer):
                 continue
             part.shrink(later)
             arguments = part.arguments(norms, later)
-            implementation = _implementation(part, part.grads if part.by_pieces else arguments["vectors"])
+            like = part.old_averages or part.grads  # what is made in pieces lies in memory as they do
+            implementation = _implementation(part, like if part.by_pieces else arguments["vectors"])
             for piece in part.steps(arguments) if decide_here and part.needs_room else (arguments,):
                 implementation(**piece)
         return loss
