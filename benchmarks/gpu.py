@@ -78,8 +78,8 @@ def graphs(config: RunConfig, steps: int, seconds: float) -> list[dict[str, obje
     config = config.resolved(problem.n)
     runs = {"single operations": RunState(config, problem)}
     if config.device != "cpu":
-        runs["graphs"] = recorded(config, problem)
-        runs["graphs, bfloat16"] = recorded(replace(config, precision="bfloat16"), problem)
+        runs["graphs"] = recorded(RunState(config, problem))
+        runs["graphs, bfloat16"] = recorded(RunState(replace(config, precision="bfloat16"), problem))
     return compared(runs, config, problem, steps, seconds)
 
 
@@ -95,8 +95,8 @@ def compiled(config: RunConfig, steps: int, seconds: float) -> list[dict[str, ob
         raise SystemExit(f"{config.problem}: steps are not compiled, because {reason}")
     took = round(time.monotonic() - began, 1)
     runs = {
-        "graphs, bfloat16": recorded(config, problem),
-        "graphs, bfloat16, compiled": recorded(config, problem, quick),
+        "graphs, bfloat16": recorded(RunState(config, problem)),
+        "graphs, bfloat16, compiled": recorded(quick),
     }
     return [case | {"seconds_of_compiling": took} for case in compared(runs, config, problem, steps, seconds)]
 
@@ -119,11 +119,10 @@ def compared(
     ]
 
 
-def recorded(config: RunConfig, problem: Problem, run: RunState | None = None) -> RunState:
-    """A run whose steps are CUDA graphs; a new one unless it is given."""
-    run = run or RunState(config, problem)
+def recorded(run: RunState) -> RunState:
+    """The run, whose steps are CUDA graphs from now on."""
     if reason := run.record():
-        raise SystemExit(f"{config.problem}: steps are not CUDA graphs, because {reason}")
+        raise SystemExit(f"{run.config.problem}: steps are not CUDA graphs, because {reason}")
     return run
 
 

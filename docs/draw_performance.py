@@ -32,7 +32,7 @@ Found = dict[str, Any]
 
 
 def main() -> None:
-    found = json.loads(RESULTS.read_text(encoding="utf-8"))
+    found = _read(RESULTS)
     PICTURE.write_text(drawn(found), encoding="utf-8")
     for page in PAGES:
         page.write_text(filled(page.read_text(encoding="utf-8"), found), encoding="utf-8")
@@ -90,7 +90,7 @@ def train(found: Found) -> str:
 def engine(_found: Found) -> str:
     """What compiled steps gain and cost, and the share of evaluation: `benchmarks/engine.py`."""
     head = ["problem", "step", "channels last", "compiled", "compiling", "pays after", "evaluation", "without ‖∇F‖"]
-    return _table(head, [_pass(case) for case in json.loads(ENGINE.read_text(encoding="utf-8"))["cases"]])
+    return _table(head, [_pass(case) for case in _read(ENGINE)["cases"]])
 
 
 def _pass(case: Found) -> list[str]:
@@ -109,7 +109,7 @@ def _pass(case: Found) -> list[str]:
 def since(_found: Found) -> str:
     """Whole commands against an earlier version: `benchmarks/since.py`."""
     head = ["what", "before", "now", "ratio", "goal", "result"]
-    return _table(head, [_command(case) for case in json.loads(SINCE.read_text(encoding="utf-8"))["cases"]])
+    return _table(head, [_command(case) for case in _read(SINCE)["cases"]])
 
 
 def _command(case: Found) -> list[str]:
@@ -140,7 +140,7 @@ def _with_goals(found: Found) -> list[list[str]]:
 
 
 def gpu_machine(_found: Found) -> str:
-    at = _on_a_gpu(STEPS_ON_A_GPU)["step"]["environment"]
+    at = _read(STEPS_ON_A_GPU)["step"]["environment"]
     cores = f"{at['cores']} cores of {at['processor']}"
     return f"These numbers are from an {at['cuda']} with {cores}, torch {at['torch']}, Python {at['python']}."
 
@@ -148,14 +148,14 @@ def gpu_machine(_found: Found) -> str:
 def gpu_gains(_found: Found) -> str:
     """Runs as one, graphs, and bfloat16: `benchmarks/gpu.py`."""
     rows = []
-    for case in _on_a_gpu(GAINS_ON_A_GPU)["cases"]:
+    for case in _read(GAINS_ON_A_GPU)["cases"]:
         passes = f"{case['seconds_of_160_passes']:.0f} s" if "seconds_of_160_passes" in case else ""
         rows.append([case["case"], _time(case["milliseconds"] / 1e3), _ratio(case), passes])
     return _table(["what", "a step", "over the first of its kind", "160 passes"], rows)
 
 
 def gpu_steps(_found: Found) -> str:
-    return _models(_on_a_gpu(STEPS_ON_A_GPU), lambda row: row["against"] in _AGAINST)
+    return _models(_read(STEPS_ON_A_GPU), lambda row: row["against"] in _AGAINST)
 
 
 _AGAINST = ("bare calls", CLIP, "AdamW(fused)", "copying 16 bytes an entry")
@@ -163,7 +163,7 @@ _MOST = {"mnist-mlp, 256 replicas": 8.0, "cifar10-resnet20, graphs, bfloat16": 4
 
 
 def gpu_goals(_found: Found) -> str:
-    cases = {case["case"]: case for case in _on_a_gpu(GAINS_ON_A_GPU)["cases"]}
+    cases = {case["case"]: case for case in _read(GAINS_ON_A_GPU)["cases"]}
     rows = []
     for name, most in _MOST.items():
         seconds = cases[name].get("seconds_of_160_passes")
@@ -172,11 +172,12 @@ def gpu_goals(_found: Found) -> str:
         against = "one run" if seconds is None else "160 passes"
         work = "steps as one" if seconds is None else "steps"
         rows.append([name, work, against, shown, f"≤ {most:g}", "met" if value <= most else "missed"])
-    return _table(_GOALS, rows + _with_goals(_on_a_gpu(STEPS_ON_A_GPU)))
+    return _table(_GOALS, rows + _with_goals(_read(STEPS_ON_A_GPU)))
 
 
-def _on_a_gpu(file: Path) -> Found:
-    return json.loads(file.read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+def _read(file: Path) -> Found:
+    found: Found = json.loads(file.read_text(encoding="utf-8"))
+    return found
 
 
 def readme(found: Found) -> str:
