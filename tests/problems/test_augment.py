@@ -1,12 +1,23 @@
 """Augmentation against its naive twin and the uniform distribution; normalization against its formula."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import mse_loss
 
 from reference.augment import crop_and_flip
-from sngd.problems.augment import normalize, random_crop_and_flip
+from sngd.problems import Problem
+from sngd.problems.augment import (
+    Variation,
+    crop_and_flip_draws,
+    cropped_and_flipped,
+    normalize,
+    random_crop_and_flip,
+)
+from sngd.problems.shakespeare import moved_on
 
 
 def generator(seed: int) -> torch.Generator:
@@ -22,7 +33,10 @@ def generator(seed: int) -> torch.Generator:
 def test_against_the_naive_twin(shape: tuple[int, int, int, int], padding: int, seed: int) -> None:
     images = torch.randint(256, shape, generator=generator(0), dtype=torch.uint8)
     expected = crop_and_flip(images, generator(seed), padding)
-    result = random_crop_and_flip(images, generator(seed), padding)
+    random_variation = Variation(
+        partial(crop_and_flip_draws, padding=padding), partial(cropped_and_flipped, padding=padding)
+    )
+    result = random_variation(images, generator(seed))
     assert (result.dtype, result.is_contiguous()) == (torch.uint8, True)
     assert torch.equal(result, expected)
 
@@ -52,6 +66,17 @@ def test_draws_come_from_the_generator_alone_and_leave_the_images_alone() -> Non
     assert torch.equal(first, random_crop_and_flip(images, generator(5)))
     assert torch.equal(images, before)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_drawing_and_applying_apart_is_what_a_problem_does_at_once() -> None:
+    text = torch.arange(40).view(5, 8), torch.arange(20).view(5, 4)
+    photographs = torch.arange(5 * 48, dtype=torch.uint8).view(5, 3, 4, 4), torch.arange(5)
+    for samples, augment in ((text, moved_on), (photographs, random_crop_and_flip), (photographs, None)):
+        problem = Problem(lambda: torch.nn.Linear(1, 1), mse_loss, samples, augment=augment)
+        once, source = problem.augmented(samples, generator(3)), generator(3)
+        apart = problem.varied(samples, problem.drawn(samples[0].shape, source))
+        assert all(map(torch.equal, once, apart))
+        assert augment is None or not torch.equal(apart[0], samples[0][:, : apart[0].shape[1]])
 
 
 @pytest.mark.cuda

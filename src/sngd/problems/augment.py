@@ -1,9 +1,11 @@
 """Random variations and normalization of images before they enter a model.
 
-A variation is drawn from a generator and applied in one call. Its result is used for the whole step: a method that
-evaluates at two weights (SPIDER, SVRG, SCSG) uses the same tensor for both.
+A variation is drawn once a step and used for the whole of it: a method that evaluates at two weights (SPIDER, SVRG,
+SCSG) uses the same inputs for both.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -11,15 +13,49 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 
-def random_crop_and_flip(images: Tensor, generator: torch.Generator, padding: int = 4) -> Tensor:
-    """Moves each image by up to `padding` pixels in both directions and mirrors every other one, at random.
+@dataclass(frozen=True)
+class Variation:
+    """A random variation of a batch in two parts, of which the second can be a part of a CUDA graph.
 
-    An image is padded with zeros on all sides, cut back to its size at a uniformly random place, and with
-    probability 1/2 flipped left to right (He et al., "Deep Residual Learning", 2016, section 4.2).
+    It is called as every ``augment`` of a problem is, with inputs and a generator.
+
+    Args:
+        draw: maps the inputs' shape and a generator to random numbers, one tensor on the generator's device. Its shape
+            depends on the inputs' shape alone.
+        apply: maps the inputs and these numbers, on the inputs' device, to what the model is trained on: inputs, or
+            inputs and targets. It draws nothing and does not wait for the device.
+    """
+
+    draw: Callable[[torch.Size, torch.Generator], Tensor]
+    apply: Callable[[Tensor, Tensor], Tensor | tuple[Tensor, Tensor]]
+
+    def __call__(self, inputs: Tensor, generator: torch.Generator) -> Tensor | tuple[Tensor, Tensor]:
+        draws = self.draw(inputs.shape, generator)
+        return self.apply(inputs, draws.to(inputs.device, non_blocking=True))
+
+
+def crop_and_flip_draws(shape: torch.Size, generator: torch.Generator, padding: int = 4) -> Tensor:
+    """Where ``cropped_and_flipped`` cuts each image, and which it mirrors: uniformly random.
+
+    Args:
+        shape: (n, channels, height, width).
+        generator: where the 3n draws come from. A CPU generator gives the same ones whatever the images' device.
+        padding: in pixels, ≥ 0.
+
+    Returns:
+        int64 of shape (3, n, 1) on the generator's device: rows and columns in 0 … 2·padding, and 1 for a mirror image.
+    """
+    most = 2 * padding, 2 * padding, 1
+    draws = [torch.randint(m + 1, (shape[0], 1), generator=generator, device=generator.device) for m in most]
+    return torch.stack(draws)
+
+
+def cropped_and_flipped(images: Tensor, draws: Tensor, padding: int = 4) -> Tensor:
+    """Images that are padded with zeros on all sides, cut back to their size, and flipped left to right or not.
 
     Args:
         images: shape (n, channels, height, width), any dtype, any device.
-        generator: where the 3n draws come from. A CPU generator gives the same ones whatever the images' device.
+        draws: of ``crop_and_flip_draws``, on the same device.
         padding: in pixels, ≥ 0.
 
     Returns:
@@ -27,18 +63,18 @@ def random_crop_and_flip(images: Tensor, generator: torch.Generator, padding: in
     """
     n, channels, height, width = images.shape
     padded_width = width + 2 * padding
-    top, left, flip = (
-        torch.randint(most + 1, (n, 1), generator=generator, device=generator.device)
-        for most in (2 * padding, 2 * padding, 1)
-    )
-    # at once, and without waiting for the device: where an image begins, and from which of its columns it is counted
-    draws = torch.stack([top * padded_width, left, flip * (width - 1)])
-    top, left, flip = draws.to(images.device, non_blocking=True)
+    top, left, flip = draws  # where an image begins, and from which of its columns it is counted
+    top, flip = top * padded_width, flip * (width - 1)
     columns = left + (_count(width, 1, images.device) - flip).abs()
     rows = top + _count(height, padded_width, images.device)
     pixels = rows.unsqueeze(2) + columns.unsqueeze(1)  # (n, height, width)
     padded = pad(images, (padding,) * 4).flatten(2)
     return padded.gather(2, pixels.view(n, 1, -1).expand(-1, channels, -1)).view_as(images)
+
+
+random_crop_and_flip = Variation(crop_and_flip_draws, cropped_and_flipped)
+"""Moves each image by up to 4 pixels in both directions and mirrors every other one, at random (He et al., "Deep
+Residual Learning", 2016, section 4.2)."""
 
 
 @cache

@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from sngd.problems.augment import Variation
 from sngd.problems.columns import Column, columns_of
 
 Samples = tuple[Tensor, Tensor]
@@ -107,8 +108,25 @@ class Problem:
             return cast(Samples, samples)
         if isinstance(samples[0], Column):
             raise ValueError("augment varies mini-batches of a Dataset, and all its samples were asked for at once")
-        varied = self.augment(samples[0], generator)
-        return varied if isinstance(varied, tuple) else (varied, samples[1])
+        return _with_targets(self.augment(samples[0], generator), samples)
+
+    def drawn(self, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
+        """The random numbers of `augmented` for inputs of this shape; None if there are none.
+
+        `augment` must be None or a `Variation`.
+        """
+        return self.augment.draw(shape, generator) if isinstance(self.augment, Variation) else None
+
+    def varied(self, samples: Samples, draws: Tensor | None) -> Samples:
+        """What `augmented` makes of the samples if it draws these numbers, see `drawn`."""
+        if not isinstance(self.augment, Variation):
+            return samples
+        assert draws is not None
+        return _with_targets(self.augment.apply(samples[0], draws), samples)
+
+
+def _with_targets(varied: Tensor | Samples, samples: Samples) -> Samples:
+    return varied if isinstance(varied, tuple) else (varied, samples[1])
 
 
 def classifies(outputs: Tensor, targets: Tensor) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from sngd.problems.augment import Variation
 from sngd.problems.files import WITHOUT_FILES, data_folder, download
 from sngd.problems.gpt import GPT
 from sngd.problems.problem import DataError, Problem, Samples
@@ -166,20 +167,35 @@ def long_windows(text: Tensor, context: int) -> Samples:
     return circle.unfold(0, 2 * context, context)[: len(targets)].contiguous(), targets
 
 
-def moved_on(inputs: Tensor, generator: torch.Generator) -> Samples:
-    """Windows that start 0 … T − 1 characters later, each number equally likely, and their targets.
+def starts(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """By how many characters each window is moved on: 0 … T − 1, each number equally likely.
+
+    Args:
+        shape: of `long_windows`, (batch, 2T).
+        generator: a CPU generator gives the same draws whatever the inputs' device.
+
+    Returns:
+        int64 of shape (batch, 1) on the generator's device.
+    """
+    return torch.randint(shape[1] // 2, (shape[0], 1), generator=generator, device=generator.device)
+
+
+def started_later(inputs: Tensor, start: Tensor) -> Samples:
+    """Windows of T characters that start so much later, and their targets.
 
     Args:
         inputs: of `long_windows`, shape (batch, 2T).
-        generator: a CPU generator gives the same draws whatever the inputs' device.
+        start: of `starts`, on the same device.
 
     Returns:
         Inputs and targets, both of shape (batch, T).
     """
-    count, context = len(inputs), inputs.shape[1] // 2
-    start = torch.randint(context, (count, 1), generator=generator, device=generator.device)
-    places = start.to(inputs.device, non_blocking=True) + torch.arange(context, device=inputs.device)
+    places = start + torch.arange(inputs.shape[1] // 2, device=inputs.device)
     return inputs.gather(1, places), inputs.gather(1, places + 1)
+
+
+moved_on = Variation(starts, started_later)
+"""Windows that start 0 … T − 1 characters later, each number equally likely, and their targets."""
 
 
 def first_characters(inputs: Tensor, count: int) -> Tensor:
