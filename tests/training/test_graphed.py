@@ -9,11 +9,12 @@ from dataclasses import replace
 
 import pytest
 import torch
+from as_graphs import images, repeating
 from outcomes import assert_bitwise_equal, outcome
 from torch import nn
 
 from sngd.problems import Problem
-from sngd.training import Interrupted, RunConfig, engine, graphed, train
+from sngd.training import Interrupted, RunConfig, engine, graphed, run_state, train
 from sngd.training.graphed import GraphedLoss, Recorded
 from sngd.training.ranks import Ranks
 from sngd.training.run_state import RunState
@@ -31,56 +32,11 @@ METHODS = {
 }
 
 
-def repeating(functions, notes=None):
-    """What CUDA graphs do: the results stay where they were first, and get the values of the same work."""
-    for _ in range(3):
-        for function in functions:
-            function()
-    return [_repeating(function, notes) for function in functions]
-
-
-def _repeating(function, notes):
-    results = function()
-
-    def repeat():
-        if notes is not None:
-            notes.append(function.__name__)
-        for old, new in zip(flat(results), flat(function()), strict=True):
-            old.copy_(new)
-
-    return Recorded(repeat, results)
-
-
-def flat(results):
-    return [results] if isinstance(results, torch.Tensor) else [g for g in results if g is not None]
-
-
-def images():
-    """Images of bytes; convolution, BatchNorm and dropout, and a weight on which the loss does not depend."""
-    x = torch.randint(0, 256, (60, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-
-    def model():
-        layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 3)
-        found = nn.Sequential(*layers)
-        found.register_parameter("unused", nn.Parameter(torch.ones(2)))
-        return found
-
-    def augment(x, generator):
-        return x + torch.randint(0, 2, x.shape, generator=generator, dtype=x.dtype).to(x.device)
-
-    return Problem(
-        model,
-        nn.functional.cross_entropy,
-        (x, x[:, 0, 0, 0].long() % 3),
-        prepare=lambda images: images.float().div_(255),
-        augment=augment,
-    )
-
-
 @pytest.fixture
 def as_on_a_gpu(monkeypatch):
-    """Runs on the CPU record their steps, with the stand-in; the list has an entry for each evaluation repeated."""
+    """Runs on the CPU record loss and gradient, with the stand-in; the list has an entry for each that is repeated."""
     notes = []
+    monkeypatch.setattr(run_state, "can_be_whole", lambda *_: False)  # see test_graphed_step.py
     monkeypatch.setattr(graphed.GraphedLoss.__init__, "__defaults__", (lambda functions: repeating(functions, notes),))
     monkeypatch.setattr(engine, "_records", lambda _: True)
     return notes

@@ -218,6 +218,11 @@ class SNGD(Optimizer):
         """Steps that changed nothing because the norm was zero or not finite. Reading it waits for an accelerator."""
         return int(self._last["skipped"])
 
+    @property
+    def skip_count(self) -> Tensor:
+        """The same, as the 0-d int64 tensor in which steps count; after the first one it is where the gradients are."""
+        return self._last["skipped"]
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a param group, as in ``torch.optim``; its options are checked like the constructor's."""
         check_options({**self.defaults, **param_group})

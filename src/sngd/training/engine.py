@@ -97,7 +97,7 @@ def train(
             _compile(found, on_warning, should_stop)
         if _records(found.state):
             _record(found, on_warning)
-        return _loop(found, on_progress, should_stop)
+        return _loop(found, on_progress, on_warning, should_stop)
 
 
 class OpenRun(NamedTuple):
@@ -297,7 +297,18 @@ def _record(opened_run: OpenRun, on_warning: Callable[[str], None]) -> None:
         on_warning(f"{run.config.problem}: steps are not CUDA graphs, because {reason}")
 
 
-def _loop(opened_run: OpenRun, on_progress: Callable[[Progress], None], should_stop: Callable[[], bool]) -> Row:
+def _record_whole_step(opened_run: OpenRun, on_warning: Callable[[str], None]) -> None:
+    run = opened_run.state
+    if reason := run.record_whole_step():
+        on_warning(f"{run.config.problem}: a step is more than one CUDA graph, because {reason}")
+
+
+def _loop(
+    opened_run: OpenRun,
+    on_progress: Callable[[Progress], None],
+    on_warning: Callable[[str], None],
+    should_stop: Callable[[], bool],
+) -> Row:
     run = opened_run.state
     shown, saved = time.monotonic(), -inf
     while True:
@@ -307,6 +318,8 @@ def _loop(opened_run: OpenRun, on_progress: Callable[[Progress], None], should_s
             if rows[-1]["final"]:
                 on_progress(run.last_progress)
                 return rows[-1]
+        if run.whole is not None and run.whole.due:
+            _record_whole_step(opened_run, on_warning)
         run.step()
         now = time.monotonic()
         if now - shown >= PROGRESS_SECONDS:

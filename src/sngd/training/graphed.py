@@ -27,6 +27,9 @@ class Recorded(NamedTuple):
     results: Any
 
 
+Recorder = Callable[[Sequence[Function]], list[Recorded]]
+
+
 def record(functions: Sequence[Function]) -> list[Recorded]:
     """The work of each function on the present GPU as a CUDA graph; they are called, in this order, a few times.
 
@@ -80,9 +83,7 @@ class GraphedLoss:
         record: turns work into what can be repeated.
     """
 
-    def __init__(
-        self, loss: Loss, model: nn.Module, record: Callable[[Sequence[Function]], list[Recorded]] = record
-    ) -> None:
+    def __init__(self, loss: Loss, model: nn.Module, record: Recorder = record) -> None:
         self._loss, self._model, self._record = loss, model, record
         self._params = [param for param in model.parameters() if param.requires_grad]
         self._graphs: dict[tuple[torch.Size, torch.Size], _Graphs] = {}
@@ -128,7 +129,7 @@ class _Graphs:
         model: nn.Module,
         params: Sequence[Tensor],
         batch: Samples,
-        record: Callable[[Sequence[Function]], list[Recorded]],
+        record: Recorder,
     ) -> None:
         self._loss, self._model, self._params = loss, model, params
         self._inputs, self._targets = (part.clone() for part in materialized(batch))

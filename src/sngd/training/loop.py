@@ -87,10 +87,22 @@ class Composed:
         return int(getattr(self.optimizer, "skipped_steps", 0))
 
     def step(self, loss: Loss, batch: Batch) -> Tensor:
-        value = self.estimator.estimate(loss, batch)
-        self.optimizer.step()
+        value = self.move(loss, batch)
         self.scheduler.step()
         return value
+
+    def move(self, loss: Loss, batch: Batch) -> Tensor:
+        """Take a step, and leave the plan where it is; return the batch's mean loss before it."""
+        value = self.estimator.estimate(loss, batch)
+        self.optimizer.step()
+        return value
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors in which the optimizer keeps what its next steps need."""
+        kept = [value for entry in self.optimizer.state.values() for value in entry.values()]
+        kept += [self.optimizer.skip_count] if isinstance(self.optimizer, SNGD) else []
+        return [value for value in kept if isinstance(value, Tensor)]
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name).state_dict() for name in ("estimator", "optimizer", "scheduler")}

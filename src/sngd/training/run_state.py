@@ -26,6 +26,7 @@ from sngd.training.compiled import CompiledLoss, pays
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import Measured, evaluate
 from sngd.training.graphed import GraphedLoss
+from sngd.training.graphed_step import WholeSteps, can_be_whole
 from sngd.training.loop import Composed, step_norm
 from sngd.training.methods import Setting, find_method
 from sngd.training.metrics import Row
@@ -85,6 +86,7 @@ class RunState:
 
         self.compiled: CompiledLoss | None = None
         self.graphed: GraphedLoss | None = None
+        self.whole: WholeSteps | None = None
         self.norm = step_norm(self.loop, [p for p in self.model.parameters() if p.requires_grad])
         self.tracker = None
         if config.track:
@@ -132,7 +134,13 @@ class RunState:
             torch.manual_seed(_seed(self.config.seed, f"rank {self.ranks.rank} at step {self.steps}"))
         if self.iterate is not None:
             self.iterate.update(self.loop.iterate_weight)
-        self.loss = self.loop.step(self.loss_of, self._draw(self.loop.next_batch_size))
+        size = self.loop.next_batch_size
+        if self.whole is not None and self.whole.ready:
+            indices = self.draw(size)
+            assert indices is not None
+            self.loss = self.whole.step(indices, self.augmentation)
+        else:
+            self.loss = self.loop.step(self.loss_of, self._draw(size))
         self.ranks.copy_first(self.model.buffers())
         self.steps += 1
         self.seconds += time.perf_counter() - started
@@ -180,12 +188,26 @@ class RunState:
         if reason := self._why_one_by_one():
             return reason
         graphed = GraphedLoss(self._one_by_one, self.model)
-        with self._chance_kept(), torch.cuda.device(self.device if self.device.type == "cuda" else -1):  # -1: none
+        with self._chance_kept(), self._on_device():
             for batch in self._trial_batches():
                 if reason := graphed.try_on(batch):
                     return reason
         self.graphed = graphed
+        if can_be_whole(self.loop, self.problem):
+            self.whole = WholeSteps(cast(Composed, self.loop), self.model, self.problem, self._one_by_one)
         return None
+
+    def record_whole_step(self) -> str | None:
+        """Let steps like the next one repeat a graph of all that they do; or why that cannot be, likewise.
+
+        Call it if ``whole`` is there and due. Weights and everything else are as before afterwards.
+        """
+        assert self.whole is not None
+        with self._chance_kept(), self._on_device():
+            reason = self.whole.record(_generator(self.config.seed, "trial of a step"))
+        if reason:
+            self.whole = None
+        return reason
 
     def _why_one_by_one(self) -> str | None:
         """Why steps can be neither compiled nor recorded, as the end of a sentence."""
@@ -206,6 +228,10 @@ class RunState:
         if self.config.precision == "float32":
             return nullcontext()
         return torch.autocast(self.device.type, torch.bfloat16)
+
+    def _on_device(self) -> AbstractContextManager[object]:
+        """Inside, torch's present GPU is the run's, if that is on one."""
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def _chance_kept(self) -> AbstractContextManager[None]:
         """Afterwards torch's global generators are as before."""

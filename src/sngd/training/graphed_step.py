@@ -1,0 +1,171 @@
+"""A whole training step as one CUDA graph: the batch, its variation, the loss, its gradient and the update.
+
+The host then draws a batch's numbers and starts the rest by a single call. A graph repeats what it was recorded with:
+learning rate and momentum are numbers in it. So there is one for each stage of a plan.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from sngd.estimators import MiniBatch
+from sngd.estimators.replay import Chance
+from sngd.optim import SNGD
+from sngd.problems import Problem
+from sngd.problems.augment import Variation
+from sngd.training.compiled import first_line
+from sngd.training.graphed import Recorder, record
+from sngd.training.loop import Composed, Loop
+from sngd.training.ranks import Loss
+
+ENOUGH = 100  # steps of a stage that are left; recording takes about as long as ten steps
+
+
+def can_be_whole(loop: Loop, problem: Problem) -> bool:
+    """Whether all of a step but its random numbers happens on the device, and every step does the same.
+
+    So the estimate is that of a mini-batch, the optimizer keeps no numbers on the host, the samples are in the device's
+    memory, and what varies them does not draw while it does.
+    """
+    if not (isinstance(loop, Composed) and type(loop.estimator) is MiniBatch):
+        return False
+    on_device = type(loop.optimizer) in (torch.optim.SGD, SNGD)
+    stored = all(isinstance(part, Tensor) for part in problem.train)
+    return on_device and stored and (problem.augment is None or isinstance(problem.augment, Variation))
+
+
+class WholeSteps:
+    """The steps of a run, recorded anew for each stage of its plan that has many left.
+
+    Args:
+        loop, model, problem: of the run, after ``can_be_whole`` has said yes; the problem's samples are on the device.
+        loss: the training loss of a batch, in operations that can be recorded.
+        record: turns work into what can be repeated.
+    """
+
+    def __init__(
+        self, loop: Composed, model: nn.Module, problem: Problem, loss: Loss, record: Recorder = record
+    ) -> None:
+        self._loop, self._model, self._problem, self._loss, self._record = loop, model, problem, loss, record
+        self._begun = loop.scheduler.last_epoch
+        self._stage: int | None = None  # of the recorded step
+        self._recorded: _Step | None = None
+
+    @property
+    def due(self) -> bool:
+        """Whether to record before the next step. The first one makes the optimizer's state, and is not recorded."""
+        steps, plan = self._loop.scheduler.last_epoch, self._loop.plan
+        if steps == self._begun or self._loop.scheduler.stage == self._stage:
+            return False
+        return plan.stage_at(steps + ENOUGH) == self._loop.scheduler.stage
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next step is one that was recorded."""
+        return self._recorded is not None and self._loop.scheduler.stage == self._stage
+
+    def record(self, generator: torch.Generator) -> str | None:
+        """Record a step of the present stage, if repeating it gives the same bits. Random generators change.
+
+        Args:
+            generator: where the random numbers of the trial's batch come from.
+
+        Returns:
+            None, or why it was not recorded, as the end of a sentence.
+        """
+        self._recorded, self._stage = None, self._loop.scheduler.stage
+        calls = self._loop.estimator.oracle_calls
+        device = self._problem.train[0].device
+        indices = torch.arange(self._loop.estimator.next_batch_size or 0, device=device)
+        try:
+            found = _step(self._take, self._inputs(indices, generator), self._changed, self._record)
+        finally:
+            self._loop.estimator.oracle_calls = calls
+        if isinstance(found, str):
+            return found
+        self._recorded = found
+        return None
+
+    def step(self, indices: Tensor, generator: torch.Generator) -> Tensor:
+        """Take a step with these samples, varied with numbers of the generator; returns their mean loss before it.
+
+        The next step writes its loss where this one did.
+        """
+        assert self._recorded is not None
+        loop = self._loop
+        calls = loop.oracle_calls + loop.next_cost  # a graph counts nothing
+        value = self._recorded.repeat(self._inputs(indices, generator))
+        loop.estimator.oracle_calls = calls
+        loop.scheduler.step()
+        return value
+
+    def _inputs(self, indices: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """What differs between steps: the samples' indices, and the numbers that vary them."""
+        draws = self._problem.drawn(torch.Size([len(indices), *self._problem.train[0].shape[1:]]), generator)
+        return [indices] if draws is None else [indices, draws]
+
+    def _take(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
+        inputs, targets = (part.index_select(0, indices) for part in self._problem.train)
+        batch = self._problem.varied((inputs, targets), draws)
+        return self._loop.move(partial(self._loss, self._model), batch)
+
+    def _changed(self) -> list[Tensor]:
+        """All tensors that a step changes."""
+        return [*self._model.parameters(), *self._model.buffers(), *self._loop.tensors]
+
+
+class _Step:
+    """A recorded step, and where it reads what differs between steps."""
+
+    def __init__(self, take: Callable[..., Tensor], inputs: Sequence[Tensor], record: Recorder) -> None:
+        self._inputs = [part.clone() for part in inputs]
+        self._recorded = record([partial(take, *self._inputs)])[0]
+
+    def repeat(self, inputs: Sequence[Tensor]) -> Tensor:
+        for mine, given in zip(self._inputs, inputs, strict=True):
+            mine.copy_(given, non_blocking=True)
+        self._recorded.repeat()
+        value: Tensor = self._recorded.results
+        return value
+
+
+def _step(
+    take: Callable[..., Tensor], inputs: Sequence[Tensor], changed: Callable[[], list[Tensor]], record: Recorder
+) -> _Step | str:
+    """The step, recorded; or why not, as the end of a sentence. All tensors end as they were."""
+    tensors = changed()
+    before, chance = _copies(tensors), Chance(tensors[0].device)
+    inputs = [part.to(tensors[0].device) for part in inputs]
+    try:
+        expected = _copies([take(*inputs), *tensors])
+        _restore(tensors, before)
+        step = _Step(take, inputs, record)
+        _restore(tensors, before)
+        with chance.replayed():
+            found = _copies([step.repeat(inputs), *tensors])
+        if [*map(id, changed())] != [*map(id, tensors)]:
+            return "the optimizer puts its state into other tensors"
+        if not all(map(_same_bits, found, expected)):
+            return "weights or the optimizer's state come out differently when recorded"
+        return step
+    except Exception as error:  # the model's or CUDA's, of which there are many kinds
+        return f"a CUDA graph cannot hold them ({first_line(error)})"
+    finally:
+        _restore(tensors, before)
+
+
+def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.detach().clone() for tensor in tensors]
+
+
+@torch.no_grad()
+def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    for tensor, value in zip(tensors, values, strict=True):
+        tensor.copy_(value)
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    """Also of nan."""
+    return torch.equal(*(tensor.reshape(-1).view(torch.uint8) for tensor in (one, other)))

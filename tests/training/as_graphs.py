@@ -1,0 +1,54 @@
+"""What CUDA graphs do, for tests on the CPU: the same work is repeated on the same memory. And a problem for them."""
+
+import torch
+from torch import nn
+
+from sngd.problems import Problem
+from sngd.problems.augment import Variation
+from sngd.training.graphed import Recorded
+
+
+def repeating(functions, notes=None):
+    """What CUDA graphs do: the results stay where they were first, and get the values of the same work."""
+    for _ in range(3):
+        for function in functions:
+            function()
+    return [_repeating(function, notes) for function in functions]
+
+
+def _repeating(function, notes):
+    results = function()
+
+    def repeat():
+        if notes is not None:
+            notes.append(getattr(function, "__name__", "step"))
+        for old, new in zip(flat(results), flat(function()), strict=True):
+            old.copy_(new)
+
+    return Recorded(repeat, results)
+
+
+def flat(results):
+    return [results] if isinstance(results, torch.Tensor) else [g for g in results if g is not None]
+
+
+def images():
+    """Images of bytes; convolution, BatchNorm and dropout, and a weight on which the loss does not depend."""
+    x = torch.randint(0, 256, (60, 3, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+    def model():
+        layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.2), nn.Linear(64, 3)
+        found = nn.Sequential(*layers)
+        found.register_parameter("unused", nn.Parameter(torch.ones(2)))
+        return found
+
+    def draw(shape, generator):
+        return torch.randint(0, 2, shape, generator=generator, dtype=x.dtype)
+
+    return Problem(
+        model,
+        nn.functional.cross_entropy,
+        (x, x[:, 0, 0, 0].long() % 3),
+        prepare=lambda images: images.float().div_(255),
+        augment=Variation(draw, torch.add),
+    )
