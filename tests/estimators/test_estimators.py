@@ -178,15 +178,17 @@ def test_scsg_at_its_anchor_has_the_anchor_gradient(finite_sum):
 
 
 class Recording(nn.Module):
-    """Dropout, BatchNorm and augmentation inside the model, and a diary of what each evaluation drew and saw."""
+    """Dropout, BatchNorm, a buffer that is replaced, and augmentation; a diary of what each evaluation drew and saw."""
 
     def __init__(self):
         super().__init__()
         self.linear, self.norm = nn.Linear(4, 6), nn.BatchNorm1d(6)
         self.out = nn.Linear(6, 1)
+        self.register_buffer("mean", torch.zeros(4))
         self.diary = []
 
     def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
         noise = torch.rand_like(x)  # stands for any augmentation drawn from torch's generator
         mask = nn.functional.dropout(torch.ones(len(x), 6), 0.5, self.training)
         self.diary.append((x.clone(), noise, mask, self.linear.weight.detach().clone()))

@@ -1,7 +1,8 @@
 """Evaluate the same samples again at other weights, with the same random numbers and unchanged buffers."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,11 @@ class Chance:
         self._cuda = [device] if device.type == "cuda" else []
         self._cpu_state = torch.get_rng_state()
         self._cuda_states = [torch.cuda.get_rng_state(d) for d in self._cuda]
+
+    @property
+    def drawn_elsewhere(self) -> bool:
+        """Whether the model is on a GPU, and numbers were drawn on the CPU since that moment."""
+        return bool(self._cuda) and not torch.equal(self._cpu_state, torch.get_rng_state())
 
     @contextmanager
     def replayed(self) -> Iterator[None]:
@@ -40,14 +46,21 @@ def at_weights(params: Sequence[Tensor], values: Sequence[Tensor]) -> Iterator[N
         exchange(params, values)
 
 
-@contextmanager
-def buffers_kept(model: nn.Module) -> Iterator[None]:
+def buffers_kept(model: nn.Module) -> AbstractContextManager[None]:
     """At the end, restore the model's buffers, such as BatchNorm's running statistics."""
-    buffers = list(model.buffers())
-    before = [b.detach().clone() for b in buffers]
+    return tensors_kept([module._buffers for module in model.modules() if module._buffers])
+
+
+@contextmanager
+def tensors_kept(places: Iterable[dict[Any, Any]]) -> Iterator[None]:
+    """At the end, the dicts hold the same tensors as before, with the same numbers; other values are left alone."""
+    held = [(place, {key: value for key, value in place.items() if isinstance(value, Tensor)}) for place in places]
+    before = [(tensor, tensor.detach().clone()) for _, own in held for tensor in own.values()]
     try:
         yield
     finally:
+        for place, own in held:
+            place.update(own)
         with torch.no_grad():
-            for buffer, old in zip(buffers, before, strict=True):
-                buffer.copy_(old)
+            for tensor, value in before:
+                tensor.copy_(value)
