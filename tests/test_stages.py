@@ -109,7 +109,10 @@ def test_a_plan_is_its_naive_expansion(stages):
     expanded = [(i, lr, weight / steps) for i, (lr, steps, weight) in enumerate(stages) for _ in range(steps)]
     assert plan.steps == len(expanded)
     assert [(plan.stage_at(s), plan.lr_at(s), plan.iterate_weight(s)) for s in range(plan.steps)] == expanded
+    lengths = [steps for _, steps, _ in stages]
+    assert [plan.steps_left(s) for s in range(plan.steps)] == [left for n in lengths for left in range(n, 0, -1)]
     after = plan.steps + 7
+    assert plan.steps_left(after) == 0
     assert (plan.stage_at(after), plan.lr_at(after), plan.iterate_weight(after)) == expanded[-1]
 
 

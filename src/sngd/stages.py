@@ -122,6 +122,10 @@ class StagePlan(tuple[Stage, ...]):
         """Learning rate of step number `step` ≥ 0."""
         return self[self.stage_at(step)].lr
 
+    def steps_left(self, step: int) -> int:
+        """How many steps its stage has from step number `step` ≥ 0 on, this one included; 0 after the plan's end."""
+        return max(0, self._ends[self.stage_at(step)] - step)
+
     def iterate_weight(self, step: int) -> float:
         """p_{t+1} / M_t: the weight, in one draw over all iterates, of the iterate *before* step `step` ≥ 0.
 

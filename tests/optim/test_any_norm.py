@@ -17,6 +17,7 @@ from test_extremes import LR, RANGES, exact, exact_norm, random_gradient
 from test_sngd import IMPLEMENTATIONS, TOLERANCE, VARIANTS, flat, set_gradients
 from torch import nn
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from reference.sngd_in_norms import NaiveSNGDInNorms
 from sngd import SNGD, StagewiseLR, stages
@@ -634,6 +635,26 @@ def test_a_model_on_the_meta_device_steps_and_is_saved(mixture, options):
     state = optimizer.state_dict()
     assert state["skipped_steps"] == 0
     optimizer.load_state_dict(state)
+
+
+@mixture
+def test_numbers_do_not_go_from_device_to_device(mixture):
+    """A CUDA graph cannot hold a copy from the host. The meta device has the operations of a GPU, and no numbers."""
+
+    class Copies(TorchDispatchMode):
+        def __torch_dispatch__(self, function, _types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if function.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_):
+                assert args[0].device == result.device
+            return result
+
+    params = [nn.Parameter(torch.zeros(shape, device="meta")) for shape in SHAPES]
+    optimizer = optimizer_of(params, mixture, momentum=0.9, normalize="momentum")
+    for p in params:
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    with Copies():
+        optimizer.step()
 
 
 # --- mistakes

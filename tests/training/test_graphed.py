@@ -155,6 +155,24 @@ def test_what_cannot_be_recorded_is_trained_as_before_with_one_warning(monkeypat
     assert_bitwise_equal(outcome(tmp_path / "run"), outcome(tmp_path / "plain"))
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_a_model_that_replaces_its_buffers_is_not_recorded(tiny):
+    class Averaging(nn.Linear):
+        def forward(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            return super().forward(x)
+
+    def model():
+        found = Averaging(6, 2)
+        found.register_buffer("mean", torch.zeros(6))
+        return found
+
+    run = RunState(CONFIG.resolved(60), replace(tiny(), build_model=model))
+    assert run.record() == "the model puts its buffers into other tensors"
+    assert run.graphed is None
+    assert torch.equal(run.model.mean, torch.zeros(6))
+
+
 def test_methods_with_second_derivatives_and_several_processes_are_not_recorded(tiny):
     run = RunState(replace(CONFIG, method="natasha2").resolved(60), tiny())
     assert run.record() == "natasha2 needs second derivatives"
@@ -179,6 +197,7 @@ def test_steps_are_recorded_on_a_gpu_unless_the_environment_says_no(monkeypatch,
 @pytest.mark.cuda
 @pytest.mark.parametrize("method", METHODS)
 def test_a_graph_gives_the_numbers_of_single_operations(method, tmp_path, monkeypatch):
+    monkeypatch.setattr(run_state, "can_be_whole", lambda *_: False)  # see test_graphed_step.py
     config = replace(CONFIG, method=method, params=METHODS[method], device="cuda")
     warned = []
     train(config, tmp_path / "graphed", problem=images, on_warning=warned.append)

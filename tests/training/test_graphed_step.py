@@ -5,29 +5,35 @@ real one.
 """
 
 import json
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
-from as_graphs import images, repeating
+from as_graphs import images, repeating, replaying
 from outcomes import assert_bitwise_equal, outcome
 
+from sngd.problems import Problem
 from sngd.training import Interrupted, RunConfig, engine, graphed, graphed_step, train
 from sngd.training.graphed import Recorded
+from sngd.training.repeatable import repeatable
 from sngd.training.run_state import RunState
 
 CONFIG = RunConfig("tiny", "sngd", lr=0.05, batch_size=7, epochs=4, threads=1)
 STEPS = 4 * 60 // 7
-METHODS = {
-    "sgd": {},
-    "sgd-momentum": {},
-    "sngd": {},
-    "capped-sngd": {},
-    "sngm": {},
-    "nsgd-momentum": {},
-    "signum": {},
-    "scion": {},
-}
+METHODS = (
+    "sgd",
+    "sgd-momentum",
+    "sngd",
+    "capped-sngd",
+    "sngm",
+    "nsgd-momentum",
+    "signum",
+    "sngd-layer",
+    "scion",
+    "muon",
+)
 OTHERS = ("adamw", "gd", "spider-sfo", "scsg", "noisy-gd", "natasha2")
 
 
@@ -70,14 +76,43 @@ def test_each_long_stage_is_recorded_and_short_ones_are_not(tmp_path, monkeypatc
     assert_bitwise_equal(outcome(tmp_path / "graphed"), plain(config, tmp_path / "plain", monkeypatch))
 
 
-@pytest.mark.usefixtures("notes")
+@pytest.mark.parametrize(
+    ("method", "stages"),
+    [
+        ("s-sgd", [[0.1, 9], [0.05, 9], [0.02, STEPS - 18]]),
+        ("sgd-momentum", [[0.1, 9, 1, 0.5], [0.05, 9, 1, 0.9], [0.02, STEPS - 18, 1, 0.7]]),
+    ],
+)
+def test_a_stage_has_its_own_learning_rate_and_momentum(method, stages, tmp_path, monkeypatch, notes):
+    record = partial(replaying, notes=notes)
+    monkeypatch.setattr(graphed_step.WholeSteps.__init__, "__defaults__", (record,))
+    config = replace(CONFIG, method=method, plan=json.dumps(stages), weight_decay=0.01)
+    train(config, tmp_path / "graphed", problem=images)
+    assert notes.count("step") == 3 + STEPS - 1
+    assert_bitwise_equal(outcome(tmp_path / "graphed"), plain(config, tmp_path / "plain", monkeypatch))
+
+
+@pytest.mark.parametrize(("left", "due"), [(4, False), (5, True), (6, True)])
+@pytest.mark.parametrize("stages_after", [[], [[0.01, 50]]])
+def test_a_stage_is_recorded_if_enough_steps_are_left(left, due, stages_after, notes):
+    plan = json.dumps([[0.1, 2], [0.05, left], *stages_after])
+    run = RunState(replace(CONFIG, method="s-sgd", plan=plan).resolved(60), images())
+    assert run.record() is None
+    for expected in (False, False, due):
+        assert run.whole.due is expected
+        run.step()
+    assert "step" not in notes
+
+
 @pytest.mark.parametrize("method", ["sgd-momentum", "sngd"])
-def test_it_goes_on_bit_for_bit(method, tmp_path, monkeypatch):
+def test_it_goes_on_bit_for_bit(method, tmp_path, monkeypatch, notes):
     config = replace(CONFIG, method=method)
     steps = iter([False] * 12 + [True])
     with pytest.raises(Interrupted):
         train(config, tmp_path / "run", problem=images, should_stop=lambda: next(steps))
+    assert notes.count("step") == 1 + 12
     train(config, tmp_path / "run", problem=images, resume=True)
+    assert notes.count("step") == (1 + 12) + (1 + STEPS - 14)
     assert_bitwise_equal(outcome(tmp_path / "run"), plain(config, tmp_path / "whole", monkeypatch))
 
 
@@ -107,7 +142,9 @@ def test_the_trial_leaves_no_trace():
         torch.manual_seed(0)
         state.step()
     assert run.whole.due
+    before = torch.get_rng_state()
     assert run.record_whole_step() is None
+    assert torch.equal(torch.get_rng_state(), before)
     assert run.whole.ready
     assert not run.whole.due
     found, expected = (state.state_dict(False) | {"seconds": 0} for state in (run, twin))
@@ -123,7 +160,7 @@ def moves(functions):
 
     def repeat():
         step.repeat()
-        functions[0].func.__self__._model[0].weight.data.mul_(1 + 2**-20)
+        functions[0].func.__self__._model[0].weight.data.mul_(1 + 2**-20)  # the owner's weight
 
     return [Recorded(repeat, step.results)]
 
@@ -140,7 +177,7 @@ def test_what_cannot_be_recorded_is_trained_as_before_with_one_warning(monkeypat
     monkeypatch.setattr(graphed_step.WholeSteps.__init__, "__defaults__", (record,))
     warned = []
     train(CONFIG, tmp_path / "run", problem=images, on_warning=warned.append)
-    assert warned == [f"tiny: a step is more than one CUDA graph, because {reason}"]
+    assert warned == [f"tiny: steps are no longer CUDA graphs, because {reason}"]
     assert_bitwise_equal(outcome(tmp_path / "run"), plain(CONFIG, tmp_path / "plain", monkeypatch))
 
 
@@ -157,9 +194,12 @@ def test_an_optimizer_that_replaces_its_tensors_is_not_recorded(monkeypatch):
             entry["momentum_buffer"] = entry["momentum_buffer"].clone()
         return value
 
+    before = run.state_dict(False)
+    before = {**before, "loop": deepcopy(before["loop"]), "model": deepcopy(before["model"])}
     monkeypatch.setattr(run.loop, "move", replacing)
-    assert run.record_whole_step() == "the optimizer puts its state into other tensors"
-    assert run.whole is None
+    assert run.record_whole_step() == "the model or the optimizer puts its state into other tensors"
+    assert run.whole is run.graphed is None
+    assert_bitwise_equal(run.state_dict(False), before)
 
 
 # ---- on a GPU
@@ -185,14 +225,54 @@ def test_a_graph_gives_the_numbers_of_single_operations(method, precision, tmp_p
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_whole_step_does_not_wait_for_the_gpu(method):
-    run = RunState(replace(CONFIG, method=method, device="cuda").resolved(60), images())
-    assert run.record() is None
-    run.step()
-    assert run.record_whole_step() is None
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for _ in range(3):
-            run.step()
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
+    with repeatable(threads=1):
+        run = RunState(replace(CONFIG, method=method, device="cuda").resolved(60), images())
+        assert run.record() is None
+        run.step()
+        assert run.record_whole_step() is None
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(3):
+                run.step()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("fails", [lambda: torch.ones((), device="cuda").item(), lambda: [][0]])
+def test_a_recording_that_fails_leaves_the_run_as_it_was(fails, tmp_path, monkeypatch):
+    """The images' model draws masks for its dropout, from a generator that the recording had changed."""
+
+    def recording(functions):
+        def failing():
+            value = functions[0]()
+            if torch.cuda.is_current_stream_capturing():
+                fails()
+            return value
+
+        return graphed.record([failing])
+
+    monkeypatch.setattr(graphed_step.WholeSteps.__init__, "__defaults__", (recording,))
+    monkeypatch.setattr(graphed_step, "ENOUGH", 5)
+    config, warned = replace(CONFIG, device="cuda"), []
+    train(config, tmp_path / "tried", problem=images, on_warning=warned.append)
+    assert len(warned) == 1
+    assert "steps are no longer CUDA graphs, because a CUDA graph cannot hold them" in warned[0]
+    monkeypatch.setenv(engine.GRAPHS, "0")
+    train(config, tmp_path / "plain", problem=images)
+    assert_bitwise_equal(outcome(tmp_path / "tried"), outcome(tmp_path / "plain"))
+
+
+@pytest.mark.cuda
+def test_numbers_that_the_host_draws_are_not_recorded(tmp_path):
+    class Deep(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) * (1 if torch.rand(()).item() > 0.5 else 2)
+
+    x = torch.linspace(-1, 1, 240).reshape(60, 4)
+    problem = Problem(lambda: Deep(4, 2), torch.nn.functional.cross_entropy, (x, (x[:, 0] > 0).long()))
+    warned = []
+    train(replace(CONFIG, device="cuda"), tmp_path / "run", problem=lambda: problem, on_warning=warned.append)
+    assert len(warned) == 1
+    assert "numbers are drawn at random on the host" in warned[0]

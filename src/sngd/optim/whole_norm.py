@@ -103,7 +103,7 @@ def _sums_here(parts: Sequence[Part], exponent: int, device: torch.device) -> Te
     """This rank's ``_Sums`` of parts on one device, as one tensor."""
     joint = [part.vectors for part in parts if not isinstance(part, BallPart)]
     balls = [part for part in parts if isinstance(part, BallPart)]
-    norm = norm_here(joint)
+    norm = norm_here(joint) if joint else torch.zeros((), device=device)  # no copy from the host, for CUDA graphs
     if not host_may_read(norm):  # squares that have lost digits count as 0, so that this ball stays where it is
         norm = torch.where(norm <= least_exact_norm(norm.dtype), 0, norm)
     later = device.type != "cpu"

@@ -4,7 +4,7 @@ A small network's step on a GPU is mostly the time that the host takes to start 
 graph holds many: they are recorded once, with the memory that they read and write, and repeated for each batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -50,11 +50,13 @@ def record(functions: Sequence[Function]) -> list[Recorded]:
 def _recorded(functions: Sequence[Function], before: torch.cuda.Stream) -> list[Recorded]:
     stream = torch.cuda.Stream()
     stream.wait_stream(before)
-    with torch.cuda.stream(stream):
-        for _ in range(_WARM_UP):
-            for function in functions:
-                function()
-    before.wait_stream(stream)
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(_WARM_UP):
+                for function in functions:
+                    function()
+    finally:
+        before.wait_stream(stream)
     found, pool = [], torch.cuda.graph_pool_handle()
     for function in functions:
         graph = torch.cuda.CUDAGraph()
@@ -105,7 +107,12 @@ class GraphedLoss:
         inputs, targets = materialized(batch)
         chance = Chance(inputs.device)
         with buffers_kept(self._model):
+            buffers = list(self._model.buffers())
             expected = tried(self._loss, self._model, batch)
+            if not same_objects(buffers, self._model.buffers()):
+                return "the model puts its buffers into other tensors"
+        if chance.drawn_elsewhere:
+            return "numbers are drawn at random on the host, for work on another device"
         try:
             with buffers_kept(self._model):
                 graphs = _Graphs(self._loss, self._model, self._params, batch, self._record)
@@ -118,6 +125,11 @@ class GraphedLoss:
         if reason:
             self._graphs.clear()
         return reason
+
+
+def same_objects(some: Iterable[object], others: Iterable[object]) -> bool:
+    """Whether these are the same objects in the same order."""
+    return [*map(id, some)] == [*map(id, others)]
 
 
 class _Graphs:

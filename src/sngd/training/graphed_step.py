@@ -6,17 +6,18 @@ learning rate and momentum are numbers in it. So there is one for each stage of 
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sngd.estimators import MiniBatch
-from sngd.estimators.replay import Chance
+from sngd.estimators.replay import Chance, tensors_kept
 from sngd.optim import SNGD
 from sngd.problems import Problem
 from sngd.problems.augment import Variation
 from sngd.training.compiled import first_line
-from sngd.training.graphed import Recorder, record
+from sngd.training.graphed import Recorder, record, same_objects
 from sngd.training.loop import Composed, Loop
 from sngd.training.ranks import Loss
 
@@ -56,10 +57,8 @@ class WholeSteps:
     @property
     def due(self) -> bool:
         """Whether to record before the next step. The first one makes the optimizer's state, and is not recorded."""
-        steps, plan = self._loop.scheduler.last_epoch, self._loop.plan
-        if steps == self._begun or self._loop.scheduler.stage == self._stage:
-            return False
-        return plan.stage_at(steps + ENOUGH) == self._loop.scheduler.stage
+        steps, stage = self._loop.scheduler.last_epoch, self._loop.scheduler.stage
+        return steps != self._begun and stage != self._stage and self._loop.plan.steps_left(steps) >= ENOUGH
 
     @property
     def ready(self) -> bool:
@@ -76,11 +75,11 @@ class WholeSteps:
             None, or why it was not recorded, as the end of a sentence.
         """
         self._recorded, self._stage = None, self._loop.scheduler.stage
-        calls = self._loop.estimator.oracle_calls
-        device = self._problem.train[0].device
-        indices = torch.arange(self._loop.estimator.next_batch_size or 0, device=device)
+        calls, size = self._loop.oracle_calls, self._loop.next_batch_size
+        assert size is not None
+        samples = torch.arange(self._problem.n, device=self._problem.train[0].device)
         try:
-            found = _step(self._take, self._inputs(indices, generator), self._changed, self._record)
+            found = self._tried(self._inputs(samples[:size], generator), self._inputs(samples[-size:], generator))
         finally:
             self._loop.estimator.oracle_calls = calls
         if isinstance(found, str):
@@ -104,16 +103,44 @@ class WholeSteps:
     def _inputs(self, indices: Tensor, generator: torch.Generator) -> list[Tensor]:
         """What differs between steps: the samples' indices, and the numbers that vary them."""
         draws = self._problem.drawn(torch.Size([len(indices), *self._problem.train[0].shape[1:]]), generator)
-        return [indices] if draws is None else [indices, draws]
+        return [indices] if draws is None else [indices, draws.to(indices.device, non_blocking=True)]
 
     def _take(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
         inputs, targets = (part.index_select(0, indices) for part in self._problem.train)
         batch = self._problem.varied((inputs, targets), draws)
         return self._loop.move(partial(self._loss, self._model), batch)
 
-    def _changed(self) -> list[Tensor]:
-        """All tensors that a step changes."""
-        return [*self._model.parameters(), *self._model.buffers(), *self._loop.tensors]
+    def _tried(self, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> "_Step | str":
+        """The step, recorded with some inputs and tried with others; or why it is not. All tensors end as they were."""
+        try:
+            chance, tensors = Chance(inputs[0].device), self._tensors()
+            with tensors_kept(self._places()):
+                expected = self._after(self._take(*inputs))
+                if not same_objects(self._tensors(), tensors):
+                    return "the model or the optimizer puts its state into other tensors"
+            if chance.drawn_elsewhere:
+                return "numbers are drawn at random on the host, for work on another device"
+            with tensors_kept(self._places()):
+                step = _Step(self._take, others, self._record)
+            with tensors_kept(self._places()), chance.replayed():
+                found = self._after(step.repeat(inputs))
+        except Exception as error:  # the model's or CUDA's, of which there are many kinds
+            return f"a CUDA graph cannot hold them ({first_line(error)})"
+        if not all(map(_same_bits, found, expected)):
+            return "weights or the optimizer's state come out differently when recorded"
+        return step
+
+    def _after(self, value: Tensor) -> list[Tensor]:
+        """Copies of the loss and of all that a step changes."""
+        return [tensor.detach().clone() for tensor in (value, *self._tensors())]
+
+    def _tensors(self) -> list[Tensor]:
+        return [value for place in self._places() for value in place.values() if isinstance(value, Tensor)]
+
+    def _places(self) -> list[dict[Any, Any]]:
+        """Dicts that hold all tensors that a step changes."""
+        buffers = [module._buffers for module in self._model.modules()]
+        return [dict(enumerate(self._model.parameters())), *buffers, *self._loop.kept]
 
 
 class _Step:
@@ -125,45 +152,10 @@ class _Step:
 
     def repeat(self, inputs: Sequence[Tensor]) -> Tensor:
         for mine, given in zip(self._inputs, inputs, strict=True):
-            mine.copy_(given, non_blocking=True)
+            mine.copy_(given)
         self._recorded.repeat()
         value: Tensor = self._recorded.results
         return value
-
-
-def _step(
-    take: Callable[..., Tensor], inputs: Sequence[Tensor], changed: Callable[[], list[Tensor]], record: Recorder
-) -> _Step | str:
-    """The step, recorded; or why not, as the end of a sentence. All tensors end as they were."""
-    tensors = changed()
-    before, chance = _copies(tensors), Chance(tensors[0].device)
-    inputs = [part.to(tensors[0].device) for part in inputs]
-    try:
-        expected = _copies([take(*inputs), *tensors])
-        _restore(tensors, before)
-        step = _Step(take, inputs, record)
-        _restore(tensors, before)
-        with chance.replayed():
-            found = _copies([step.repeat(inputs), *tensors])
-        if [*map(id, changed())] != [*map(id, tensors)]:
-            return "the optimizer puts its state into other tensors"
-        if not all(map(_same_bits, found, expected)):
-            return "weights or the optimizer's state come out differently when recorded"
-        return step
-    except Exception as error:  # the model's or CUDA's, of which there are many kinds
-        return f"a CUDA graph cannot hold them ({first_line(error)})"
-    finally:
-        _restore(tensors, before)
-
-
-def _copies(tensors: Sequence[Tensor]) -> list[Tensor]:
-    return [tensor.detach().clone() for tensor in tensors]
-
-
-@torch.no_grad()
-def _restore(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for tensor, value in zip(tensors, values, strict=True):
-        tensor.copy_(value)
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

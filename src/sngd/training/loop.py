@@ -98,11 +98,10 @@ class Composed:
         return value
 
     @property
-    def tensors(self) -> list[Tensor]:
-        """The tensors in which the optimizer keeps what its next steps need."""
-        kept = [value for entry in self.optimizer.state.values() for value in entry.values()]
-        kept += [self.optimizer.skip_count] if isinstance(self.optimizer, SNGD) else []
-        return [value for value in kept if isinstance(value, Tensor)]
+    def kept(self) -> list[dict[Any, Any]]:
+        """The dicts in which the optimizer keeps what its next steps need; not those of param groups."""
+        counted = {"skip_count": self.optimizer.skip_count} if isinstance(self.optimizer, SNGD) else {}
+        return [*self.optimizer.state.values(), counted]
 
     def state_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name).state_dict() for name in ("estimator", "optimizer", "scheduler")}
