@@ -28,9 +28,8 @@ BLOCK = re.compile(r"<!-- registry: (\S+) -->\n(.*?)<!-- end -->\n", flags=re.S)
 OF_THE_PAPER = re.compile(r"(eq\.|§|Algorithm)[^;]*$")
 
 STUDIES = {  # what a page calls a committed study, and its picture
-    "mnist-mlp-tuned": ("MNIST, perceptron, every method tuned alike", "figures/curves.png"),
+    "mnist-mlp-tuned": ("MNIST, perceptron, thirteen methods tuned alike", "figures/curves.png"),
     "mnist-mlp-peers": ("MNIST, perceptron, with the peers, tuned alike", "figures/curves.png"),
-    "mnist-mlp-methods": ("MNIST, perceptron, default learning rates", "figures/curves.png"),
     "small/sensitivity/learning-rates": ("MNIST, perceptron, the best of several rates", "../sensitivity.png"),
     "small/norms/shakespeare-gpt": ("a small GPT on Shakespeare's plays, 1,000 steps, tuned alike", "../norms.png"),
     "small/norms/mnist-mlp": ("MNIST, perceptron, falling rates, tuned alike", "../norms.png"),
