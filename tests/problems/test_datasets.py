@@ -4,6 +4,8 @@ import gzip
 import hashlib
 import http.server
 import os
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ import torch
 from torch import Tensor
 
 from sngd.problems import DataError, datasets
-from sngd.problems.datasets import digits, fashion_mnist, mnist
+from sngd.problems.datasets import _digits_of_sklearn, digits, fashion_mnist, mnist
 
 NAMES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte"
 DIGITS = "run the embedded digits, which need none: sngd train digits-mlp --method sngd"
@@ -283,6 +285,18 @@ def test_digits() -> None:
     assert (test_images.shape, test_labels.shape) == ((360, 64), (360,))
     assert (images.min().item(), images.max().item()) == (0, 1)
     assert sorted(set(labels.tolist())) == list(range(10))
+
+
+def test_digits_are_those_of_scikit_learn_whether_or_not_its_file_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    from_file = _digits_of_sklearn()
+    monkeypatch.setattr(datasets, "find_spec", lambda _: None)
+    for ours, theirs in zip(from_file, _digits_of_sklearn(), strict=True):
+        assert (ours == theirs).all()
+
+
+def test_digits_are_read_without_importing_scikit_learn() -> None:
+    code = "import sys; from sngd.problems.datasets import digits; digits(); assert 'sklearn' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_digits_are_split_evenly_over_the_classes() -> None:

@@ -1,5 +1,6 @@
 """Do many runs in parallel processes; each can be killed at any moment and resumed."""
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -177,6 +178,7 @@ _worker: dict[str, Any] = {}  # Any: the arguments of _start_worker, which a spa
 
 def _start_worker(stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int) -> None:
     _worker.update(stop=stop, messages=messages, threads=threads)
+    atexit.register(os._exit, 0)  # after all messages are sent: Python and torch take a second to clear up their memory
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
