@@ -99,7 +99,7 @@ def compiled(config: RunConfig, steps: int, seconds: float) -> list[dict[str, ob
         raise SystemExit(f"{config.problem}: steps are not compiled, because {reason}")
     took = round(time.monotonic() - began, 1)
     runs = {
-        "one graph, bfloat16": recorded(RunState(config, problem)),
+        "one graph, bfloat16, not compiled": recorded(RunState(config, problem)),
         "one graph, bfloat16, compiled": recorded(quick),
     }
     return [case | {"seconds_of_compiling": took} for case in compared(runs, config, problem, steps, seconds)]

@@ -12,6 +12,7 @@ from torch import nn
 from sngd import SNGD
 from sngd.estimators import SCSG, SVRG, Full, MiniBatch, Spider
 from sngd.estimators import estimator as estimator_module
+from sngd.estimators.replay import buffers_kept
 
 GENERATOR_SEED = 11
 
@@ -224,6 +225,29 @@ def test_both_evaluations_see_the_same_samples_noise_and_masks_and_batchnorm_is_
     for ours, true in zip(model.buffers(), single.buffers(), strict=True):
         assert torch.equal(ours, true)  # running statistics
     assert torch.equal(after, torch.get_rng_state())  # and chance goes on as after one evaluation
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_scripted_models_and_buffers_that_come_up_late(name):
+    class Late(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 1)
+            self.register_buffer("mean", None)
+
+        def forward(self, x):
+            self.mean = x.mean(0) if self.mean is None else 0.9 * self.mean + 0.1 * x.mean(0)
+            return super().forward(x)
+
+    x = torch.randn(40, 4)
+    for model in (torch.jit.script(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))), Late()):
+        estimator, draw = estimators(model)[name], Draw(40)
+        for _ in range(5):
+            batch = draw(estimator.next_batch_size)
+            estimator.estimate(lambda batch, model=model: model(x[batch]).square().mean(), batch)
+    with buffers_kept(fresh := Late()):
+        fresh(x)
+    assert fresh.mean is None
 
 
 @pytest.mark.parametrize("name", DIFFERENCES)

@@ -168,7 +168,7 @@ def test_a_model_that_replaces_its_buffers_is_not_recorded(tiny):
         return found
 
     run = RunState(CONFIG.resolved(60), replace(tiny(), build_model=model))
-    assert run.record() == "the model puts its buffers into other tensors"
+    assert run.record() == "the model replaces its buffers, and does not change them in place"
     assert run.graphed is None
     assert torch.equal(run.model.mean, torch.zeros(6))
 

@@ -168,16 +168,24 @@ def moves(functions):
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (waits, "a CUDA graph cannot hold them (operation not permitted when stream is capturing)"),
-        (moves, "weights or the optimizer's state come out differently when recorded"),
+        (
+            waits,
+            "steps are no longer CUDA graphs, because a CUDA graph cannot hold them "
+            "(operation not permitted when stream is capturing)",
+        ),
+        (
+            moves,
+            "steps are more than one CUDA graph each, because weights or the optimizer's state come out differently "
+            "when recorded",
+        ),
     ],
 )
-@pytest.mark.usefixtures("notes")
-def test_what_cannot_be_recorded_is_trained_as_before_with_one_warning(monkeypatch, tmp_path, record, reason):
+def test_what_cannot_be_recorded_is_trained_as_before_with_one_warning(monkeypatch, tmp_path, record, reason, notes):
     monkeypatch.setattr(graphed_step.WholeSteps.__init__, "__defaults__", (record,))
     warned = []
     train(CONFIG, tmp_path / "run", problem=images, on_warning=warned.append)
-    assert warned == [f"tiny: steps are no longer CUDA graphs, because {reason}"]
+    assert warned == [f"tiny: {reason}"]
+    assert (notes.count("_backward") > 2) is (record is moves)
     assert_bitwise_equal(outcome(tmp_path / "run"), plain(CONFIG, tmp_path / "plain", monkeypatch))
 
 
@@ -186,19 +194,20 @@ def test_an_optimizer_that_replaces_its_tensors_is_not_recorded(monkeypatch):
     run = RunState(replace(CONFIG, method="sgd-momentum").resolved(60), images())
     assert run.record() is None
     run.step()
-    move = run.loop.move
+    step_weights = run.loop.step_weights
 
     def replacing(loss, batch):
-        value = move(loss, batch)
+        value = step_weights(loss, batch)
         for entry in run.loop.optimizer.state.values():
             entry["momentum_buffer"] = entry["momentum_buffer"].clone()
         return value
 
     before = run.state_dict(False)
     before = {**before, "loop": deepcopy(before["loop"]), "model": deepcopy(before["model"])}
-    monkeypatch.setattr(run.loop, "move", replacing)
-    assert run.record_whole_step() == "the model or the optimizer puts its state into other tensors"
-    assert run.whole is run.graphed is None
+    monkeypatch.setattr(run.loop, "step_weights", replacing)
+    assert run.record_whole_step() == "the model or the optimizer replaces tensors, and does not change them in place"
+    assert run.whole is None
+    assert run.graphed is not None
     assert_bitwise_equal(run.state_dict(False), before)
 
 

@@ -21,11 +21,6 @@ class Chance:
         self._cpu_state = torch.get_rng_state()
         self._cuda_states = [torch.cuda.get_rng_state(d) for d in self._cuda]
 
-    @property
-    def drawn_elsewhere(self) -> bool:
-        """Whether the model is on a GPU, and numbers were drawn on the CPU since that moment."""
-        return bool(self._cuda) and not torch.equal(self._cpu_state, torch.get_rng_state())
-
     @contextmanager
     def replayed(self) -> Iterator[None]:
         """Inside, draws repeat those that followed the recorded moment. Afterwards the generators are as before."""
@@ -53,14 +48,16 @@ def buffers_kept(model: nn.Module) -> AbstractContextManager[None]:
 
 @contextmanager
 def tensors_kept(places: Iterable[dict[Any, Any]]) -> Iterator[None]:
-    """At the end, the dicts hold the same tensors as before, with the same numbers; other values are left alone."""
-    held = [(place, {key: value for key, value in place.items() if isinstance(value, Tensor)}) for place in places]
-    before = [(tensor, tensor.detach().clone()) for _, own in held for tensor in own.values()]
+    """At the end, the dicts hold the same tensors as before, with the same numbers, or None; the rest is left alone."""
+    entries = ((place, key, value) for place in places for key, value in place.items())
+    held = [(place, key, value) for place, key, value in entries if value is None or isinstance(value, Tensor)]
+    before = [(value, value.detach().clone()) for _, _, value in held if value is not None]
     try:
         yield
     finally:
-        for place, own in held:
-            place.update(own)
+        for place, key, value in held:
+            if place[key] is not value:
+                place[key] = value
         with torch.no_grad():
             for tensor, value in before:
                 tensor.copy_(value)

@@ -300,7 +300,8 @@ def _record(opened_run: OpenRun, on_warning: Callable[[str], None]) -> None:
 def _record_whole_step(opened_run: OpenRun, on_warning: Callable[[str], None]) -> None:
     run = opened_run.state
     if reason := run.record_whole_step():
-        on_warning(f"{run.config.problem}: steps are no longer CUDA graphs, because {reason}")
+        what = "steps are more than one CUDA graph each" if run.graphed else "steps are no longer CUDA graphs"
+        on_warning(f"{run.config.problem}: {what}, because {reason}")
 
 
 def _loop(

@@ -4,6 +4,9 @@ A small network's step on a GPU is mostly the time that the host takes to start 
 graph holds many: they are recorded once, with the memory that they read and write, and repeated for each batch.
 """
 
+import pickle
+import random
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -105,14 +108,14 @@ class GraphedLoss:
             None, or why it was not recorded, as the end of a sentence.
         """
         inputs, targets = materialized(batch)
-        chance = Chance(inputs.device)
+        chance, host = Chance(inputs.device), host_chance(inputs.device)
         with buffers_kept(self._model):
             buffers = list(self._model.buffers())
             expected = tried(self._loss, self._model, batch)
             if not same_objects(buffers, self._model.buffers()):
-                return "the model puts its buffers into other tensors"
-        if chance.drawn_elsewhere:
-            return "numbers are drawn at random on the host, for work on another device"
+                return "the model replaces its buffers, and does not change them in place"
+        if host_chance(inputs.device) != host:
+            return DRAWN_ON_HOST
         try:
             with buffers_kept(self._model):
                 graphs = _Graphs(self._loss, self._model, self._params, batch, self._record)
@@ -125,6 +128,21 @@ class GraphedLoss:
         if reason:
             self._graphs.clear()
         return reason
+
+
+DRAWN_ON_HOST = "numbers are drawn at random on the host, for work on another device"
+
+
+def host_chance(device: torch.device) -> object:
+    """Equal after a while if neither torch nor Python or numpy drew on the host for work on this GPU, as far as known.
+
+    Their global generators are; a generator that a model has of its own is not. On the CPU it is always equal, because
+    there the host and the device are one.
+    """
+    if device.type != "cuda":
+        return None
+    numpy = sys.modules.get("numpy")
+    return torch.get_rng_state().tolist(), random.getstate(), numpy and pickle.dumps(numpy.random.get_state())
 
 
 def same_objects(some: Iterable[object], others: Iterable[object]) -> bool:

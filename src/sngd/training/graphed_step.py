@@ -17,7 +17,7 @@ from sngd.optim import SNGD
 from sngd.problems import Problem
 from sngd.problems.augment import Variation
 from sngd.training.compiled import first_line
-from sngd.training.graphed import Recorder, record, same_objects
+from sngd.training.graphed import DRAWN_ON_HOST, Recorder, host_chance, record, same_objects
 from sngd.training.loop import Composed, Loop
 from sngd.training.ranks import Loss
 
@@ -53,6 +53,7 @@ class WholeSteps:
         self._begun = loop.scheduler.last_epoch
         self._stage: int | None = None  # of the recorded step
         self._recorded: _Step | None = None
+        self.failed = False  # with an error, after which graphs from before draw other random numbers than torch
 
     @property
     def due(self) -> bool:
@@ -108,31 +109,35 @@ class WholeSteps:
     def _take(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
         inputs, targets = (part.index_select(0, indices) for part in self._problem.train)
         batch = self._problem.varied((inputs, targets), draws)
-        return self._loop.move(partial(self._loss, self._model), batch)
+        return self._loop.step_weights(partial(self._loss, self._model), batch)
 
     def _tried(self, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> "_Step | str":
         """The step, recorded with some inputs and tried with others; or why it is not. All tensors end as they were."""
         try:
-            chance, tensors = Chance(inputs[0].device), self._tensors()
+            device = inputs[0].device
+            chance, host, tensors = Chance(device), host_chance(device), self._tensors()
             with tensors_kept(self._places()):
                 expected = self._after(self._take(*inputs))
                 if not same_objects(self._tensors(), tensors):
-                    return "the model or the optimizer puts its state into other tensors"
-            if chance.drawn_elsewhere:
-                return "numbers are drawn at random on the host, for work on another device"
+                    return "the model or the optimizer replaces tensors, and does not change them in place"
+            if host_chance(device) != host:
+                return DRAWN_ON_HOST
             with tensors_kept(self._places()):
                 step = _Step(self._take, others, self._record)
             with tensors_kept(self._places()), chance.replayed():
                 found = self._after(step.repeat(inputs))
         except Exception as error:  # the model's or CUDA's, of which there are many kinds
+            self.failed = True
             return f"a CUDA graph cannot hold them ({first_line(error)})"
         if not all(map(_same_bits, found, expected)):
             return "weights or the optimizer's state come out differently when recorded"
         return step
 
     def _after(self, value: Tensor) -> list[Tensor]:
-        """Copies of the loss and of all that a step changes."""
-        return [tensor.detach().clone() for tensor in (value, *self._tensors())]
+        """Copies of the loss and of all that a step changes, and the state of the device's random generator."""
+        device = value.device
+        chance = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+        return [chance, *(tensor.detach().clone() for tensor in (value, *self._tensors()))]
 
     def _tensors(self) -> list[Tensor]:
         return [value for place in self._places() for value in place.values() if isinstance(value, Tensor)]

@@ -87,11 +87,11 @@ class Composed:
         return int(getattr(self.optimizer, "skipped_steps", 0))
 
     def step(self, loss: Loss, batch: Batch) -> Tensor:
-        value = self.move(loss, batch)
+        value = self.step_weights(loss, batch)
         self.scheduler.step()
         return value
 
-    def move(self, loss: Loss, batch: Batch) -> Tensor:
+    def step_weights(self, loss: Loss, batch: Batch) -> Tensor:
         """Take a step, and leave the plan where it is; return the batch's mean loss before it."""
         value = self.estimator.estimate(loss, batch)
         self.optimizer.step()

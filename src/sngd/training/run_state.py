@@ -198,15 +198,16 @@ class RunState:
         return None
 
     def record_whole_step(self) -> str | None:
-        """Let steps like the next one repeat a graph of all that they do; or why there are no graphs from now on.
+        """Let steps like the next one repeat a graph of all that they do; or why that cannot be, likewise.
 
-        Call it if ``whole`` is there and due. Weights and everything else are as before afterwards.
+        Call it if ``whole`` is there and due. Weights, buffers and what the optimizer keeps are as before afterwards.
         """
         assert self.whole is not None
         with self._chance_kept(), self._on_device():
             reason = self.whole.record(_generator(self.config.seed, "trial of a step"))
-        if reason:  # graphs from before the failure would draw random numbers from a state that is no longer torch's
-            self.whole = self.graphed = None
+        if reason:
+            self.graphed = None if self.whole.failed else self.graphed
+            self.whole = None
         return reason
 
     def _why_one_by_one(self) -> str | None:

@@ -4,6 +4,7 @@ import atexit
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -178,8 +179,17 @@ _worker: dict[str, Any] = {}  # Any: the arguments of _start_worker, which a spa
 
 def _start_worker(stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int) -> None:
     _worker.update(stop=stop, messages=messages, threads=threads)
-    atexit.register(os._exit, 0)  # after all messages are sent: Python and torch take a second to clear up their memory
+    atexit.register(_leave, messages)
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+
+
+def _leave(messages: "Queue[tuple[int, Progress | str]]") -> None:
+    """End the process when all is sent. Python and torch would take most of a second to clear up their memory."""
+    messages.close()
+    messages.join_thread()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def _exit_with_parent() -> None:
