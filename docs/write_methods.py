@@ -37,11 +37,13 @@ STUDIES = {  # what a page calls a committed study, and its picture
     "small/fig4/large-batch": ("10,000 images of CIFAR-10, ResNet8, batch 256, tuned alike", "../fig4.png"),
     "small/fig3/resnet8": ("CIFAR-10, ResNet8, the paper's rates", "../fig3.png"),
     "small/large-batches/mnist-mlp-2048": ("MNIST, perceptron, batch 2048, tuned alike", "../large-batches.png"),
-    "small/reduced-variance/mnist-mlp": ("MNIST, perceptron, batch 128, tuned alike", "../reduced-variance.png"),
     "cifar10-resnet8-one-epoch": ("CIFAR-10, ResNet8, default rates, one seed", "figures/curves.png"),
 }
 LEAVING = ("small/fig1/fig1-map.png", "Who leaves a saddle or a sharp minimum at which learning rate")
-PICTURES = dict.fromkeys(("gd", "ngd", "saddle-ngd", "noisy-gd"), LEAVING)  # of methods made to leave saddles
+REDUCING = ("small/reduced-variance/reduced-variance.png", "Methods that reduce variance on MNIST, tuned alike")
+PICTURES = dict.fromkeys(("gd", "ngd", "saddle-ngd", "noisy-gd"), LEAVING) | dict.fromkeys(
+    ("spider-sfo", "svrg", "scsg", "natasha2"), REDUCING
+)
 
 
 def main() -> None:
