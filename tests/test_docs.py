@@ -93,7 +93,7 @@ def test_every_snippet_for_torch_hub_runs_in_a_clone(snippet):
     subprocess.run([sys.executable, "-W", "error", "-c", snippet], cwd=ROOT, check=True, timeout=120)
 
 
-# torch 2.13 does so now and then as a process exits, its group destroyed, when the machine is busy.
+# torch 2.13 does so as a process exits, its group destroyed: in one of four runs of DDP, with torch.optim.SGD too.
 TORCH_ABORTS = "terminate called without an active exception"
 
 
@@ -101,7 +101,7 @@ TORCH_ABORTS = "terminate called without an active exception"
 def test_every_snippet_for_several_processes_runs_as_it_stands(snippet, tmp_path):
     (tmp_path / "snippet.py").write_text(snippet)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "snippet.py"]
-    for _ in range(3):
+    for _ in range(10):
         result = subprocess.run(torchrun, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         if TORCH_ABORTS not in result.stderr:
             break
