@@ -28,7 +28,7 @@ WORDS = {  # what each picture shows; a test sees that none is missing
     "results/mnist-mlp-tuned": "MNIST, thirteen methods, each at the best rate of one grid; the ten best are drawn.",
     "results/mnist-mlp-peers": "MNIST, five passes: SGD with momentum, AdamW and normalized methods, all tuned alike.",
     "results/mnist-tracked": "Constants along ten passes over MNIST: gradient noise, smoothness, curvature.",
-    "results/cifar10-resnet8-one-epoch": "Seventeen methods for one pass of CIFAR-10, one seed; the ten best are drawn.",
+    "results/cifar10-resnet8-one-epoch": "One pass of CIFAR-10, one seed: the ten best of seventeen methods.",
     "results/small/fig1/fig1.png": "Figure 1: paths from a saddle and in a sharp minimum.",
     "results/small/fig1/fig1-map.png": "Who leaves which of 40 starts, at each of 21 learning rates.",
     "results/small/fig2/fig2.png": "Figure 2: SNGD and SPIDER-SFO on MNIST.",
