@@ -131,7 +131,8 @@ def recorded(run: RunState, whole: bool = True) -> RunState:
         reason = run.record_whole_step()
     if reason:
         raise SystemExit(f"{run.config.problem}: steps are not CUDA graphs, because {reason}")
-    run.whole = run.whole if whole else None
+    if not whole:
+        run.whole = None
     return run
 
 

@@ -46,7 +46,7 @@ def targets(where: Path) -> dict[str, Target]:
 
 def _compare(folder: Path) -> None:
     spawning = multiprocessing.get_context
-    parallel.multiprocessing.get_context = lambda _method: spawning("fork")  # type: ignore[assignment]
+    parallel.multiprocessing.get_context = lambda _method: spawning("fork")  # type: ignore[assignment]  # forked, see above
     base = samples.config_of("sgd", problem=f"{PROBLEM}:tiny", epochs=6)
     arms = compare.parse_arms(ARMS, base)
     compare.compare(arms, SEEDS, folder, Execution(jobs=2, on_warning=lambda _text: None), grid=GRID)

@@ -1,12 +1,17 @@
 """What CUDA graphs do, for tests on the CPU: the same work is repeated on the same memory. And a problem for them."""
 
+import json
+from contextlib import contextmanager
+
 import torch
+from outcomes import assert_bitwise_equal, outcome
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from sngd.problems import Problem
 from sngd.problems.augment import Variation
+from sngd.training import engine, train
 from sngd.training.graphed import Recorded
 
 
@@ -93,3 +98,26 @@ def images():
         prepare=lambda images: images.float().div_(255),
         augment=Variation(draw, torch.add),
     )
+
+
+def assert_graphs_change_nothing(config, folder, monkeypatch):
+    """A run on a GPU with graphs and one without leave the same, bit for bit."""
+    warned = []
+    train(config, folder / "graphed", problem=images, on_warning=warned.append)
+    assert not warned
+    monkeypatch.setenv(engine.GRAPHS, "0")
+    train(config, folder / "plain", problem=images)
+    for run in ("graphed", "plain"):
+        assert json.loads((folder / run / "config.json").read_text())["device"] == "cuda"
+    assert_bitwise_equal(outcome(folder / "graphed"), outcome(folder / "plain"))
+
+
+@contextmanager
+def waiting_is_an_error():
+    """Inside, what makes the host wait for the GPU raises."""
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)

@@ -4,12 +4,11 @@ On the CPU a stand-in does what a graph does: it repeats the same work on the sa
 real one.
 """
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
-from as_graphs import images, repeating
+from as_graphs import assert_graphs_change_nothing, images, repeating, waiting_is_an_error
 from outcomes import assert_bitwise_equal, outcome
 from torch import nn
 
@@ -199,27 +198,16 @@ def test_steps_are_recorded_on_a_gpu_unless_the_environment_says_no(monkeypatch,
 def test_a_graph_gives_the_numbers_of_single_operations(method, tmp_path, monkeypatch):
     monkeypatch.setattr(run_state, "can_be_whole", lambda *_: False)  # see test_graphed_step.py
     config = replace(CONFIG, method=method, params=METHODS[method], device="cuda")
-    warned = []
-    train(config, tmp_path / "graphed", problem=images, on_warning=warned.append)
-    assert not warned
-    monkeypatch.setenv(engine.GRAPHS, "0")
-    train(config, tmp_path / "plain", problem=images)
-    for folder in ("graphed", "plain"):
-        assert json.loads((tmp_path / folder / "config.json").read_text())["device"] == "cuda"
-    assert_bitwise_equal(outcome(tmp_path / "graphed"), outcome(tmp_path / "plain"))
+    assert_graphs_change_nothing(config, tmp_path, monkeypatch)
 
 
 @pytest.mark.cuda
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype:UserWarning")
 def test_repeating_does_not_wait_for_the_gpu():
     run, batch = recorded(replace(CONFIG, device="cuda"))
-    before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
+    with waiting_is_an_error():
         for _ in range(3):
             run.loss_of(batch).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.mark.cuda

@@ -11,7 +11,7 @@ from functools import partial
 
 import pytest
 import torch
-from as_graphs import images, repeating, replaying
+from as_graphs import assert_graphs_change_nothing, images, repeating, replaying, waiting_is_an_error
 from outcomes import assert_bitwise_equal, outcome
 
 from sngd.problems import Problem
@@ -220,14 +220,7 @@ def test_an_optimizer_that_replaces_its_tensors_is_not_recorded(monkeypatch):
 def test_a_graph_gives_the_numbers_of_single_operations(method, precision, tmp_path, monkeypatch):
     monkeypatch.setattr(graphed_step, "ENOUGH", 5)
     config = replace(CONFIG, method=method, device="cuda", weight_decay=0.01, precision=precision, plan="poly")
-    warned = []
-    train(config, tmp_path / "graphed", problem=images, on_warning=warned.append)
-    assert not warned
-    monkeypatch.setenv(engine.GRAPHS, "0")
-    train(config, tmp_path / "plain", problem=images)
-    for folder in ("graphed", "plain"):
-        assert json.loads((tmp_path / folder / "config.json").read_text())["device"] == "cuda"
-    assert_bitwise_equal(outcome(tmp_path / "graphed"), outcome(tmp_path / "plain"))
+    assert_graphs_change_nothing(config, tmp_path, monkeypatch)
 
 
 @pytest.mark.cuda
@@ -239,13 +232,9 @@ def test_a_whole_step_does_not_wait_for_the_gpu(method):
         assert run.record() is None
         run.step()
         assert run.record_whole_step() is None
-        before = torch.cuda.get_sync_debug_mode()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with waiting_is_an_error():
             for _ in range(3):
                 run.step()
-        finally:
-            torch.cuda.set_sync_debug_mode(before)
 
 
 @pytest.mark.cuda

@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from sngd.iterates import exchange
 
 
+def generator_state(device: torch.device) -> Tensor:
+    """The state of torch's random generator for this device."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
 class Chance:
     """The state of torch's random generators at one moment, on the CPU and on a model's device.
 

@@ -102,7 +102,8 @@ def _digits_of_sklearn() -> tuple[Any, Any]:
             return table[:, :-1], table[:, -1]
     from sklearn.datasets import load_digits
 
-    return load_digits(return_X_y=True)  # type: ignore[no-any-return]
+    images, labels = load_digits(return_X_y=True)
+    return images, labels
 
 
 def _load(source: _Source, data: str | os.PathLike[str] | None) -> tuple[Samples, Samples]:

@@ -94,6 +94,11 @@ class Problem:
         """Number of training samples."""
         return len(self.train[0])
 
+    def chosen(self, indices: Tensor) -> Any:
+        """The training samples with these indices, a tensor on the samples' device; columns stay columns."""
+        inputs, targets = self.train
+        return inputs.index_select(0, indices), targets.index_select(0, indices)
+
     def outputs(self, model: Callable[[Tensor], Any], inputs: Tensor) -> Any:
         """What ``model`` gives for inputs as they are stored; ``prepare`` comes first, if there is one."""
         return model(self.prepared(inputs))

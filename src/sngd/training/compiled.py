@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sngd.estimators.replay import generator_state
 from sngd.problems import Problem
 from sngd.problems.columns import materialized
 from sngd.problems.problem import Samples
@@ -135,9 +136,8 @@ def tried(loss: Loss, model: nn.Module, batch: Samples) -> Trial:
     value = loss(model, batch)
     found = torch.autograd.grad(value, params, allow_unused=True)
     gradients = [torch.zeros_like(p) if g is None else g for p, g in zip(params, found, strict=True)]
-    device = value.device
-    chance = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-    return Trial(value.detach(), gradients, [buffer.clone() for buffer in model.buffers()], chance)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+    return Trial(value.detach(), gradients, buffers, generator_state(value.device))
 
 
 def _products(device: torch.device) -> torch.dtype:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sngd.estimators import MiniBatch
-from sngd.estimators.replay import Chance, tensors_kept
+from sngd.estimators.replay import Chance, generator_state, tensors_kept
 from sngd.optim import SNGD
 from sngd.problems import Problem
 from sngd.problems.augment import Variation
@@ -107,8 +107,7 @@ class WholeSteps:
         return [indices] if draws is None else [indices, draws.to(indices.device, non_blocking=True)]
 
     def _take(self, indices: Tensor, draws: Tensor | None = None) -> Tensor:
-        inputs, targets = (part.index_select(0, indices) for part in self._problem.train)
-        batch = self._problem.varied((inputs, targets), draws)
+        batch = self._problem.varied(self._problem.chosen(indices), draws)
         return self._loop.step_weights(partial(self._loss, self._model), batch)
 
     def _tried(self, inputs: Sequence[Tensor], others: Sequence[Tensor]) -> "_Step | str":
@@ -135,9 +134,7 @@ class WholeSteps:
 
     def _after(self, value: Tensor) -> list[Tensor]:
         """Copies of the loss and of all that a step changes, and the state of the device's random generator."""
-        device = value.device
-        chance = torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-        return [chance, *(tensor.detach().clone() for tensor in (value, *self._tensors()))]
+        return [generator_state(value.device), *(tensor.detach().clone() for tensor in (value, *self._tensors()))]
 
     def _tensors(self) -> list[Tensor]:
         return [value for place in self._places() for value in place.values() if isinstance(value, Tensor)]

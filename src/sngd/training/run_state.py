@@ -147,11 +147,9 @@ class RunState:
 
     def _draw(self, size: int | None) -> Samples:
         """The next samples (None: all), augmented once, so that all evaluations of a step use the same inputs."""
-        inputs, targets = self.problem.train
         indices = self.draw(size)
-        if indices is not None:
-            inputs, targets = inputs.index_select(0, indices), targets.index_select(0, indices)
-        return self.problem.augmented((inputs, targets), self.augmentation)
+        samples = self.problem.train if indices is None else self.problem.chosen(indices)
+        return self.problem.augmented(samples, self.augmentation)
 
     def draw(self, size: int | None) -> Tensor | None:
         """The indices of the next ``size`` samples, which count as seen; None: of all."""
@@ -241,9 +239,8 @@ class RunState:
     def _trial_batches(self) -> Iterator[Samples]:
         """A batch of each size that the method evaluates again and again."""
         for size in self._sizes():
-            first = torch.arange(size, device=self.device)
-            inputs, targets = (part.index_select(0, first) for part in self.problem.train)
-            yield self.problem.augmented((inputs, targets), _generator(self.config.seed, "trial of compilation"))
+            first = self.problem.chosen(torch.arange(size, device=self.device))
+            yield self.problem.augmented(first, _generator(self.config.seed, "trial of compilation"))
 
     def _sizes(self) -> set[int]:
         """The numbers of samples that the method evaluates at a time, but for smaller rests."""
