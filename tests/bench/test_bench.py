@@ -67,6 +67,21 @@ def test_steps_that_compute_something_else_are_refused():
         steps.check(steps.Group("SNGD", group.ours, wrong), steps.SHAPES["tiny"]())
 
 
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_a_step_that_overwrites_gradients_has_its_own(overwritten):
+    def build(params, _lr):
+        return lambda: [p.grad.zero_() for p in params]
+
+    group = steps.Group("SNGD", steps._sngd(), {}, {"zeros": build}, overwritten=overwritten)
+    arguments = "tiny", group, steps.SHAPES["tiny"](), "cpu", 0, {}
+    if overwritten:
+        (row,), _ = steps._measured(*arguments)
+        assert row.against == "zeros"
+        return
+    with pytest.raises(ValueError, match="one of SNGD, zeros overwrites the gradients"):
+        steps._measured(*arguments)
+
+
 @pytest.mark.parametrize("group", list(steps.groups("tiny")), ids=lambda group: group.name)
 def test_every_group_computes_the_same(group):
     steps.check(group, steps.SHAPES["tiny"]())
