@@ -57,6 +57,12 @@ def test_as_many_sequences_at_a_time_as_have_4096_targets_or_64(monkeypatch):
     assert seen == [64, 64, 64, 8]
 
 
+def test_images_are_evaluated_in_smaller_chunks_than_vectors():
+    targets = torch.zeros(9000, dtype=torch.int64)
+    assert module.chunk_size(torch.zeros(9000, 3, 16, 16), targets) == 2**17 // 768
+    assert module.chunk_size(torch.zeros(9000, 768), targets) == 2**19 // 768
+
+
 def test_integers_that_are_no_labels_have_no_accuracy():
     x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
 

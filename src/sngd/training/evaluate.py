@@ -14,8 +14,9 @@ from sngd.training.ranks import ALONE, Ranks
 Measured = dict[str, float | None]
 
 # Input numbers evaluated at a time, and 4096 targets at most: few samples of them if they are large. A processor's
-# cache is small, and on an accelerator it is the number of operations that takes time.
-CHUNK, CHUNK_ON_ACCELERATOR = 2**19, 2**21
+# cache is small, and a convolution's outputs are several times its images; on an accelerator it is the number of
+# operations that takes time.
+CHUNK, CHUNK_OF_IMAGES, CHUNK_ON_ACCELERATOR = 2**19, 2**17, 2**21
 
 
 def evaluate(
@@ -74,7 +75,8 @@ def gradient_norms(gradients: Sequence[Tensor] | None, norm: Product | None) -> 
 
 def chunk_size(inputs: Tensor, targets: Tensor) -> int:
     """Samples evaluated at a time, so that memory is bounded."""
-    chunk = CHUNK if inputs.device.type == "cpu" else CHUNK_ON_ACCELERATOR
+    on_cpu = CHUNK_OF_IMAGES if inputs.dim() == 4 else CHUNK
+    chunk = on_cpu if inputs.device.type == "cpu" else CHUNK_ON_ACCELERATOR
     return max(64, min(4096 // max(1, targets[0].numel()), chunk // max(1, inputs[0].numel())))
 
 
