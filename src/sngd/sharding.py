@@ -30,6 +30,9 @@ Groups = tuple["ProcessGroup", ...]
 Spread = tuple[Sharding, Groups]
 
 
+PLAIN = frozenset({Tensor, nn.Parameter})  # the types that are surely no DTensor
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether the tensor's type alone shows that it is no DTensor. This is the quickest check."""
     kind = type(tensor)
@@ -40,7 +43,7 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
     """Whether ``is_plain`` holds for all tensors; quicker than asking one by one."""
     if torch.compiler.is_compiling():
         return all(map(is_plain, tensors))
-    return {*map(type, tensors)} <= {Tensor, nn.Parameter}
+    return {*map(type, tensors)} <= PLAIN
 
 
 def is_dtensor(tensor: Tensor) -> "TypeGuard[DTensor]":

@@ -11,7 +11,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from sngd import SNGD, Perturbed
-from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_
+from sngd.optim import pieces
+from sngd.optim.kahan import foreach_kahan_sub_, kahan_add_, single_tensor_kahan_sub_
 
 IMPLEMENTATIONS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}, "default": {}}
 HALVES = [torch.bfloat16, torch.float16]
@@ -86,6 +87,30 @@ def test_weight_and_buffer_add_up_to_the_weight_that_is_meant(seed, dtype, skip)
     resolution = torch.finfo(dtype).eps  # of a buffer that holds half a unit in the last place of the weight
     error = (w.double() + dropped.double() - meant).abs()
     assert (error <= 20 * (resolution**2 + 2.0**-24) * (w.double().abs() + 1)).all()
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    dtype=st.sampled_from(HALVES),
+    entries=st.lists(st.integers(0, 40), min_size=1, max_size=5),
+    longest=st.integers(1, 60),
+)
+def test_so_they_do_for_many_weights_in_batches(seed, dtype, entries, longest):
+    draws = generator(seed)
+    ws = [torch.randn(2, count, generator=draws).to(dtype) for count in entries]
+    ws.append(torch.randn(6, 4, generator=draws).to(dtype).mT)  # has another order in memory
+    meant, dropped = [w.double() for w in ws], [torch.zeros_like(w) for w in ws]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "_LENGTH", longest)
+        for _ in range(20):
+            vectors = [torch.randn(w.shape, generator=draws).to(dtype) for w in ws]
+            alpha = -(10.0 ** -(4 * torch.rand((), generator=draws).item()))
+            kahan_add_(ws, vectors, dropped, alpha)
+            meant = [m + alpha * v.double() for m, v in zip(meant, vectors, strict=True)]
+    resolution = torch.finfo(dtype).eps
+    for w, k, m in zip(ws, dropped, meant, strict=True):
+        assert ((w.double() + k.double() - m).abs() <= 20 * (resolution**2 + 2.0**-24) * (w.double().abs() + 1)).all()
+        assert (k.double().abs() <= 0.5 * resolution * w.double().abs().clamp(min=torch.finfo(dtype).tiny)).all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)

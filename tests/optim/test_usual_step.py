@@ -11,7 +11,7 @@ from sngd import SNGD
 from sngd.norms import global_norm
 from sngd.optim import bare, clipped, part, pieces, sngd, whole_norm
 from sngd.optim.bare import bare_step
-from sngd.optim.usual import are_usual
+from sngd.optim.usual import shapes_if_usual
 
 RULES = {
     "sngd": {},
@@ -20,7 +20,8 @@ RULES = {
     "decay": {"weight_decay": 0.1},
     "decoupled decay": {"weight_decay": 0.1, "decoupled_weight_decay": True, "momentum": 0.5},
     "capped": {"max_scale": 0.01, "maximize": True},
-    "kahan": {"kahan_sum": True, "momentum": 0.9},
+    "kahan": {"kahan_sum": True},
+    "kahan, sngm": {"kahan_sum": True, "momentum": 0.9},
 }
 SHAPES = [(3, 70), (5,), (1,), (2, 3, 2, 2), (150, 900), (6000,), (0, 4), ()]
 
@@ -384,13 +385,14 @@ def test_it_is_taken_when_the_first_steps_are_over(monkeypatch):
 
 def test_what_is_not_usual():
     w, g = nn.Parameter(torch.ones(4)), torch.ones(4)
-    assert are_usual([w], [g], [])
-    assert not are_usual([w], [torch.ones(1)])
-    assert not are_usual([w], [torch.ones(4).to_sparse()])
-    assert not are_usual([w], [None])
-    assert not are_usual([w, nn.Parameter(torch.ones(4).double())], [g, g])
-    assert not are_usual([nn.Parameter(torch.ones(4, dtype=torch.complex64))], [torch.ones(4, dtype=torch.complex64)])
-    assert not are_usual([nn.Parameter(torch.ones(4, device="meta"))], [torch.ones(4, device="meta")])
+    assert shapes_if_usual([w], [g], []) == [w.shape]
+    assert shapes_if_usual([w], [torch.ones(1)]) is None
+    assert shapes_if_usual([w], [torch.ones(4).to_sparse()]) is None
+    assert shapes_if_usual([w], [None]) is None
+    assert shapes_if_usual([w, nn.Parameter(torch.ones(4).double())], [g, g]) is None
+    z = torch.ones(4, dtype=torch.complex64)
+    assert shapes_if_usual([nn.Parameter(z)], [z]) is None
+    assert shapes_if_usual([nn.Parameter(torch.ones(4, device="meta"))], [torch.ones(4, device="meta")]) is None
 
 
 # --- torch's wrapper of step

@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import repeat
 from operator import attrgetter
 from types import MappingProxyType
 from typing import NamedTuple
@@ -29,8 +30,8 @@ ROOM = {torch.float32: (1e-15, 1e15), torch.float64: (1e-145, 1e145)}
 _FACTOR = 100  # largest exponent of one multiplication: float32 holds 2^±100, but not the 2^±1074 of float64's range
 _NOWHERE: Mapping[Spread, torch.device] = MappingProxyType({})
 
-# 1-D tensors up to this size are copied into one tensor; on the CPU this is cheaper than a call for each.
-_SMALL = 4096
+# Several 1-D tensors up to this size are copied into one tensor; on the CPU this is cheaper than a call for each.
+_SMALL, _SEVERAL = 4096, 8
 
 # On the CPU, longer tensors are summed row by row, to lose fewer digits. The limit depends on the bytes of an entry.
 # Up to it, torch's single sum is wrong by at most 1e-6 of the norm for normal entries, and by 7e-5 for equal ones.
@@ -86,7 +87,7 @@ def has_room(norm: Tensor, dtypes: Iterable[torch.dtype], *, communicates: bool)
         communicates: whether other ranks have part of the tensors. They may have other dtypes but must find the same
             answer, so the narrower range is used.
     """
-    wide = not communicates and all(dtype == torch.float64 for dtype in dtypes)
+    wide = not communicates and {*dtypes} <= {torch.float64}
     low, high = ROOM[torch.float64 if wide else torch.float32]
     return low < norm.item() < high
 
@@ -201,13 +202,16 @@ def square(norm: Tensor) -> Tensor:
     return norm.to(torch.float64 if norm.device.type in ("cpu", "cuda") else torch.float32).square()
 
 
-def norm_here(lists: Sequence[Sequence[Tensor | Unmade]]) -> Tensor:
-    """The norm of this rank's tensors."""
+def norm_here(
+    lists: Sequence[Sequence[Tensor | Unmade]], shapes: Sequence[Sequence[torch.Size] | None] | None = None
+) -> Tensor:
+    """The norm of this rank's tensors; for each list, ``shapes`` may have its tensors' if they are known already."""
     if not lists:
         return torch.zeros((), device="cpu")
     firsts = [tensors[0] if isinstance(tensors[0], Tensor) else tensors[0].like for tensors in lists]
     dtype = torch.float64 if torch.float64 in [first.dtype for first in firsts] else torch.float32
-    parts = [torch.stack(_norms(tensors, dtype)) for tensors in lists]
+    known = zip(lists, shapes or repeat(None), strict=False)
+    parts = [torch.stack(_norms(tensors, dtype, of)) for tensors, of in known]
     if len(parts) > 1:
         home = accelerator_or_cpu(first.device for first in firsts)
         parts = [torch.cat([part.to(home, non_blocking=True) for part in parts])]
@@ -215,15 +219,19 @@ def norm_here(lists: Sequence[Sequence[Tensor | Unmade]]) -> Tensor:
     return whole
 
 
-def _norms(tensors: Sequence[Tensor | Unmade], dtype: torch.dtype) -> list[Tensor]:
+def _norms(
+    tensors: Sequence[Tensor | Unmade], dtype: torch.dtype, shapes: Sequence[torch.Size] | None
+) -> tuple[Tensor, ...] | list[Tensor]:
     """0-d norms whose squares add up to the tensors' squares."""
     made = [t if isinstance(t, Tensor) else t.like for t in tensors]
-    if made[0].device.type != "cpu" or torch.compiler.is_compiling():
-        return list(torch._foreach_norm(made, 2, dtype))
-    small, short, long = _by_length(tuple([t.shape for t in made]), made[0].itemsize)
+    if not made[0].is_cpu or torch.compiler.is_compiling():
+        return torch._foreach_norm(made, 2, dtype)
+    small, short, long = _by_length(tuple(shapes or [t.shape for t in made]), made[0].itemsize)
+    if len(short) == len(made):
+        return torch._foreach_norm(made, 2, dtype)
     lists: tuple[list[Tensor], list[Tensor | Unmade]] = [made[i] for i in short], [tensors[i] for i in long]
     if small:
-        merged = torch.cat([made[i] for i in small]) if len(small) > 1 else made[small[0]]
+        merged = torch.cat([made[i] for i in small])
         (lists[1] if is_long(merged.numel(), merged.itemsize) else lists[0]).append(merged)
     norms = list(torch._foreach_norm(lists[0], 2, dtype)) if lists[0] else []
     return norms + [_norm_by_rows(t, dtype) for t in lists[1]]
@@ -237,6 +245,9 @@ def _by_length(shapes: tuple[torch.Size, ...], itemsize: int) -> tuple[list[int]
     for i, shape in enumerate(shapes):
         is_small = len(shape) == 1 and shape.numel() <= _SMALL
         (small if is_small else others[is_long(shape.numel(), itemsize)]).append(i)
+    if len(small) < _SEVERAL:
+        others[0].extend(small)
+        small = []
     return small, *others
 
 
@@ -259,8 +270,12 @@ def _norm_by_rows(tensor: Tensor | Unmade, dtype: torch.dtype) -> Tensor:
     return whole
 
 
-def _flat_pieces(tensor: Tensor, dtype: torch.dtype) -> Sequence[Tensor]:
-    """The tensor's entries in one row; in pieces if torch converts what it sums, so that no converted whole is made."""
+def _flat_pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The tensor's entries in one row; in pieces, each in the place of the one before, if they are converted."""
     flat = tensor.reshape(-1)
-    pieces: Sequence[Tensor] = [flat] if tensor.dtype == dtype else flat.split(_PIECE)
-    return pieces
+    if tensor.dtype == dtype:
+        yield flat
+        return
+    room = torch.empty(min(_PIECE, len(flat)), dtype=dtype, device=flat.device)
+    for piece in flat.split(_PIECE):
+        yield room[: len(piece)].copy_(piece)

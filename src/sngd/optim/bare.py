@@ -12,9 +12,11 @@ from sngd.optim.fused import fused_is_right, fused_sngd
 from sngd.optim.options import averages, coupled_decay
 from sngd.optim.part import LEAST_FACTOR, coefficient, left_by_decay
 from sngd.optim.pieces import long_ones
-from sngd.optim.usual import are_usual, with_gradients
+from sngd.optim.usual import shapes_if_usual, with_gradients
 from sngd.optim.whole_norm import is_no_direction
 from sngd.sharding import are_plain
+
+_DTYPE = attrgetter("dtype")
 
 
 class _Bare(NamedTuple):
@@ -27,6 +29,7 @@ class _Bare(NamedTuple):
     params: list[Tensor]
     vectors: list[Tensor]
     buffers: list[Tensor]
+    shapes: list[torch.Size]
 
 
 class BareStep(NamedTuple):
@@ -51,25 +54,26 @@ def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str,
     Returns:
         None if the step has to be taken another way. Then nothing has been changed.
     """
-    if not all(map(_is_known, groups)):
-        return None
     parts = []
     for group in groups:
-        params, grads = with_gradients(group["params"])
-        if not params:
-            continue
-        part = _bare(group, params, grads, state)
-        if part is None:
+        if not _is_known(group):
             return None
-        parts.append(part)
-    if not parts or len({part.params[0].device for part in parts}) > 1:
+        params, grads = with_gradients(group["params"])
+        if params is not group["params"] and not are_plain(group["params"]):
+            return None  # of DTensors other ranks may have gradients, also if this one has none
+        if params:
+            part = _bare(group, params, grads, state)
+            if part is None:
+                return None
+            parts.append(part)
+    if not parts or (len(parts) > 1 and len({part.params[0].device for part in parts}) > 1):
         return None
-    norm = norm_here([part.vectors for part in parts])
+    norm = norm_here([part.vectors for part in parts], [part.shapes for part in parts])
     if host_may_read(norm):
         return BareStep(norm, False) if _moved(parts, norm) else None
     skip = torch.as_tensor(is_no_direction(norm))
     for part in parts:
-        _move_on_gpu(part, coefficient(norm, part.group["lr"], part.group["max_scale"], 0), skip)
+        _move_on_gpu(part, _coefficient(norm, part.group), skip)
     return BareStep(norm, skip)
 
 
@@ -77,18 +81,24 @@ def _moved(parts: Sequence[_Bare], norm: Tensor) -> bool:
     """Whether the step could be taken with a norm that the host can read, and now is."""
     if not has_room(norm, [part.vectors[0].dtype for part in parts], communicates=False):
         return False
-    cs = [coefficient(norm, part.group["lr"], part.group["max_scale"], 0) for part in parts]
-    factors = [c.mul(part.group["lr"]).item() for c, part in zip(cs, parts, strict=True)]
-    if min(factors) <= LEAST_FACTOR:
-        return False
-    for part, c, factor in zip(parts, cs, factors, strict=True):
-        _move(part, c, factor)
+    moves = []
+    for part in parts:
+        c = _coefficient(norm, part.group)
+        factor = c.item() * part.group["lr"]
+        if factor <= LEAST_FACTOR:
+            return False
+        moves.append((part, c, factor))
+    for move in moves:
+        _move(*move)
     return True
 
 
+def _coefficient(norm: Tensor, group: dict[str, Any]) -> Tensor:
+    return coefficient(norm, group["lr"], group["max_scale"], 0)
+
+
 def _is_known(group: dict[str, Any]) -> bool:
-    if not are_plain(group["params"]):
-        return False  # of DTensors other ranks may have gradients, also if this one has none
+    """Whether the group has no other options than this module knows."""
     if group["norm"] != "l2" or group["foreach"] is not None or group["fused"] or group["capturable"]:
         return False
     return not (group["maximize"] or isinstance(group["lr"], Tensor))
@@ -100,7 +110,8 @@ def _bare(
     """The group's tensors, if they are usual, of one dtype that is not converted, and with options short ones."""
     dtype, decay, momentum = params[0].dtype, group["weight_decay"], group["momentum"]
     buffers: list[Any] = [state[p].get("momentum_buffer") for p in params] if momentum else []
-    if dtype not in ROOM or not are_usual(params, grads, buffers) or {*map(attrgetter("dtype"), grads)} != {dtype}:
+    shapes = shapes_if_usual(params, grads, buffers) if dtype in ROOM else None
+    if shapes is None or {*map(_DTYPE, grads)} != {dtype}:
         return None
     on_cpu = params[0].is_cpu
     if (decay or momentum) and on_cpu and long_ones([params]):
@@ -112,7 +123,7 @@ def _bare(
         vectors = list(torch._foreach_add(vectors, params, alpha=coupled))
     if averages(group):
         vectors = list(torch._foreach_lerp(buffers, vectors, 1 - momentum))
-    return _Bare(group, params, vectors, buffers)
+    return _Bare(group, params, vectors, buffers, shapes)
 
 
 def _move(part: _Bare, c: Tensor, factor: float) -> None:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from sngd.optim.pieces import in_batches
+
 
 def single_tensor_kahan_sub_(param: Tensor, step: Tensor, dropped: Tensor, skip: Tensor | None) -> None:
     """``param -= step`` in place; ``param + dropped`` is the weight before rounding.
@@ -32,6 +34,36 @@ def foreach_kahan_sub_(params: list[Tensor], steps: list[Tensor], dropped: list[
     torch._foreach_sub_(news, rounded)
     torch._foreach_copy_(dropped, [unless(skip, d, n) for d, n in zip(dropped, news, strict=True)])
     torch._foreach_copy_(params, [unless(skip, p, r) for p, r in zip(params, rounded, strict=True)])
+
+
+def kahan_add_(params: list[Tensor], vectors: list[Tensor], dropped: list[Tensor], alpha: float) -> None:
+    """``single_tensor_kahan_sub_`` with the step −alpha · vector, for lists of tensors on the CPU.
+
+    All float32 numbers on the way lie in the same two rows of memory, one batch of tensors after another. Finding new
+    places for them would take the system longer than the arithmetic takes.
+    """
+    batches = list(in_batches(params, vectors, dropped))
+    longest = max(sum(w.numel() for w, _, _ in batch) for batch in batches)
+    rows = torch.empty(2, longest, dtype=torch.float32, device="cpu")
+    for batch in batches:
+        ws, vs, ks = map(list, zip(*batch, strict=True))
+        (total, totals), (other, others) = (_laid_out(row, ws) for row in rows)
+        torch._foreach_copy_(totals, ks)
+        torch._foreach_copy_(others, vs)
+        total.add_(other, alpha=alpha)
+        torch._foreach_copy_(others, ws)
+        total.add_(other)
+        torch._foreach_copy_(ws, totals)
+        torch._foreach_copy_(others, ws)
+        total.sub_(other)
+        torch._foreach_copy_(ks, totals)
+
+
+def _laid_out(row: Tensor, like: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The beginning of ``row``, and in it one tensor after another with the shapes of ``like``."""
+    lengths = [t.numel() for t in like]
+    whole = row[: sum(lengths)]
+    return whole, [part.view(t.shape) for part, t in zip(whole.split(lengths), like, strict=True)]
 
 
 def unless(skip: Tensor | None, old: Tensor, new: Tensor) -> Tensor:

@@ -60,6 +60,8 @@ def check_lrs(groups: Sequence[dict[str, Any]]) -> None:
     if not torch.compiler.is_compiling():
         for group in groups:
             lr = group["lr"]
+            if type(lr) is float and 0 <= lr < inf:  # as nearly always, and soon known
+                continue
             if not isinstance(lr, Tensor) or lr.device.type == "cpu":
                 check_lr(lr)
 

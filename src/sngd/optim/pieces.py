@@ -28,6 +28,28 @@ def in_pieces(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield arguments | {name: [piece] for name, piece in zip(lists, pieces, strict=True)}
 
 
+def in_batches(*lists: list[Tensor]) -> Iterator[list[tuple[Tensor, ...]]]:
+    """The tensors of several lists, in order, together with those at the same place in the others.
+
+    Long ones are cut. A batch has at most as many entries as a piece has, unless a single tensor cannot be cut.
+    """
+    batch: list[tuple[Tensor, ...]] = []
+    entries = 0
+    for tensors in _cut_together(lists):
+        if batch and entries + tensors[0].numel() > _LENGTH:
+            yield batch
+            batch, entries = [], 0
+        batch.append(tensors)
+        entries += tensors[0].numel()
+    yield batch
+
+
+def _cut_together(lists: Sequence[list[Tensor]]) -> Iterator[tuple[Tensor, ...]]:
+    long = {*long_ones(lists)}
+    for i, tensors in enumerate(zip(*lists, strict=True)):
+        yield from zip(*map(cut, tensors), strict=True) if i in long else [tensors]
+
+
 def long_ones(lists: Sequence[Sequence[Tensor]]) -> list[int]:
     """The indices at which tensors are long, and lie in memory without gaps in all lists, so that they can be cut."""
     return [

@@ -17,7 +17,7 @@ from sngd.optim.ball import BallPart
 from sngd.optim.bare import bare_step
 from sngd.optim.clipped import is_watched, warn_if_clipped
 from sngd.optim.fused import fused_is_right, fused_sngd
-from sngd.optim.kahan import foreach_kahan_sub_, single_tensor_kahan_sub_, unless
+from sngd.optim.kahan import foreach_kahan_sub_, kahan_add_, single_tensor_kahan_sub_, unless
 from sngd.optim.norm_groups import NormGroups, shown, spreads, warn_inside_backward, warn_inside_zero
 from sngd.optim.options import (
     BUFFERS,
@@ -31,7 +31,7 @@ from sngd.optim.options import (
     is_zero,
 )
 from sngd.optim.part import Part
-from sngd.optim.usual import are_usual, with_gradients
+from sngd.optim.usual import shapes_if_usual, with_gradients
 from sngd.optim.whole_norm import Everywhere, is_no_direction, norms_of
 from sngd.sharding import (
     Groups,
@@ -235,22 +235,26 @@ class SNGD(Optimizer):
         self._norm_groups.each.append(groups)
         refuse_flat_shards(self.param_groups[-1]["params"])
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Take one step; ``closure``, if given, re-evaluates the model and returns the loss, which is returned."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        with torch.set_grad_enabled(False):  # in half of no_grad's time
+            self._step()
+        return loss
+
+    def _step(self) -> None:
         check_lrs(self.param_groups)
         scale = getattr(self, "grad_scale", None)  # set by a GradScaler for the length of its step, as is found_inf
         found_inf = getattr(self, "found_inf", None)
         self._norm_groups.take_from(self.param_groups)
         norm_groups = self._norm_groups.known()
         warn_inside_backward(norm_groups)
-        cancels = not any(map(feels_the_scale, self.param_groups))
-        if scale is found_inf is None and not any(norm_groups) and self._take_bare_step(cancels):
-            return loss
+        if scale is found_inf is None and not any(norm_groups) and self._take_bare_step():
+            return
+        cancels = self._length_cancels()
         everywhere: Everywhere = {}
         parts = None if any(norm_groups) or not (cancels or scale is None) else self._usual_parts()
         if parts is None:
@@ -261,7 +265,7 @@ class SNGD(Optimizer):
             ]
             everywhere = spreads(self.param_groups, norm_groups)
         if not (parts or everywhere):
-            return loss
+            return
 
         norms = norms_of(parts, everywhere)
         skip = is_no_direction(norms.dual)
@@ -272,7 +276,7 @@ class SNGD(Optimizer):
             warn_if_clipped(self, parts, norms)
         decide_here = host_may_read(norms.dual) and not self.defaults["capturable"]
         if decide_here and skip:
-            return loss
+            return
         later = None if decide_here else torch.as_tensor(skip)
         for part in parts:
             if not part.params:
@@ -283,11 +287,16 @@ class SNGD(Optimizer):
             implementation = _implementation(part, like if part.by_pieces else arguments["vectors"])
             for piece in part.steps(arguments) if decide_here and part.needs_room else (arguments,):
                 implementation(**piece)
-        return loss
 
-    def _take_bare_step(self, cancels: bool) -> bool:
+    def _length_cancels(self) -> bool:
+        """Whether a step does not depend on the length of the gradient."""
+        return not any(map(feels_the_scale, self.param_groups))
+
+    def _take_bare_step(self) -> bool:
         """Take the step if it is a bare one; False if it is not, and nothing was changed."""
-        if torch.compiler.is_compiling() or self.defaults["capturable"] or (cancels and is_watched(self)):
+        if torch.compiler.is_compiling() or self.defaults["capturable"]:
+            return False
+        if is_watched(self) and self._length_cancels():
             return False
         taken = bare_step(self.param_groups, self.state)
         if taken is None:
@@ -307,7 +316,7 @@ class SNGD(Optimizer):
             self._last["skipped"] = self._last["skipped"].to(norm.device).add_(skip)
 
     def _usual_parts(self) -> list[Part] | None:
-        """What ``_parts`` gives for all groups, if all is as usual (``are_usual``, the l2 norm, foreach); else None.
+        """What ``_parts`` gives for all groups if all is usual (``shapes_if_usual``, the l2 norm, foreach); else None.
 
         ``_parts`` asks many questions of each tensor, which for a small network take longer than the arithmetic.
         """
@@ -319,7 +328,7 @@ class SNGD(Optimizer):
             if not params:
                 continue
             buffers, dropped = self._buffers(group, params, params[0].dtype)
-            if not are_usual(params, grads, buffers, dropped):
+            if shapes_if_usual(params, grads, buffers, dropped) is None:
                 return None
             part = Part(group, params, grads, buffers, dropped, spread=(None, ()), directions=_foreach_directions)
             part.by_pieces = params[0].is_cpu and not self.defaults["capturable"] and part.may_take_pieces()
@@ -541,8 +550,12 @@ def _foreach_sngd(
     dropped: Sequence[Tensor] = (),
 ) -> None:
     wide = at_least_float32(params[0].dtype)
-    if not buffers and skip is None and c.is_cpu and params[0].dtype == wide:
-        torch._foreach_add_(params, vectors, alpha=-c.mul(lr).item())  # one pass over memory instead of three
+    if not buffers and skip is None and c.is_cpu and (dropped or params[0].dtype == wide):
+        factor = -c.item() * float(lr)  # so that there is one pass over memory, not three
+        if dropped:
+            kahan_add_(params, vectors, list(dropped), factor)
+        else:
+            torch._foreach_add_(params, vectors, alpha=factor)
         return
     us = [v.to(wide) for v in vectors]
     if us[0] is vectors[0]:

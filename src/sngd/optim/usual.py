@@ -7,29 +7,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sngd.sharding import are_plain
+from sngd.sharding import PLAIN
 
 _DTYPE, _IS_CPU, _IS_CUDA, _SHAPE, _LAYOUT = map(attrgetter, ("dtype", "is_cpu", "is_cuda", "shape", "layout"))
 
 
-def are_usual(params: Sequence[Tensor], *others: Sequence[Tensor]) -> bool:
-    """Whether list kernels can take these tensors as they are, with the answers that hold for the first parameter.
+def shapes_if_usual(params: Sequence[Tensor], *others: Sequence[Tensor]) -> list[torch.Size] | None:
+    """The parameters' shapes, if list kernels can take these tensors as they are, with answers that hold for the first.
 
     So the parameters are plain tensors of one real dtype, on the CPU or on one GPU, and ``others`` (gradients, buffers;
     one for each parameter, or none at all) are plain, strided, and have their parameters' shapes. Devices and dtypes of
-    others are the caller's to check where that matters (``fused_is_right``). In a compiled graph nothing is usual.
+    others are the caller's to check where that matters (``fused_is_right``).
+
+    Returns:
+        None otherwise, and in a compiled graph, where nothing is usual.
     """
-    if torch.compiler.is_compiling() or not are_plain(params) or not params[0].is_floating_point():
-        return False
+    if torch.compiler.is_compiling() or not {*map(type, params)} <= PLAIN or not params[0].is_floating_point():
+        return None
     if len({*map(_DTYPE, params)}) > 1 or not _on_one_device(params):
-        return False
+        return None
     shapes = [*map(_SHAPE, params)]
-    for tensors in others:
-        if not tensors:
-            continue
-        if not are_plain(tensors) or {*map(_LAYOUT, tensors)} != {torch.strided} or [*map(_SHAPE, tensors)] != shapes:
-            return False
-    return True
+    for tensors in filter(None, others):
+        if not {*map(type, tensors)} <= PLAIN or {*map(_LAYOUT, tensors)} != {torch.strided}:
+            return None
+        if [*map(_SHAPE, tensors)] != shapes:
+            return None
+    return shapes
 
 
 def _on_one_device(tensors: Sequence[Tensor]) -> bool:
