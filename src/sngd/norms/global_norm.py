@@ -4,7 +4,6 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
-from itertools import repeat
 from operator import attrgetter
 from types import MappingProxyType
 from typing import NamedTuple
@@ -210,7 +209,7 @@ def norm_here(
         return torch.zeros((), device="cpu")
     firsts = [tensors[0] if isinstance(tensors[0], Tensor) else tensors[0].like for tensors in lists]
     dtype = torch.float64 if torch.float64 in [first.dtype for first in firsts] else torch.float32
-    known = zip(lists, shapes or repeat(None), strict=False)
+    known = zip(lists, shapes or [None] * len(lists), strict=True)
     parts = [torch.stack(_norms(tensors, dtype, of)) for tensors, of in known]
     if len(parts) > 1:
         home = accelerator_or_cpu(first.device for first in firsts)

@@ -120,8 +120,11 @@ def check_shapes(
         groups: all param groups.
     """
     shapes = [weight.shape for weight in lists["weights"]]
+    compiling = torch.compiler.is_compiling()  # torch 2.6 cannot compile a comparison of lists
     for name, tensors in lists.items():
-        if tensors is lists["weights"] or [tensor.shape for tensor in tensors] == shapes:  # quicker than one by one
+        if name == "weights":
+            continue
+        if not compiling and [tensor.shape for tensor in tensors] == shapes:  # quicker than one by one
             continue
         for index, tensor in enumerate(tensors):
             check_fits(f"the {name}", name_of(params[index], groups), tensor, lists["weights"][index])
