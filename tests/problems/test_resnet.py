@@ -52,6 +52,15 @@ def test_shortcut_in_closed_form() -> None:
     assert not y[:, 2:].any()
 
 
+def test_images_stay_channels_last_backwards() -> None:
+    model, gradients = cifar_resnet(8), []
+    for layer in model:
+        if isinstance(layer, Block):
+            layer.register_forward_hook(lambda _, __, output: output.register_hook(gradients.append) and None)
+    model(torch.rand(2, 3, 32, 32).contiguous(memory_format=torch.channels_last)).sum().backward()
+    assert [g.is_contiguous(memory_format=torch.channels_last) for g in gradients] == [True] * 3
+
+
 def test_convolutions_are_drawn_as_he_et_al_do() -> None:
     torch.manual_seed(0)
     model = cifar_resnet(20)

@@ -4,7 +4,7 @@ Source: K. He, X. Zhang, S. Ren, J. Sun, "Deep Residual Learning for Image Recog
 """
 
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import avg_pool2d, pad, relu
 
 
 def cifar_resnet(depth: int) -> nn.Sequential:
@@ -25,9 +25,7 @@ def cifar_resnet(depth: int) -> nn.Sequential:
         raise ValueError(f"depth must be 6n + 2 with n of at least 1 (8, 14, 20, …), got {depth}")
     widths = [16] * n + [32] * n + [64] * n
     blocks = [Block(inputs, outputs) for inputs, outputs in zip([16, *widths], widths, strict=False)]
-    model = nn.Sequential(
-        *_conv_bn(3, 16), nn.ReLU(), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)
-    )
+    model = nn.Sequential(*_conv_bn(3, 16), nn.ReLU(), *blocks, Average(), nn.Flatten(), nn.Linear(64, 10))
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight)
@@ -53,7 +51,15 @@ class Block(nn.Module):
     def shortcut(self, x: Tensor) -> Tensor:
         if not self.new_channels:
             return x
-        return pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 0, self.new_channels))
+        every_second = avg_pool2d(x, 1, stride=2)  # unlike x[:, :, ::2, ::2] it keeps the order in memory backwards
+        return pad(every_second, (0, 0, 0, 0, 0, self.new_channels))
+
+
+class Average(nn.Module):
+    """The mean over an image's pixels, of shape (batch, channels, 1, 1); backwards it keeps the order in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return avg_pool2d(x, x.shape[2:])
 
 
 def _conv_bn(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
