@@ -31,6 +31,12 @@ def test_long_sums_keep_their_digits(dtype):
     assert global_norm([long[:-1].view(3, -1).t()]).item() == pytest.approx(exact, rel=5e-7)
 
 
+def test_the_norm_of_long_converted_tensors_can_be_differentiated():
+    long = torch.randn(600_000, generator=torch.Generator().manual_seed(0)).bfloat16().requires_grad_()
+    global_norm([long]).backward()
+    torch.testing.assert_close(long.grad.float(), (long / long.double().norm()).detach().float(), rtol=1e-2, atol=1e-5)
+
+
 def test_any_float64_tensor_makes_it_float64():
     norm = global_norm([torch.ones(3), torch.full((1,), 1e-9, dtype=torch.float64)])
     assert norm.dtype == torch.float64

@@ -35,6 +35,7 @@ def test_in_hooks_each_parameter_moves_by_lr_and_it_is_told_once():
     with pytest.warns(UserWarning, match=MESSAGE) as told:
         model(torch.ones(5, 3, dtype=torch.float64)).square().sum().backward()
     assert len(told) == 1
+    assert told[0].filename == __file__
     for p, b in zip(model.parameters(), before, strict=True):
         assert (p - b).norm().item() == pytest.approx(0.1, rel=1e-12)
     with warnings.catch_warnings():

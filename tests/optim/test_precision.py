@@ -12,6 +12,7 @@ from torch.testing import assert_close
 
 from sngd import SNGD, Perturbed
 from sngd.optim import pieces
+from sngd.optim import sngd as implementations
 from sngd.optim.kahan import foreach_kahan_sub_, kahan_add_, single_tensor_kahan_sub_
 
 IMPLEMENTATIONS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}, "default": {}}
@@ -111,6 +112,21 @@ def test_so_they_do_for_many_weights_in_batches(seed, dtype, entries, longest):
     for w, k, m in zip(ws, dropped, meant, strict=True):
         assert ((w.double() + k.double() - m).abs() <= 20 * (resolution**2 + 2.0**-24) * (w.double().abs() + 1)).all()
         assert (k.double().abs() <= 0.5 * resolution * w.double().abs().clamp(min=torch.finfo(dtype).tiny)).all()
+
+
+@pytest.mark.parametrize("foreach", [None, False])
+def test_long_weights_are_never_converted_as_a_whole(foreach, monkeypatch):
+    """The loop gets them in pieces, and ``kahan_add_`` cuts them itself."""
+    monkeypatch.setattr(pieces, "_LENGTH", 1000)
+    w = nn.Parameter(torch.ones(5000, dtype=torch.bfloat16))
+    w.grad = torch.ones_like(w)
+    sizes = []
+    name = "_single_tensor_sngd" if foreach is False else "_foreach_sngd"
+    step = getattr(implementations, name)
+    monkeypatch.setattr(implementations, name, lambda **a: sizes.append(len(a["params"][0])) or step(**a))
+    monkeypatch.setattr(torch, "empty", lambda *size, **_: sizes.append(size) or torch.zeros(*size))
+    SNGD([w], kahan_sum=True, foreach=foreach).step()
+    assert sizes == ([1000] * 5 if foreach is False else [5000, (2, 1000)])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -305,6 +306,32 @@ def test_groups_have_their_own_rates_and_one_norm(monkeypatch):
         optimizer.step()
     assert_same_bits(usual, other)
     assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
+
+
+@pytest.mark.parametrize("rate", [np.float16(0.1), np.float32(0.1), np.float64(0.1), 1, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rates_of_every_kind_and_size_change_the_weights_alike(rate, dtype, monkeypatch):
+    usual, other = ([nn.Parameter(torch.zeros(3, dtype=dtype)), nn.Parameter(torch.zeros(2))] for _ in range(2))
+    optimizers = [
+        SNGD([{"params": params[:1]}, {"params": params[1:], "lr": 0.1}], lr=rate) for params in (usual, other)
+    ]
+    general(optimizers[1], monkeypatch)
+    for params, optimizer in zip((usual, other), optimizers, strict=True):
+        for p in params:
+            p.grad = torch.full_like(p, 1e-12)
+        optimizer.step()
+    assert_same_bits(usual, other)
+    assert usual[0].double().norm().item() == pytest.approx(float(rate) * (3 / 5) ** 0.5, rel=1e-6)
+    assert usual[1].norm().item() == pytest.approx(0.1 * (2 / 5) ** 0.5, rel=1e-6)
+
+
+def test_a_group_that_is_not_known_is_found_before_any_vector_is_made(monkeypatch):
+    params = weights()
+    optimizer = SNGD([{"params": params[:3]}, {"params": params[3:], "norm": "sign"}], lr=0.1, weight_decay=0.1)
+    with_gradients(params, 0)
+    monkeypatch.setattr(torch, "_foreach_add", lambda *_, **__: pytest.fail("a vector was made"))
+    with torch.no_grad():
+        assert bare_step(optimizer.param_groups, optimizer.state) is None
 
 
 @pytest.fixture

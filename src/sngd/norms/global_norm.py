@@ -275,6 +275,9 @@ def _flat_pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     if tensor.dtype == dtype:
         yield flat
         return
+    if flat.requires_grad and torch.is_grad_enabled():  # autograd keeps every piece
+        yield from flat.split(_PIECE)
+        return
     room = torch.empty(min(_PIECE, len(flat)), dtype=dtype, device=flat.device)
     for piece in flat.split(_PIECE):
         yield room[: len(piece)].copy_(piece)

@@ -17,6 +17,7 @@ from sngd.optim.whole_norm import is_no_direction
 from sngd.sharding import are_plain
 
 _DTYPE = attrgetter("dtype")
+_MOST = {dtype: torch.finfo(dtype).max for dtype in ROOM}
 
 
 class _Bare(NamedTuple):
@@ -54,10 +55,10 @@ def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str,
     Returns:
         None if the step has to be taken another way. Then nothing has been changed.
     """
+    if not all(map(_is_known, groups)):
+        return None
     parts = []
     for group in groups:
-        if not _is_known(group):
-            return None
         params, grads = with_gradients(group["params"])
         if params is not group["params"] and not are_plain(group["params"]):
             return None  # of DTensors other ranks may have gradients, also if this one has none
@@ -84,8 +85,8 @@ def _moved(parts: Sequence[_Bare], norm: Tensor) -> bool:
     moves = []
     for part in parts:
         c = _coefficient(norm, part.group)
-        factor = c.item() * part.group["lr"]
-        if factor <= LEAST_FACTOR:
+        factor = c.item() * float(part.group["lr"])
+        if not LEAST_FACTOR < factor <= _MOST[part.params[0].dtype]:
             return False
         moves.append((part, c, factor))
     for move in moves:

@@ -39,8 +39,8 @@ def foreach_kahan_sub_(params: list[Tensor], steps: list[Tensor], dropped: list[
 def kahan_add_(params: list[Tensor], vectors: list[Tensor], dropped: list[Tensor], alpha: float) -> None:
     """``single_tensor_kahan_sub_`` with the step −alpha · vector, for lists of tensors on the CPU.
 
-    All float32 numbers on the way lie in the same two rows of memory, one batch of tensors after another. Finding new
-    places for them would take the system longer than the arithmetic takes.
+    All float32 numbers on the way lie in two rows of memory, those of one batch of tensors after another. Finding new
+    places for each batch would take the system longer than the arithmetic takes.
     """
     batches = list(in_batches(params, vectors, dropped))
     longest = max(sum(w.numel() for w, _, _ in batch) for batch in batches)

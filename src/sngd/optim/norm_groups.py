@@ -156,5 +156,5 @@ def warn_inside_backward(groups: list[Groups]) -> None:
         "SNGD steps inside backward, where an optimizer usually has one parameter or one layer: each of them moves by "
         "its own lr along its own normalized gradient, which is another method than one step of length lr of the "
         "whole model. If the latter is wanted, step one optimizer of all parameters after backward",
-        stacklevel=3,
+        stacklevel=5,
     )

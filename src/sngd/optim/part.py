@@ -93,9 +93,10 @@ class Part:
     @property
     def needs_room(self) -> bool:
         """Whether the step computes more tensors on the way, as long as the weights if these are not cut."""
-        dtype = self.params[0].dtype
-        is_converted = dtype != at_least_float32(dtype) and not self.dropped  # Kahan summation cuts tensors itself
-        return self.by_pieces or bool(self.buffers) or is_converted
+        if self.by_pieces or self.buffers:
+            return True
+        dtype, in_batches = self.params[0].dtype, self.dropped and self.group["foreach"] is not False  # ``kahan_add_``
+        return dtype != at_least_float32(dtype) and not in_batches
 
     def aim(self, params: list[Tensor], grads: list[Tensor], old_averages: list[Tensor]) -> None:
         """Compute the vectors, from the part's own tensors or from multiples of them."""

@@ -242,10 +242,10 @@ class SNGD(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         with torch.set_grad_enabled(False):  # in half of no_grad's time
-            self._step()
+            self._take_step()
         return loss
 
-    def _step(self) -> None:
+    def _take_step(self) -> None:
         check_lrs(self.param_groups)
         scale = getattr(self, "grad_scale", None)  # set by a GradScaler for the length of its step, as is found_inf
         found_inf = getattr(self, "found_inf", None)
@@ -550,12 +550,12 @@ def _foreach_sngd(
     dropped: Sequence[Tensor] = (),
 ) -> None:
     wide = at_least_float32(params[0].dtype)
-    if not buffers and skip is None and c.is_cpu and (dropped or params[0].dtype == wide):
-        factor = -c.item() * float(lr)  # so that there is one pass over memory, not three
+    factor = -c.item() * float(lr) if not buffers and skip is None and c.is_cpu else inf
+    if abs(factor) <= torch.finfo(wide).max and (dropped or params[0].dtype == wide):
         if dropped:
             kahan_add_(params, vectors, list(dropped), factor)
         else:
-            torch._foreach_add_(params, vectors, alpha=factor)
+            torch._foreach_add_(params, vectors, alpha=factor)  # one pass over memory instead of three
         return
     us = [v.to(wide) for v in vectors]
     if us[0] is vectors[0]:
