@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sngd.cli import main
+from sngd.diagnose.interval import mean_interval
 from sngd.paper.claims import judge
 from sngd.paper.reproduce import stored
 from sngd.paper.trained.counting import COUNTINGS, recount
@@ -128,7 +129,6 @@ def row(claim, beginning):
 
 def test_what_would_have_been_shown_is_as_explained():
     explained = {
-        "have had to be 0.875 to be shown": row("C4", "resnet8: final training loss, SNGD, α=0.5 − S-SNGD(v1)"),
         "would have been shown from 1.93 on": row("C3", "mnist-batch-128: deviation of the training loss"),
         "passes; 0.0204 and": row("C6", "large-batch: final training loss, S-SGD −"),
         "and 1.07 would have sufficed": row("C6", "large-batch: final test error in percentage points, S-SGD −"),
@@ -145,8 +145,8 @@ def test_why_c3_has_runs_of_its_own_is_as_explained():
     counts = [
         {_count_evaluations(list(e["arms"].values())) for e in figure["experiments"].values()} for figure in figures
     ]
-    assert counts == [{16}, {3}]
-    assert "Figure 2's runs have 16 and Figure 3's have 3" in " ".join(REPRODUCTION.split())
+    assert counts == [{16}, {2}]
+    assert "Figure 2's runs have 16 and Figure 3's have 2" in " ".join(REPRODUCTION.split())
 
 
 def test_the_readings_are_as_explained():
@@ -169,11 +169,26 @@ def test_the_readings_are_as_explained():
     assert (len(to_the_end["changed"]), to_the_end["tally"]) == (3, {"of": 8, "shown": 5, "contradicted": 2})
 
 
-def test_the_seeds_apart_are_as_explained():
+def test_the_runs_of_figure_3_are_as_explained():
+    text = " ".join(REPRODUCTION.split())
     fig3 = stored("fig3", ROOT / "results" / "small" / "fig3")
-    losses = fig3["experiments"]["resnet8"]["arms"]["SNGD, α=0.5"]["final"]["train_loss"]
-    first, second, third = sorted(losses)
-    assert f"training losses of {first:.2f}, {second:.2f} and {third:.2f}" in " ".join(REPRODUCTION.split())
+    arms = fig3["experiments"]["resnet8"]["arms"] | fig3["experiments"]["resnet8-beyond"]["arms"]
+    losses = {label: arm["final"]["train_loss"] for label, arm in arms.items()}
+    sngd, staged = losses["SNGD, α=0.5"], losses["S-SNGD(v1), α=0.5"]
+    assert f"training losses from {min(sngd):.2f} to {max(sngd):.2f}, all of S-SNGD(v1)'s at {max(staged):.2f}" in text
+    assert {label: len(arm["seeds"]) for label, arm in arms.items()} == {
+        label: 5 if arm["beyond"] else 20 for label, arm in arms.items()
+    }
+
+    def lower(label):
+        few = losses[label]
+        return mean_interval([b - a for a, b in zip(few, staged[: len(few)], strict=True)])
+
+    momentum, warm_up = lower("S-SGD with momentum, α=0.1"), lower("S-SNGD(v1, warm-up), α=0.5")
+    assert f"lower by {momentum.low:.3f} to {momentum.high:.3f} (95 % interval)" in text
+    assert f"higher with it by {-warm_up.high:.3f} to {-warm_up.low:.3f}" in text
+    sngm = lower("SNGM, α=0.05")
+    assert sngm.low < 0 < sngm.high
 
 
 def test_the_axis_ends_where_it_is_said_to():
