@@ -83,9 +83,9 @@ def _compiled_loss(threads: int) -> Callable[..., Tensor]:
     return torch.compile(copy, dynamic=False, options=options)
 
 
-# Floating-point operations of a run's layers. Compiling ResNet8's step took as long as it saved in 9e12 of them,
-# ResNet20's in 2.5e13 (results/engine.json).
-_ENOUGH = 1e14
+# Floating-point operations of a run's layers. Compiling ResNet8's step took as long as it saved in 4e13 of them,
+# ResNet20's in 2.3e14 (results/engine.json).
+_ENOUGH = 1e15
 _CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 
 
