@@ -88,10 +88,10 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
                 own = {index: tasks[index] for index in group}
                 futures[pool.submit(_work, own, execution.portable())] = group
         pending = set(futures)
-        while pending:
+        while pending and not execution.should_stop():
             done, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
             tell(done)
-            if execution.should_stop() or any(future.exception() for future in done):
+            if any(future.exception() for future in done):
                 break
     except BrokenProcessPool:
         raise Interrupted(_KILLED) from None
