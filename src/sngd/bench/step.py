@@ -217,7 +217,7 @@ def _measured(
             calls.pop(name, None)
     times = interleaved(calls, seconds=seconds, warm_up=3)
     if not _length(_grads(params)) > 0.9 * _LIMIT:  # to which clipping scales them
-        raise ValueError(f"{group.name}: one of {', '.join(calls)} overwrites the gradients, which are of all steps")
+        raise ValueError(f"{group.name}: one of {', '.join(calls)} overwrites the gradients, which all steps share")
     rows = [
         compared(case, group.name, name, times, same=name in group.others, goal=group.goals.get(name))
         for name in calls

@@ -95,7 +95,8 @@ class Part:
         """Whether the step computes more tensors on the way, as long as the weights if these are not cut."""
         if self.by_pieces or self.buffers:
             return True
-        dtype, in_batches = self.params[0].dtype, self.dropped and self.group["foreach"] is not False  # ``kahan_add_``
+        dtype = self.params[0].dtype
+        in_batches = self.dropped and self.group["foreach"] is not False  # by ``kahan_add_``
         return dtype != at_least_float32(dtype) and not in_batches
 
     def aim(self, params: list[Tensor], grads: list[Tensor], old_averages: list[Tensor]) -> None:

@@ -550,12 +550,14 @@ def _foreach_sngd(
     dropped: Sequence[Tensor] = (),
 ) -> None:
     wide = at_least_float32(params[0].dtype)
+    # inf: the step is not one multiple of the vectors, that the host knows and their dtype holds
     factor = -c.item() * float(lr) if not buffers and skip is None and c.is_cpu else inf
-    if abs(factor) <= torch.finfo(wide).max and (dropped or params[0].dtype == wide):
-        if dropped:
-            kahan_add_(params, vectors, list(dropped), factor)
-        else:
-            torch._foreach_add_(params, vectors, alpha=factor)  # one pass over memory instead of three
+    is_multiple = abs(factor) <= torch.finfo(wide).max
+    if is_multiple and dropped:
+        kahan_add_(params, vectors, list(dropped), factor)
+        return
+    if is_multiple and params[0].dtype == wide:
+        torch._foreach_add_(params, vectors, alpha=factor)  # one pass over memory instead of three
         return
     us = [v.to(wide) for v in vectors]
     if us[0] is vectors[0]:
