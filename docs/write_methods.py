@@ -36,7 +36,7 @@ STUDIES = {  # what a page calls a committed study, and its picture
     "small/norms/cifar10-resnet8": ("10,000 images of CIFAR-10, ResNet8, batch 128, tuned alike", "../norms.png"),
     "small/fig4/large-batch": ("10,000 images of CIFAR-10, ResNet8, batch 256, tuned alike", "../fig4.png"),
     "small/fig3/resnet8": ("CIFAR-10, ResNet8, the paper's rates", "../fig3.png"),
-    "small/fig3/resnet8-beyond": ("CIFAR-10, ResNet8, usual rates", "../fig3.png"),
+    "small/fig3/resnet8-beyond": ("CIFAR-10, ResNet8, rates not tuned", "../fig3.png"),
     "small/large-batches/mnist-mlp-2048": ("MNIST, perceptron, batch 2048, tuned alike", "../large-batches.png"),
     "cifar10-resnet8-one-epoch": ("CIFAR-10, ResNet8, default rates, one seed", "figures/curves.png"),
 }

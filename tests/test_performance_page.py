@@ -26,6 +26,13 @@ def test_the_numbers_on_a_page_are_the_committed_ones(page):
     assert performance.filled(text, FOUND) == text, f"{page.name} is stale: make docs"
 
 
+def test_the_schedule_with_which_evaluation_is_cheap_is_as_said():
+    passes = int(re.search(r"with `--eval-every (\d+)` as well it is met by all problems of the\s+table", PAGE)[1])
+    shares = [case["share_without_gradient_norm"] for case in json.loads(performance.ENGINE.read_text())["cases"]]
+    costs = [share / (1 - share) / passes for share in shares]  # of evaluations, over that of steps
+    assert max(cost / (1 + cost) for cost in costs) <= 0.05
+
+
 def test_the_picture_is_that_of_the_committed_measurements():
     assert performance.PICTURE.read_text(encoding="utf-8") == performance.drawn(FOUND), "it is stale: make docs"
 
