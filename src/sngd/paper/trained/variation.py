@@ -41,8 +41,9 @@ _MNIST = [
     scaled(fig2(b), name=f"mnist-batch-{b}", arms=_arms(0.1), seeds=20, first_seed=FRESH, eval_every=0.5)
     for b in BATCH_SIZES
 ]
+# The seeds 100 to 107 left C3 open. If their mean and spread are true, 30 others contradict it with probability 0.8.
 _RESNET8 = fig3_scaled(
-    "cifar10-resnet8", 128, 2, arms=_arms(0.5), seeds=8, first_seed=FRESH, eval_every=2 / 27, eval_samples=5000
+    "cifar10-resnet8", 128, 2, arms=_arms(0.5), seeds=30, first_seed=200, eval_every=2 / 27, eval_samples=5000
 )
 EXPERIMENTS = {
     "quick": [scaled(_MNIST[0], name="digits", problem="digits-mlp", epochs=10, seeds=3, eval_every=0.2)],
