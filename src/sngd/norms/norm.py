@@ -20,9 +20,9 @@ from sngd.norms.global_norm import (
     ldexp,
     times_power_of_two,
 )
+from sngd.norms.lengths import divisors, lengths
 
-_SHORT = 2**16  # entries up to which one thread is as quick as several
-_DOT, _PIECE = 2**14, 2**19  # entries of pieces of shorter and of longer tensors
+_SHORT, _PIECE = 2**14, 2**19  # entries of which a dot product is right, and of pieces of longer tensors
 _SMALL = 2**12  # entries of tensors of which one is made
 _SMALL_ON_ACCELERATOR = 2**16  # where copying takes less time than starting another operation
 _TINY = 1e-300  # less than any norm of float32 numbers but 0
@@ -61,7 +61,8 @@ class Norm(ABC):
 
     A subclass defines the norm of a matrix: ``bare_unit``, ``bare_size``, ``bare_kappa`` and ``factor``. The base class
     sees every weight as a matrix (``Weight``), scales, and computes what follows from these four. ``by_entry`` and
-    ``reduced`` spare sharded weights the gathering on one rank (``sngd.norms.sharded``).
+    ``reduced`` spare sharded weights the gathering on one rank (``sngd.norms.sharded``), and a CPU temporary tensors as
+    long as the weights (``sngd.optim.unit_pieces``).
 
         >>> import torch
         >>> from sngd.norms import Sign
@@ -90,6 +91,7 @@ class Norm(ABC):
         own = vars(cls)
         if own.keys() & {"bare_unit", "unit", "units"}:  # of which a base class has said nothing
             cls.by_entry, cls.reduced = own.get("by_entry", False), own.get("reduced")
+            cls.unit_entries = own.get("unit_entries", Norm.unit_entries)  # type: ignore[method-assign]
         cls.name = getattr(cls, "name", cls.__name__.lower())
 
     def __post_init__(self) -> None:
@@ -142,7 +144,28 @@ class Norm(ABC):
     @torch.no_grad()
     def units(self, vs: Sequence[Tensor]) -> list[Tensor]:
         """``unit`` of each tensor. A subclass may compute them together."""
-        return [self.unit(v) for v in vs]
+        if not vs or not (self.by_entry or self.reduced):
+            return [self.unit(v) for v in vs]
+        wide = [v.to(at_least_float32(v.dtype)).contiguous() for v in vs]
+        if self.by_entry:
+            return self.unit_entries(wide, self.factors_of(vs))
+        found = None
+        if self.reduced and all(v.is_cpu for v in vs) and not torch.compiler.is_compiling():
+            measured = lengths(wide, self.reduced)
+            found = divisors(measured, self.factors_of(vs)) if measured else None
+        return [self.unit(v) for v in vs] if found is None else list(torch._foreach_div(wide, found.each))
+
+    def unit_entries(self, pieces: Sequence[Tensor], factors: Sequence[float]) -> list[Tensor]:
+        """Of a norm ``by_entry``: the entries of unit(v) for pieces of tensors v.
+
+        Args:
+            pieces: of any shapes, float32 or wider, on one device; not empty.
+            factors: of each piece's whole tensor, see ``factor_of``.
+        """
+        return [
+            (self.bare_unit(piece.reshape(1, -1)) * factor).reshape(piece.shape) if piece.numel() else piece
+            for piece, factor in zip(pieces, factors, strict=True)
+        ]
 
     @torch.no_grad()
     def dual(self, v: Tensor) -> Tensor:
@@ -242,35 +265,37 @@ def _norm_and_peak(m: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tenso
 
 
 def inner(vs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:
-    """Σ ⟨v, u⟩ over all pairs, 0-d; summed in float64 where the device has it, else in float32.
+    """Σ ⟨v, u⟩ over all pairs, 0-d; float64 where the device has it, else float32.
 
-    On the CPU up to 2¹⁴ products of a short pair are first summed in the dtype of u. In float32 this is wrong by about
-    1e-7 of the sum of their sizes, and if all are equal by up to 2e-5.
+    On the CPU the products of a pair, of long tensors those of a piece, are first summed in the dtype of u. In float32
+    this is wrong by about 1e-7 of the sum of their sizes, and if all are equal by up to 2e-5.
     """
     device = vs[0].device
     dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
     if device.type != "cpu" or torch.compiler.is_compiling():
         products = torch._foreach_mul(list(us), list(vs)) if len(us) > 1 else [us[0] * vs[0]]
         return torch.stack([product.sum(dtype=dtype) for product in _merged(products)]).sum()
+    pairs = _flat_pairs(vs, us)
+    sums = torch.stack([_sum_of_products(v, u) for v, u in pairs])
+    if not sums.isfinite().all():  # they may be too large for this dtype alone
+        sums = torch.stack([(v * u).sum(dtype=dtype) for v, u in pairs])
+    return sums.sum(dtype=dtype)
+
+
+def _flat_pairs(vs: Sequence[Tensor], us: Sequence[Tensor]) -> list[tuple[Tensor, Tensor]]:
+    """The pairs of tensors as flat ones of one dtype; one pair of all small ones, and long ones in pieces."""
     small = [i for i, v in enumerate(vs) if v.numel() <= _SMALL]
-    pairs = [(vs[i], us[i]) for i in sorted({*range(len(vs))} - {*small})]
+    pairs = [(vs[i].reshape(-1), us[i].reshape(-1)) for i in sorted({*range(len(vs))} - {*small})]
     if small:  # one sum of all is quicker than a sum of each
         v, u = (torch.cat([ts[i].reshape(-1) for i in small]) for ts in (vs, us))
         pairs.append((v, u))
-    short: list[tuple[Tensor, Tensor]] = []
-    long: list[tuple[Tensor, Tensor]] = []
-    for v, u in pairs:
-        flat = v.reshape(-1), u.reshape(-1)
-        if v.numel() <= _SHORT:
-            short += [(a.to(b.dtype).contiguous(), b.contiguous()) for a, b in _pieces(flat, _DOT)]
-        else:
-            long += _pieces(flat, _PIECE)
-    dots = [torch.dot(a, b) for a, b in short]  # products would be memory that the system has to find in every step
-    if dots and not torch.stack(dots).isfinite().all():  # their sum may be too large for this dtype alone
-        dots, long = [], long + short
-    sums = [torch.stack(dots).sum(dtype=dtype)] if dots else []
-    sums += [(a * b).sum(dtype=dtype) for a, b in long]
-    return torch.stack(sums).sum()
+    pieces = (piece for pair in pairs for piece in _pieces(pair, _PIECE))
+    return [(v if v.dtype is u.dtype else v.to(u.dtype), u) for v, u in pieces]
+
+
+def _sum_of_products(v: Tensor, u: Tensor) -> Tensor:
+    """In their dtype. A dot product loses digits if there are more than 2¹⁴ or gaps; of fewer, it needs no memory."""
+    return torch.dot(v.contiguous(), u.contiguous()) if len(v) <= _SHORT else (v * u).sum()
 
 
 def _merged(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sngd.norms.global_norm import at_least_float32
 from sngd.norms.norm import Norm, Weight
 
 
@@ -25,13 +24,10 @@ class Sign(Norm):
     def bare_unit(self, m: Tensor) -> Tensor:
         return m.sign()
 
-    @torch.no_grad()
-    def units(self, vs: Sequence[Tensor]) -> list[Tensor]:
-        if not vs:
-            return []
-        wide = [v.to(at_least_float32(v.dtype)).contiguous() for v in vs]
-        signs = list(torch._foreach_sign(wide))
-        torch._foreach_mul_(signs, self.factors_of(vs))
+    def unit_entries(self, pieces: Sequence[Tensor], factors: Sequence[float]) -> list[Tensor]:
+        signs = list(torch._foreach_sign(list(pieces)))
+        if {*factors} != {1.0}:
+            torch._foreach_mul_(signs, list(factors))
         return signs
 
     def bare_size(self, m: Tensor) -> Tensor:

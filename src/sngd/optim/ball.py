@@ -1,17 +1,20 @@
 """The data of one step for parameters whose norm is not l2: every tensor is a ball of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from math import frexp
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sngd.norms import Norm, find_norm
-from sngd.norms.global_norm import times_power_of_two
+from sngd.norms.global_norm import ROOM, times_power_of_two
 from sngd.norms.norm import inner
 from sngd.norms.sharded import layout_of, sharded_units
-from sngd.optim.options import Number
+from sngd.optim.options import Number, averages
 from sngd.optim.part import Norms, Part, share_of
+from sngd.optim.unit_pieces import Lists, UnitPieces
 from sngd.sharding import all_local, is_shared, max_over_ranks
 
 
@@ -20,6 +23,9 @@ class BallPart(Part):
 
     ``exponent`` is 0 unless the whole norm, or v itself, would leave the dtype's range.
 
+    With ``by_pieces`` neither vectors nor unit steps are kept between the norm and the step, unless they are few. Both
+    are made twice, of one batch of tensors after another, so that they stay in the processor's cache.
+
     Of DTensors, units are computed of whole tensors, for which ranks communicate. So if a tensor of this kind has no
     gradient on this rank, then the rank takes part with zeros, and the part may even have no parameters.
     """
@@ -27,9 +33,20 @@ class BallPart(Part):
     everywhere: Sequence[Tensor] = ()  # all DTensors of this kind, with a gradient here or without
     _units: list[Tensor] | None = None
 
-    @property
+    @cached_property
     def norm(self) -> Norm:
         return find_norm(self.group["norm"])
+
+    def may_take_pieces(self) -> bool:
+        """Whether a unit step follows from entries, or from lengths that are measured first."""
+        return self.norm.by_entry or self.norm.reduced is not None
+
+    @property
+    def divides(self) -> bool:
+        """Whether weights move by a multiple of v over its lengths, a quotient that need not be there by itself."""
+        if not self.by_pieces or self.norm.by_entry or self.dropped or self.params[0].dtype not in ROOM:
+            return False
+        return not self.buffers or averages(self.group)
 
     @property
     def units(self) -> list[Tensor]:
@@ -52,6 +69,11 @@ class BallPart(Part):
 
     def dual(self, exponent: int = 0) -> Tensor:
         """Σ ‖v‖* · 2^−exponent, 0-d; of DTensors, this rank's part of it."""
+        if self.by_pieces:
+            found = self._pieces.dual()
+            if found is not None:
+                return found
+            self.by_pieces = False
         shift, units = self.exponent - exponent, self.units  # also without vectors, because other ranks wait
         if not units:
             return torch.zeros((), device=self.everywhere[0].device)
@@ -78,7 +100,35 @@ class BallPart(Part):
         return max_over_ranks({mesh: torch.tensor(value, dtype=torch.float64, device="cpu")}).item()
 
     def direction(self, norms: Norms, lr: Number) -> tuple[list[Tensor], Tensor]:
-        return self.units, share_of(norms, lr, self.group["max_scale"], self.params[0].device)
+        units = [] if self.by_pieces else self.units
+        return units, share_of(norms, lr, self.group["max_scale"], self.params[0].device)
+
+    def steps(self, arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if not self.by_pieces:
+            yield from super().steps(arguments)
+            return
+        found = self._pieces.quotients() if self.divides else self._pieces.units()
+        for lists, vectors, others in found:
+            tensors = dict(zip(self._lists, lists, strict=True))
+            del tensors["grads"]
+            if self.old_averages:
+                tensors["new_averages"] = vectors
+            directions = {"vectors": vectors, "divisors": others} if self.divides else {"vectors": others}
+            yield arguments | tensors | directions
+
+    @cached_property
+    def _pieces(self) -> UnitPieces:
+        return UnitPieces(self.norm, [*self._lists.values()], self._vectors_of)
+
+    @cached_property
+    def _lists(self) -> dict[str, list[Tensor]]:
+        """What the vectors are made of and what the step changes, by the names of an implementation's arguments."""
+        lists = {"params": self.params, "grads": self.grads, "buffers": self.buffers, "dropped": self.dropped}
+        return {name: tensors for name, tensors in lists.items() if tensors}
+
+    def _vectors_of(self, lists: Lists) -> list[Tensor]:
+        tensors = dict(zip(self._lists, lists, strict=True))
+        return self._made(tensors["params"], tensors["grads"], tensors["buffers"] if self.old_averages else [])
 
 
 def _largest(tensors: list[Tensor]) -> float:

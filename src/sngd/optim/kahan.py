@@ -43,10 +43,10 @@ def kahan_add_(params: list[Tensor], vectors: list[Tensor], dropped: list[Tensor
     places for each batch would take the system longer than the arithmetic takes.
     """
     batches = list(in_batches(params, vectors, dropped))
-    longest = max(sum(w.numel() for w, _, _ in batch) for batch in batches)
+    longest = max(sum(map(Tensor.numel, batch.lists[0])) for batch in batches)
     rows = torch.empty(2, longest, dtype=torch.float32, device="cpu")
     for batch in batches:
-        ws, vs, ks = map(list, zip(*batch, strict=True))
+        ws, vs, ks = batch.lists
         (total, totals), (other, others) = (_laid_out(row, ws) for row in rows)
         torch._foreach_copy_(totals, ks)
         torch._foreach_copy_(others, vs)

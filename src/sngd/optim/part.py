@@ -18,7 +18,7 @@ from sngd.norms.global_norm import (
 )
 from sngd.optim.kahan import foreach_kahan_sub_, unless
 from sngd.optim.options import Number, averages, coupled_decay
-from sngd.optim.pieces import cut, in_pieces, long_ones
+from sngd.optim.pieces import cut_flat, in_pieces, long_ones
 from sngd.sharding import Spread
 
 LEAST_FACTOR = 1e-30  # α c; with a smaller one, float32 would round products with vectors more than the vectors
@@ -99,6 +99,11 @@ class Part:
         in_batches = self.dropped and self.group["foreach"] is not False  # by ``kahan_add_``
         return dtype != at_least_float32(dtype) and not in_batches
 
+    @property
+    def divides(self) -> bool:
+        """Whether ``steps`` give divisors beside the vectors, by which an implementation divides."""
+        return False
+
     def aim(self, params: list[Tensor], grads: list[Tensor], old_averages: list[Tensor]) -> None:
         """Compute the vectors, from the part's own tensors or from multiples of them."""
         self.vectors = self._made(params, grads, old_averages)
@@ -138,7 +143,7 @@ class Part:
 
     def _made_of(self, tensors: list[Tensor]) -> Iterator[Tensor]:
         """The vector for one parameter's weights, gradient and average, as flat pieces."""
-        for pieces in zip(*map(cut, tensors), strict=True):
+        for pieces in zip(*map(cut_flat, tensors), strict=True):
             yield from self._made(*[[piece] for piece in pieces])
 
     def ingredients(self) -> list[Tensor]:

@@ -46,6 +46,7 @@ from sngd.sharding import (
 if TYPE_CHECKING:
     from sngd.optim.norm_groups import NormGroup
 
+_LEAST_DIVIDED = 1e-15  # α c; with a smaller one, its product with a vector could lose digits before it is divided
 _HOOKS_OF_ALL = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
 
 
@@ -316,13 +317,13 @@ class SNGD(Optimizer):
             self._last["skipped"] = self._last["skipped"].to(norm.device).add_(skip)
 
     def _usual_parts(self) -> list[Part] | None:
-        """What ``_parts`` gives for all groups if all is usual (``shapes_if_usual``, the l2 norm, foreach); else None.
+        """What ``_parts`` gives for all groups if all is usual (``shapes_if_usual``, foreach); else None.
 
         ``_parts`` asks many questions of each tensor, which for a small network take longer than the arithmetic.
         """
         parts = []
         for group in self.param_groups:
-            if group["norm"] != "l2" or group["foreach"] is False or not are_plain(group["params"]):
+            if group["foreach"] is False or not are_plain(group["params"]):
                 return None  # of DTensors other ranks may have gradients, also if this one has none
             params, grads = with_gradients(group["params"])
             if not params:
@@ -330,7 +331,8 @@ class SNGD(Optimizer):
             buffers, dropped = self._buffers(group, params, params[0].dtype)
             if shapes_if_usual(params, grads, buffers, dropped) is None:
                 return None
-            part = Part(group, params, grads, buffers, dropped, spread=(None, ()), directions=_foreach_directions)
+            kind = Part if group["norm"] == "l2" else BallPart
+            part = kind(group, params, grads, buffers, dropped, spread=(None, ()), directions=_foreach_directions)
             part.by_pieces = params[0].is_cpu and not self.defaults["capturable"] and part.may_take_pieces()
             parts.append(part)
         return parts
@@ -455,7 +457,7 @@ def _implementation(part: Part, vectors: list[Tensor]) -> Callable[..., None]:
     foreach, fused, momentum = (part.group[k] for k in ("foreach", "fused", "momentum"))
     if foreach is False and not fused:
         return _single_tensor_sngd
-    if foreach or fused is False or part.dropped:
+    if foreach or fused is False or part.dropped or part.divides:
         return _foreach_sngd
     if part.params[0].device.type == "cpu" and not (fused or momentum):
         return _foreach_sngd  # on the CPU it is a single list addition, which is quicker than the kernel
@@ -548,18 +550,25 @@ def _foreach_sngd(
     normalize: str,
     new_averages: list[Tensor],
     dropped: Sequence[Tensor] = (),
+    divisors: Sequence[Tensor] = (),
 ) -> None:
-    wide = at_least_float32(params[0].dtype)
+    wide, heavy_ball = at_least_float32(params[0].dtype), bool(buffers) and normalize == "gradient"
     # inf: the step is not one multiple of the vectors, that the host knows and their dtype holds
-    factor = -c.item() * float(lr) if not buffers and skip is None and c.is_cpu else inf
-    is_multiple = abs(factor) <= torch.finfo(wide).max
-    if is_multiple and dropped:
-        kahan_add_(params, vectors, list(dropped), factor)
-        return
-    if is_multiple and params[0].dtype == wide:
-        torch._foreach_add_(params, vectors, alpha=factor)  # one pass over memory instead of three
+    factor = -c.item() * float(lr) if not heavy_ball and skip is None and c.is_cpu else inf
+    least = _LEAST_DIVIDED if divisors else 0.0
+    if least <= abs(factor) <= torch.finfo(wide).max and (dropped or params[0].dtype == wide):
+        if buffers:
+            torch._foreach_copy_(buffers, new_averages)
+        if dropped:
+            kahan_add_(params, vectors, list(dropped), factor)
+        elif divisors:
+            torch._foreach_addcdiv_(params, vectors, list(divisors), value=factor)
+        else:
+            torch._foreach_add_(params, vectors, alpha=factor)  # one pass over memory instead of three
         return
     us = [v.to(wide) for v in vectors]
+    if divisors:
+        us = list(torch._foreach_div(us, list(divisors)))
     if us[0] is vectors[0]:
         us = list(torch._foreach_mul(us, c.to(wide)))
     else:
