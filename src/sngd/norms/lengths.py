@@ -57,7 +57,7 @@ def _of_rows(v: Tensor) -> Tensor:
 
 
 def _of_columns(v: Tensor) -> Tensor:
-    """torch's own norm of columns takes five times as long, and adds up all squares of a column one by one."""
+    """torch's own norm of columns takes several times as long, and adds up all squares of a column one by one."""
     if v.dim() < 2:
         return torch._foreach_norm([v])[0]
     first, *others = [v] if v.numel() <= _CHUNK else v.split(max(1, _CHUNK * len(v) // v.numel()))
