@@ -146,6 +146,11 @@ class _Batch:
     def run(self) -> list[Row]:
         stopping = False
         while self.pending or self.restarts:
+            if not stopping and (self.error is not None or self.execution.should_stop()):
+                stopping = True
+                self._stop()
+            if stopping:
+                self.restarts.clear()
             if self.pending:
                 done, _ = self.ray.wait(list(self.pending), timeout=POLL_SECONDS)
             else:
@@ -154,11 +159,6 @@ class _Batch:
             self._read(stopping)
             for ref in done:
                 self._end(ref)
-            if not stopping and (self.error is not None or self.execution.should_stop()):
-                stopping = True
-                self._stop()
-            if stopping:
-                self.restarts.clear()
             for index in [index for index, due in self.restarts.items() if due <= time.monotonic()]:
                 del self.restarts[index]
                 self.pending[self._submit(index)] = index
