@@ -1,11 +1,14 @@
 """Unit steps that are made in batches and pieces are those of whole tensors."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torch import nn
 
 from sngd import SNGD
-from sngd.norms import Norm, Row, Sign, find_norm
+from sngd.norms import Layer, Row, Sign, find_norm
 from sngd.optim import clipped, pieces, unit_pieces
 from sngd.optim.unit_pieces import UnitPieces
 
@@ -37,19 +40,42 @@ def tiny_pieces(monkeypatch):
 
 
 class Halves(Sign):
-    """A user's norm of which an entry of the unit step depends on that entry of the vector alone."""
+    """A user's norm of which an entry of the unit step depends on that entry of the vector alone, and on its shape."""
 
     by_entry = True
 
     def bare_unit(self, m):
-        return 0.5 * m.sign()
+        return m.sign() / m.shape[-1]
 
 
-class Rowwise(Row):
-    """A user's norm that computes unit steps by itself, so that nothing is known of it."""
+class InPieces(Sign):
+    """A user's norm that says how pieces are made."""
+
+    by_entry = in_pieces = True
 
     def bare_unit(self, m):
-        return super().bare_unit(m)
+        return 0.5 * m.sign()
+
+    def unit_entries(self, pieces, factors):
+        return [0.5 * factor * piece.sign() for piece, factor in zip(pieces, factors, strict=True)]
+
+
+class Shorter(Row):
+    """A user's norm whose ``unit`` is not what ``reduced`` says."""
+
+    reduced = (-1,)
+
+    def unit(self, v):
+        return 0.5 * super().unit(v)
+
+
+class Gain(Row):
+    """A user's norm with a factor that is no field of it."""
+
+    gain = 1.0
+
+    def factor(self, weight):
+        return self.gain * super().factor(weight)
 
 
 def weights(dtype=torch.float32):
@@ -82,7 +108,7 @@ def assert_alike(some, others, dtype=torch.float32):
 @pytest.mark.usefixtures("tiny_pieces")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("norm", [*NORMS, Halves(), Rowwise()], ids=str)
+@pytest.mark.parametrize("norm", [*NORMS, Halves(), InPieces(), Shorter(), Gain()], ids=repr)
 def test_the_step_is_that_of_the_readable_loop(norm, rule, dtype):
     options = RULES[rule]
     assert_alike(stepped(norm, options, dtype), stepped(norm, {**options, "foreach": False}, dtype), dtype)
@@ -137,14 +163,6 @@ def test_a_step_that_is_skipped_changes_nothing(norm, rule, bad):
     assert not any(state["momentum_buffer"].any() for state in optimizer.state.values())
 
 
-def test_a_learning_rate_too_small_to_multiply_first_keeps_its_digits():
-    """1e-32 times a gradient of 1e-12 has no digits in float32; times the unit step it has all of them."""
-    w = nn.Parameter(torch.zeros(3, 4))
-    w.grad = 1e-12 * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
-    SNGD([w], lr=1e-32, norm="row(scaled=False)").step()
-    torch.testing.assert_close(w.detach(), -1e-32 * Row(scaled=False).unit(w.grad), rtol=1e-4, atol=0)
-
-
 @pytest.mark.usefixtures("tiny_pieces")
 @pytest.mark.parametrize("norm", ["layer", "row", "col", "sign"])
 def test_batches_are_small_and_are_all_there(norm):
@@ -174,11 +192,86 @@ def test_few_entries_are_made_once():
     assert first[2] is second[2]
 
 
-def test_a_norm_of_which_nothing_is_known_takes_whole_tensors():
-    def may(norm: Norm) -> bool:
-        w = nn.Parameter(torch.ones(2, 2))
-        w.grad = torch.ones(2, 2)
-        (part,) = SNGD([w], norm=norm)._usual_parts()
-        return part.by_pieces
+def part_of(norm):
+    w = nn.Parameter(torch.ones(2, 2))
+    w.grad = torch.ones(2, 2)
+    (part,) = SNGD([w], norm=norm)._usual_parts()
+    return part
 
-    assert [may(norm) for norm in (Halves(), Row(), Rowwise(), find_norm("spectral"))] == [True, True, False, False]
+
+def test_only_norms_that_say_so_are_taken_in_pieces():
+    norms = InPieces(), Row(), Halves(), Shorter(), Gain(), find_norm("spectral"), Layer()
+    assert [part_of(norm).by_pieces for norm in norms] == [True, True, False, False, False, False, True]
+
+
+def test_every_spelling_of_l2_is_one_ball_of_all_tensors():
+    ws = weights()
+    for w in ws:
+        w.grad = torch.ones_like(w)
+    SNGD(ws, lr=0.1, norm="l2(table=True)").step()
+    moved = [w.detach() - start.detach() for w, start in zip(ws, weights(), strict=True)]
+    assert torch.cat([m.reshape(-1) for m in moved]).norm().item() == pytest.approx(0.1, rel=1e-4)
+
+
+def test_a_factor_that_is_no_field_is_asked_of_each_norm():
+    louder = Gain()
+    object.__setattr__(louder, "gain", 2.0)
+    moved = []
+    for norm in (Gain(), louder):
+        w = nn.Parameter(torch.zeros(3, 4))
+        w.grad = torch.ones(3, 4)
+        SNGD([w], norm=norm).step()
+        moved.append(w.detach().clone())
+    torch.testing.assert_close(moved[1], 2 * moved[0])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("rule", ["plain", "averaged", "decay"])
+def test_a_step_keeps_no_gradient_alive(norm, rule):
+    """Not even until Python looks for cycles."""
+    w = nn.Parameter(torch.randn(64, 64))
+    optimizer = SNGD([w], norm=norm, **RULES[rule])
+    gc.collect()
+    gc.disable()
+    try:
+        w.grad = torch.randn(64, 64)
+        gradient = weakref.ref(w.grad)
+        optimizer.step()
+        optimizer.zero_grad()
+        assert gradient() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(("lr", "size"), [(1e30, 1e10), (1e25, 1e14), (1e-32, 1e-12)])
+def test_products_that_would_leave_the_range_are_not_made(norm, lr, size):
+    w = nn.Parameter(torch.zeros(3, 4))
+    w.grad = size * torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    SNGD([w], lr=lr, norm=norm).step()
+    torch.testing.assert_close(w.detach(), -lr * find_norm(norm).unit(w.grad), rtol=1e-4, atol=0)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have their weight's dtype there")
+@pytest.mark.parametrize("norm", ["sign", "row"])
+@pytest.mark.parametrize("rule", ["plain", "gradient momentum", "averaged"])
+def test_gradients_of_another_dtype_step_as_in_the_readable_loop(norm, rule):
+    stepped = []
+    for options in ({}, {"foreach": False}):
+        w = nn.Parameter(torch.zeros(4, 4))
+        w.grad_dtype = None
+        w.grad = torch.randn(4, 4, generator=torch.Generator().manual_seed(0)).double()
+        SNGD([w], norm=norm, **RULES[rule], **options).step()
+        stepped.append(w.detach())
+    torch.testing.assert_close(*stepped)
+
+
+@pytest.mark.usefixtures("tiny_pieces")
+@pytest.mark.parametrize("norm", ["l2", *NORMS])
+def test_pieces_are_also_right_where_the_host_does_not_decide(norm, monkeypatch):
+    """As with another group's weights on an accelerator, where the whole norm is then."""
+    rule = {"weight_decay": 0.1}
+    expected = stepped(norm, {**rule, "foreach": False})
+    monkeypatch.setattr("sngd.optim.sngd.host_may_read", lambda _: False)
+    monkeypatch.setattr("sngd.optim.sngd.bare_step", lambda *_: None)
+    assert_alike(stepped(norm, rule), expected)

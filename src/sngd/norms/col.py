@@ -18,6 +18,7 @@ class Col(Norm):
 
     name: ClassVar[str] = "col"
     reduced: ClassVar[tuple[int, ...]] = (-2,)
+    in_pieces: ClassVar[bool] = True
 
     def bare_unit(self, m: Tensor) -> Tensor:
         return normalized(m, self.reduced)

@@ -17,6 +17,7 @@ class Layer(Norm):
 
     name: ClassVar[str] = "layer"
     reduced: ClassVar[tuple[int, ...]] = (-2, -1)
+    in_pieces: ClassVar[bool] = True
 
     def bare_unit(self, m: Tensor) -> Tensor:
         return normalized(m, self.reduced)

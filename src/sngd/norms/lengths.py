@@ -68,30 +68,30 @@ def _of_columns(v: Tensor) -> Tensor:
     return length
 
 
-def joined(lengths: Sequence[Tensor]) -> Tensor:
+def joined(parts: Sequence[Tensor]) -> Tensor:
     """The length of what was measured in parts, over the same dimensions."""
-    if len(lengths) == 1:
-        return lengths[0]
-    length: Tensor = torch.linalg.vector_norm(torch.stack(list(lengths)), dim=0)
+    if len(parts) == 1:
+        return parts[0]
+    length: Tensor = torch.linalg.vector_norm(torch.stack(list(parts)), dim=0)
     return length
 
 
-def divisors(lengths: Sequence[Tensor], factors: Sequence[float]) -> Divisors | None:
+def divisors(measured: Sequence[Tensor], factors: Sequence[float]) -> Divisors | None:
     """Lengths over factors, and the sum of all factors times lengths; None if a square has left float32's range.
 
     What has length 0 is divided by a number that is not 0.
 
     Args:
-        lengths: float32 or float64, on the CPU; not empty.
+        measured: lengths, float32 or float64, on the CPU; not empty.
         factors: that of each tensor's unit step.
     """
-    all_lengths = _flat(lengths)
+    all_lengths = _flat(measured)
     if not _have_room(all_lengths):
         return None
-    made = list(lengths) if all_lengths.all() else [torch.where(length == 0, 1, length) for length in lengths]
+    made = list(measured) if all_lengths.all() else [torch.where(length == 0, 1, length) for length in measured]
     if {*factors} == {1.0}:
         return Divisors(made, all_lengths.sum(dtype=torch.float64))
-    dual = _flat(torch._foreach_mul(list(lengths), list(factors))).sum(dtype=torch.float64)
+    dual = _flat(torch._foreach_mul(list(measured), list(factors))).sum(dtype=torch.float64)
     return Divisors(list(torch._foreach_div(made, list(factors))), dual)
 
 

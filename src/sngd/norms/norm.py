@@ -61,8 +61,8 @@ class Norm(ABC):
 
     A subclass defines the norm of a matrix: ``bare_unit``, ``bare_size``, ``bare_kappa`` and ``factor``. The base class
     sees every weight as a matrix (``Weight``), scales, and computes what follows from these four. ``by_entry`` and
-    ``reduced`` spare sharded weights the gathering on one rank (``sngd.norms.sharded``), and a CPU temporary tensors as
-    long as the weights (``sngd.optim.unit_pieces``).
+    ``reduced`` spare sharded weights the gathering on one rank (``sngd.norms.sharded``). ``in_pieces`` spares a CPU
+    temporary tensors as long as the weights (``sngd.optim.unit_pieces``).
 
         >>> import torch
         >>> from sngd.norms import Sign
@@ -85,13 +85,15 @@ class Norm(ABC):
     scalings: ClassVar[tuple[bool | str, ...]] = (True, False)  # allowed values of ``scaled``
     by_entry: ClassVar[bool] = False  # whether an entry of unit(v) depends on no other entry of v
     reduced: ClassVar[tuple[int, ...] | None] = None  # the ``dim`` for which ``bare_unit(m)`` is ``normalized(m, dim)``
+    # Whether any rows of unit(v) follow from ``reduced``, or from ``unit_entries``. Each class says so for itself.
+    in_pieces: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         own = vars(cls)
         if own.keys() & {"bare_unit", "unit", "units"}:  # of which a base class has said nothing
             cls.by_entry, cls.reduced = own.get("by_entry", False), own.get("reduced")
-            cls.unit_entries = own.get("unit_entries", Norm.unit_entries)  # type: ignore[method-assign]
+        cls.in_pieces = own.get("in_pieces", False)
         cls.name = getattr(cls, "name", cls.__name__.lower())
 
     def __post_init__(self) -> None:
@@ -144,28 +146,26 @@ class Norm(ABC):
     @torch.no_grad()
     def units(self, vs: Sequence[Tensor]) -> list[Tensor]:
         """``unit`` of each tensor. A subclass may compute them together."""
-        if not vs or not (self.by_entry or self.reduced):
+        if not (vs and self.in_pieces):
             return [self.unit(v) for v in vs]
         wide = [v.to(at_least_float32(v.dtype)).contiguous() for v in vs]
+        factors = self.factors_of(vs)
         if self.by_entry:
-            return self.unit_entries(wide, self.factors_of(vs))
-        found = None
-        if self.reduced and all(v.is_cpu for v in vs) and not torch.compiler.is_compiling():
-            measured = lengths(wide, self.reduced)
-            found = divisors(measured, self.factors_of(vs)) if measured else None
-        return [self.unit(v) for v in vs] if found is None else list(torch._foreach_div(wide, found.each))
+            return self.unit_entries(wide, factors)
+        measured = None
+        if all(v.is_cpu for v in vs) and not torch.compiler.is_compiling():
+            measured = lengths(wide, self.reduced or ())
+        found = divisors(measured, factors) if measured else None
+        return list(torch._foreach_div(wide, found.each)) if found else [self.unit(v) for v in vs]
 
     def unit_entries(self, pieces: Sequence[Tensor], factors: Sequence[float]) -> list[Tensor]:
-        """Of a norm ``by_entry``: the entries of unit(v) for pieces of tensors v.
+        """The entries of unit(v) for pieces of tensors v, if the norm is ``by_entry`` and ``in_pieces``.
 
         Args:
             pieces: of any shapes, float32 or wider, on one device; not empty.
             factors: of each piece's whole tensor, see ``factor_of``.
         """
-        return [
-            (self.bare_unit(piece.reshape(1, -1)) * factor).reshape(piece.shape) if piece.numel() else piece
-            for piece, factor in zip(pieces, factors, strict=True)
-        ]
+        raise NotImplementedError
 
     @torch.no_grad()
     def dual(self, v: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class Row(Norm):
 
     name: ClassVar[str] = "row"
     reduced: ClassVar[tuple[int, ...]] = (-1,)
+    in_pieces: ClassVar[bool] = True
 
     def bare_unit(self, m: Tensor) -> Tensor:
         return normalized(m, self.reduced)

@@ -20,6 +20,7 @@ class Sign(Norm):
 
     name: ClassVar[str] = "sign"
     by_entry: ClassVar[bool] = True
+    in_pieces: ClassVar[bool] = True
 
     def bare_unit(self, m: Tensor) -> Tensor:
         return m.sign()

@@ -1,7 +1,7 @@
 """The data of one step for parameters whose norm is not l2: every tensor is a ball of its own."""
 
-from collections.abc import Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property, partial
 from math import frexp
 from typing import Any
 
@@ -13,7 +13,7 @@ from sngd.norms.global_norm import ROOM, times_power_of_two
 from sngd.norms.norm import inner
 from sngd.norms.sharded import layout_of, sharded_units
 from sngd.optim.options import Number, averages
-from sngd.optim.part import Norms, Part, share_of
+from sngd.optim.part import Norms, Part, share_of, vectors_of
 from sngd.optim.unit_pieces import Lists, UnitPieces
 from sngd.sharding import all_local, is_shared, max_over_ranks
 
@@ -33,13 +33,13 @@ class BallPart(Part):
     everywhere: Sequence[Tensor] = ()  # all DTensors of this kind, with a gradient here or without
     _units: list[Tensor] | None = None
 
-    @cached_property
+    @property
     def norm(self) -> Norm:
         return find_norm(self.group["norm"])
 
     def may_take_pieces(self) -> bool:
         """Whether a unit step follows from entries, or from lengths that are measured first."""
-        return self.norm.by_entry or self.norm.reduced is not None
+        return self.norm.in_pieces and self.is_of_one_dtype()
 
     @property
     def divides(self) -> bool:
@@ -73,7 +73,7 @@ class BallPart(Part):
             found = self._pieces.dual()
             if found is not None:
                 return found
-            self.by_pieces = False
+            self._units = list(map(self.norm.unit, self.vectors))  # which knows what to do; it takes longer
         shift, units = self.exponent - exponent, self.units  # also without vectors, because other ranks wait
         if not units:
             return torch.zeros((), device=self.everywhere[0].device)
@@ -118,7 +118,8 @@ class BallPart(Part):
 
     @cached_property
     def _pieces(self) -> UnitPieces:
-        return UnitPieces(self.norm, [*self._lists.values()], self._vectors_of)
+        make = partial(_vectors_of, self.directions, self.group, [*self._lists])  # without self, which would be a cycle
+        return UnitPieces(self.norm, [*self._lists.values()], make)
 
     @cached_property
     def _lists(self) -> dict[str, list[Tensor]]:
@@ -126,9 +127,13 @@ class BallPart(Part):
         lists = {"params": self.params, "grads": self.grads, "buffers": self.buffers, "dropped": self.dropped}
         return {name: tensors for name, tensors in lists.items() if tensors}
 
-    def _vectors_of(self, lists: Lists) -> list[Tensor]:
-        tensors = dict(zip(self._lists, lists, strict=True))
-        return self._made(tensors["params"], tensors["grads"], tensors["buffers"] if self.old_averages else [])
+
+def _vectors_of(
+    directions: Callable[..., list[Tensor]], group: dict[str, Any], names: list[str], lists: Lists
+) -> list[Tensor]:
+    tensors = dict(zip(names, lists, strict=True))
+    old_averages = tensors["buffers"] if averages(group) else []
+    return vectors_of(directions, group, tensors["params"], tensors["grads"], old_averages)
 
 
 def _largest(tensors: list[Tensor]) -> float:

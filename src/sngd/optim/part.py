@@ -109,14 +109,7 @@ class Part:
         self.vectors = self._made(params, grads, old_averages)
 
     def _made(self, params: list[Tensor], grads: list[Tensor], old_averages: Sequence[Tensor] = ()) -> list[Tensor]:
-        return self.directions(
-            params,
-            grads,
-            list(old_averages),
-            momentum=self.group["momentum"],
-            weight_decay=coupled_decay(self.group),
-            maximize=self.group["maximize"],
-        )
+        return vectors_of(self.directions, self.group, params, grads, old_averages)
 
     def may_take_pieces(self) -> bool:
         """Whether vectors are not the gradients themselves, and some are long enough to be made in pieces."""
@@ -124,6 +117,9 @@ class Part:
             return False
         if not long_ones([self.params, self.grads]):
             return False
+        return self.is_of_one_dtype()
+
+    def is_of_one_dtype(self) -> bool:
         return len({t.dtype for tensors in (self.params, self.grads, self.old_averages) for t in tensors}) == 1
 
     def measured(self) -> list[Tensor | Unmade]:
@@ -229,6 +225,24 @@ class Part:
             torch._foreach_mul_(self.params, 1 - share)
             return
         torch._foreach_copy_(self.params, list(torch._foreach_mul(wide, left_by_decay(share, skip, wide[0]))))
+
+
+def vectors_of(
+    directions: Callable[..., list[Tensor]],
+    group: dict[str, Any],
+    params: list[Tensor],
+    grads: list[Tensor],
+    old_averages: Sequence[Tensor],
+) -> list[Tensor]:
+    """The vectors v for weights, gradients and running means of a group, or for pieces of them."""
+    return directions(
+        params,
+        grads,
+        list(old_averages),
+        momentum=group["momentum"],
+        weight_decay=coupled_decay(group),
+        maximize=group["maximize"],
+    )
 
 
 def _number(lr: Number, device: torch.device) -> Number:

@@ -33,6 +33,8 @@ def in_pieces(arguments: dict[str, Any]) -> Iterator[dict[str, Any]]:
 class Batch(NamedTuple):
     """Tensors, and pieces of long ones, that together have at most as many entries as a piece may have.
 
+    A tensor that cannot be cut, or a single row that is longer, is a batch of its own.
+
     Attributes:
         indices: of each tensor that is here, or of which a piece is; in order.
         lists: for each of the lists that were given, what is here of it.
@@ -47,7 +49,7 @@ def in_batches(*lists: list[Tensor], cut: Callable[[Tensor], tuple[Tensor, ...]]
 
     Args:
         lists: at least one, and not empty.
-        cut: how long tensors are cut; flat if None. A tensor that cannot be cut is a batch of its own.
+        cut: how long tensors are cut; flat if None.
     """
     cut = cut or cut_flat
     long = {*long_ones(lists)}

@@ -46,7 +46,7 @@ from sngd.sharding import (
 if TYPE_CHECKING:
     from sngd.optim.norm_groups import NormGroup
 
-_LEAST_DIVIDED = 1e-15  # α c; with a smaller one, its product with a vector could lose digits before it is divided
+_DIVIDED = 1e-15, 1e15  # α c; its products with vectors of such lengths neither lose digits nor overflow
 _HOOKS_OF_ALL = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
 
 
@@ -286,7 +286,8 @@ class SNGD(Optimizer):
             arguments = part.arguments(norms, later)
             like = part.old_averages or part.grads  # what is made in pieces lies in memory as they do
             implementation = _implementation(part, like if part.by_pieces else arguments["vectors"])
-            for piece in part.steps(arguments) if decide_here and part.needs_room else (arguments,):
+            in_pieces = part.by_pieces or (decide_here and part.needs_room)
+            for piece in part.steps(arguments) if in_pieces else (arguments,):
                 implementation(**piece)
 
     def _length_cancels(self) -> bool:
@@ -331,7 +332,7 @@ class SNGD(Optimizer):
             buffers, dropped = self._buffers(group, params, params[0].dtype)
             if shapes_if_usual(params, grads, buffers, dropped) is None:
                 return None
-            kind = Part if group["norm"] == "l2" else BallPart
+            kind = Part if isinstance(find_norm(group["norm"]), L2) else BallPart
             part = kind(group, params, grads, buffers, dropped, spread=(None, ()), directions=_foreach_directions)
             part.by_pieces = params[0].is_cpu and not self.defaults["capturable"] and part.may_take_pieces()
             parts.append(part)
@@ -555,8 +556,8 @@ def _foreach_sngd(
     wide, heavy_ball = at_least_float32(params[0].dtype), bool(buffers) and normalize == "gradient"
     # inf: the step is not one multiple of the vectors, that the host knows and their dtype holds
     factor = -c.item() * float(lr) if not heavy_ball and skip is None and c.is_cpu else inf
-    least = _LEAST_DIVIDED if divisors else 0.0
-    if least <= abs(factor) <= torch.finfo(wide).max and (dropped or params[0].dtype == wide):
+    least, most = _DIVIDED if divisors else (0.0, torch.finfo(wide).max)
+    if least <= abs(factor) <= most and (dropped or params[0].dtype == wide):
         if buffers:
             torch._foreach_copy_(buffers, new_averages)
         if dropped:

@@ -1,4 +1,4 @@
-"""Unit steps on the CPU that are made twice, for the dual norm and for the step, and not kept between the two."""
+"""Unit steps on the CPU. Many of them are made twice, for the dual norm and for the step, so that none is kept."""
 
 from collections.abc import Callable, Iterator
 from operator import attrgetter
@@ -21,10 +21,11 @@ Lists = list[list[Tensor]]
 class UnitPieces:
     """The vectors v and unit(v) of one batch of tensors after another, with pieces of long ones.
 
-    A batch stays in the processor's cache. Vectors and unit steps of all weights at once would go to memory and back.
+    A batch stays in the processor's cache. Vectors and unit steps of all weights at once would go to memory and back,
+    unless they are few: then there is one batch, which is kept.
 
     Args:
-        norm: is ``by_entry``, or has dimensions that are ``reduced``.
+        norm: is ``in_pieces``.
         lists: what vectors are made of and what a step changes, a tensor in each list for each weight; first the
             weights. Plain tensors on the CPU.
         vectors_of: the vectors, computed from these lists or from pieces of their tensors.
@@ -39,7 +40,7 @@ class UnitPieces:
         self._units: list[Tensor] | None = None
 
     def dual(self) -> Tensor | None:
-        """Σ ‖v‖*, 0-d float64; None if squares leave the dtype's range. Asked once, before anything else."""
+        """Σ ‖v‖*, 0-d float64; None if squares leave float32's range. Asked once, before anything else."""
         if self._norm.by_entry:
             return torch.stack([inner(vectors, units) for _, vectors, units in self.units()]).sum()
         over = self._norm.reduced or ()

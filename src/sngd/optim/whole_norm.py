@@ -44,7 +44,8 @@ def norms_of(parts: Sequence[Part], everywhere: Everywhere) -> Norms:
         l2, exponent = _l2_norm(joint, everywhere)
         return Norms(l2, exponent, l2)
 
-    sums = _sums(joint, balls, everywhere) if joint or not _is_here(balls, everywhere) else _sums_of_balls_here(balls)
+    elsewhere = joint or everywhere or len({part.params[0].device for part in balls}) > 1
+    sums = _sums(joint, balls, everywhere) if elsewhere else _sums_of_balls_here(balls)
     l2, dual = sums.squares.sqrt(), sums.duals
     if not host_may_read(dual):
         return Norms(l2 + dual, 0, l2)
@@ -97,13 +98,6 @@ def _sums(joint: Sequence[Part], balls: Sequence[BallPart], everywhere: Everywhe
         devices = [part.params[0].device for part in some if part.params]
         sums[spread] = _sums_here(some, exponent, devices[0] if devices else everywhere[spread])
     return _Sums(*sum_over_ranks(sums).unbind())
-
-
-def _is_here(balls: Sequence[BallPart], everywhere: Everywhere) -> bool:
-    """Whether all is on one device of this rank."""
-    if everywhere or any(is_shared(part.spread) for part in balls):
-        return False
-    return len({param.device for part in balls for param in part.params[:1]}) == 1
 
 
 def _sums_of_balls_here(balls: Sequence[BallPart]) -> _Sums:

@@ -492,8 +492,9 @@ _COUNTINGS = (
     "less than the figure's. Where a column says so, other runs last to the end of the figure's axis by that way."
 )
 _READINGS = (
-    "Where the paper can be read in several ways otherwise, the same claims were judged under each reading, with runs "
-    "of one (reduced) size; – means that the reading changes nothing that the claim is judged by."
+    "Where the paper can be read in several ways otherwise, the same claims were judged under each reading, the "
+    "figures' own among them, with runs of one size and the same seeds; – means that the reading changes nothing that "
+    "the claim is judged by."
 )
 
 
