@@ -38,8 +38,6 @@ WORDS = {  # what each picture shows; a test sees that none is missing
     "results/small/spider-sizes/spider-sizes.png": "SPIDER-SFO with other anchors and periods, and SNGD, on MNIST.",
     "results/small/variation/variation.png": "How much the curves of SNGD and SPIDER-SFO vary.",
     "results/small/fig3/fig3.png": "Figure 3: stagewise methods on ResNet8 and CIFAR-10, two passes.",
-    "results/small/fig3/resnet8": "The runs of Figure 3.",
-    "results/small/fig3/resnet8-beyond": "Runs of Figure 3 that the paper does not have.",
     "results/small/fig4/fig4.png": "Figure 4: large batches on ResNet8 and a fifth of CIFAR-10.",
     "results/small/sensitivity/sensitivity.png": "Final training loss against the learning rate.",
     "results/small/sensitivity/learning-rates": "The runs of the learning rates.",
