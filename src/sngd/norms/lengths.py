@@ -86,19 +86,14 @@ def divisors(measured: Sequence[Tensor], factors: Sequence[float]) -> Divisors |
         factors: that of each tensor's unit step.
     """
     all_lengths = _flat(measured)
-    if not _have_room(all_lengths):
-        return None
-    made = list(measured) if all_lengths.all() else [torch.where(length == 0, 1, length) for length in measured]
+    low, high = ROOM[torch.float32]
+    made = list(measured)
+    have_room = (all_lengths > low) & (all_lengths < high)  # which nan has not
+    if not have_room.all():
+        if not (have_room | (all_lengths == 0)).all():
+            return None
+        made = [torch.where(length == 0, 1, length) for length in measured]
     if {*factors} == {1.0}:
         return Divisors(made, all_lengths.sum(dtype=torch.float64))
     dual = _flat(torch._foreach_mul(list(measured), list(factors))).sum(dtype=torch.float64)
     return Divisors(list(torch._foreach_div(made, list(factors))), dual)
-
-
-def _have_room(lengths: Tensor) -> bool:
-    """Whether the squares of all lengths keep their digits in float32, or are 0."""
-    if not lengths.numel():
-        return True
-    low, high = ROOM[torch.float32]
-    least, most = (bound.item() for bound in lengths.aminmax())  # nan if one is
-    return most < high and (least > low or bool(((lengths > low) | (lengths == 0)).all()))

@@ -165,7 +165,7 @@ class Norm(ABC):
             pieces: of any shapes, float32 or wider, on one device; not empty.
             factors: of each piece's whole tensor, see ``factor_of``.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} is by_entry and in_pieces, so it must define unit_entries")
 
     @torch.no_grad()
     def dual(self, v: Tensor) -> Tensor:

@@ -93,7 +93,7 @@ class Part:
     @property
     def needs_room(self) -> bool:
         """Whether the step computes more tensors on the way, as long as the weights if these are not cut."""
-        if self.by_pieces or self.buffers:
+        if self.buffers:
             return True
         dtype = self.params[0].dtype
         in_batches = self.dropped and self.group["foreach"] is not False  # by ``kahan_add_``

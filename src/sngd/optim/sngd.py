@@ -574,10 +574,10 @@ def _foreach_sngd(
         us = list(torch._foreach_mul(us, c.to(wide)))
     else:
         torch._foreach_mul_(us, c.to(wide))
-    if buffers and normalize == "gradient":
+    if heavy_ball:
         torch._foreach_add_(us, buffers, alpha=momentum)
     if buffers:
-        news = us if normalize == "gradient" else new_averages
+        news = us if heavy_ball else new_averages
         torch._foreach_copy_(buffers, [unless(skip, b, n) for b, n in zip(buffers, news, strict=True)])
     torch._foreach_mul_(us, lr)
     if dropped:

@@ -1,18 +1,16 @@
 """Unit steps on the CPU. Many of them are made twice, for the dual norm and for the step, so that none is kept."""
 
 from collections.abc import Callable, Iterator
-from operator import attrgetter
 
 import torch
 from torch import Tensor
 
 from sngd.norms import Norm
-from sngd.norms.global_norm import at_least_float32
+from sngd.norms.global_norm import ROOM, times_power_of_two
 from sngd.norms.lengths import divisors, joined, lengths
 from sngd.norms.norm import inner
 from sngd.optim.pieces import Batch, cut_by_rows, in_batches
 
-_DTYPE = attrgetter("dtype")
 _FEW = 2**21  # entries of which vectors and unit steps stay in the cache, so that they are made once
 
 Lists = list[list[Tensor]]
@@ -99,7 +97,6 @@ def _joined(measured: list[Tensor], places: list[int]) -> list[Tensor]:
     return list(map(joined, pieces.values()))
 
 
-def _wide(tensors: list[Tensor]) -> list[Tensor]:
-    if {*map(_DTYPE, tensors)} <= {torch.float32, torch.float64}:
-        return tensors
-    return [t.to(at_least_float32(t.dtype)) for t in tensors]
+def _wide(vectors: list[Tensor]) -> list[Tensor]:
+    """In float32 or wider; they have one dtype."""
+    return vectors if vectors[0].dtype in ROOM else times_power_of_two(vectors, 0)
