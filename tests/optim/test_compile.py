@@ -11,6 +11,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.testing import assert_close
 
 from sngd import SNGD, Perturbed, StagewiseLR, stages
+from sngd.norms.global_norm import global_norm
 
 VARIANTS = {
     "plain": {},
@@ -184,15 +185,63 @@ def test_a_compiled_optimizer_saves_and_loads():
 @pytest.mark.slow
 def test_inductor_compiles_it():
     eager, compiled = pair(lambda params: SNGD(params, lr=torch.tensor(0.05), momentum=0.9, kahan_sum=True))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the compiler's own
-        step = torch.compile(compiled[1].step)
-        for t in range(6):
-            for params, _ in (eager, compiled):
-                set_gradients(params, t)
-            eager[1].step()
+    step = by_inductor(compiled[1].step)
+    for t in range(6):
+        for params, _ in (eager, compiled):
+            set_gradients(params, t)
+        eager[1].step()
+        step()
+        assert_equal_state(eager, compiled)
+
+
+def by_inductor(function):
+    def quiet(*arguments):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own
+            return compiled(*arguments)
+
+    compiled = torch.compile(function)
+    return quiet
+
+
+KAHAN_VARIANTS = {
+    "plain": {},
+    "sngm": VARIANTS["sngm"],
+    "decoupled decay": {"weight_decay": 0.1, "decoupled_weight_decay": True},  # two sums in one graph
+    "loop": {"foreach": False},
+    "sign": {"norm": "sign"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variant", "dtype"), [*((variant, torch.bfloat16) for variant in KAHAN_VARIANTS), ("plain", torch.float16)]
+)
+def test_what_rounding_drops_is_kept_by_inductor_too(variant, dtype):
+    """Its graphs leave out conversions there and back, so that nothing seemed to be dropped."""
+    sums = []
+    for wrap in (lambda step: step, by_inductor):
+        w = nn.Parameter(torch.randn(40, 30, generator=torch.Generator().manual_seed(0)).to(dtype))
+        optimizer = SNGD([w], lr=torch.tensor(0.01), kahan_sum=True, **KAHAN_VARIANTS[variant])
+        step, draws = wrap(optimizer.step), torch.Generator().manual_seed(1)
+        for _ in range(20):
+            w.grad = torch.randn(w.shape, generator=draws).abs().to(dtype)
             step()
-            assert_equal_state(eager, compiled)
+        dropped = optimizer.state[w]["kahan_buffer"].double()
+        assert dropped.abs().max() > 0
+        sums.append(w.detach().double() + dropped)
+    digits = (torch.finfo(dtype).eps / 2) ** 2  # of weight and buffer together
+    assert (sums[0] - sums[1]).abs().max() <= 20 * digits * sums[0].abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_norm_of_many_entries_keeps_its_digits_under_inductor(dtype):
+    """A single sum of so many equal squares was off by a hundredth."""
+    tensors = [torch.full((5000, 1000), 0.3).to(dtype), torch.ones(7)]
+    exact = sum(t.double().square().sum() for t in tensors).sqrt()
+    found = by_inductor(lambda: global_norm(tensors))()
+    assert_close(found.double(), exact, rtol=1e-4, atol=0)
 
 
 # --- CUDA graphs

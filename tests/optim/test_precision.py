@@ -13,7 +13,7 @@ from torch.testing import assert_close
 from sngd import SNGD, Perturbed
 from sngd.optim import pieces
 from sngd.optim import sngd as implementations
-from sngd.optim.kahan import foreach_kahan_sub_, kahan_add_, single_tensor_kahan_sub_
+from sngd.optim.kahan import foreach_kahan_sub_, kahan_add_, rounded_by_sums, single_tensor_kahan_sub_
 
 IMPLEMENTATIONS = {"loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}, "default": {}}
 HALVES = [torch.bfloat16, torch.float16]
@@ -112,6 +112,24 @@ def test_so_they_do_for_many_weights_in_batches(seed, dtype, entries, longest):
     for w, k, m in zip(ws, dropped, meant, strict=True):
         assert ((w.double() + k.double() - m).abs() <= 20 * (resolution**2 + 2.0**-24) * (w.double().abs() + 1)).all()
         assert (k.double().abs() <= 0.5 * resolution * w.double().abs().clamp(min=torch.finfo(dtype).tiny)).all()
+
+
+@given(seed=st.integers(0, 10_000), dtype=st.sampled_from(HALVES))
+def test_rounding_by_sums_finds_the_nearest_number(seed, dtype):
+    """Also of float16's subnormal numbers; see the docstring for the others."""
+    bits = torch.randint(-(2**31), 2**31, (10_000,), generator=generator(seed)).to(torch.int32)
+    x, info = bits.view(torch.float32), torch.finfo(dtype)
+    x = x[(x.abs() >= info.tiny) & (x.abs() <= min(info.max, 5e33))]
+    if dtype is torch.float16:
+        x = torch.cat([x, (torch.rand(1000, generator=generator(seed)) - 0.5) * 4 * info.tiny])
+    rounded, nearest = rounded_by_sums(x, dtype), x.to(dtype).float()
+    assert torch.equal(rounded.to(dtype).float(), rounded)
+    assert torch.equal((rounded - x).abs(), (nearest - x).abs())
+
+
+def test_rounding_by_sums_keeps_what_is_too_large_or_not_finite():
+    x = torch.tensor([6e33, -3e38, torch.inf, torch.nan])
+    assert_close(rounded_by_sums(x, torch.bfloat16), x, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("foreach", [None, False])

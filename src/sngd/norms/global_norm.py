@@ -223,8 +223,13 @@ def _norms(
 ) -> tuple[Tensor, ...] | list[Tensor]:
     """0-d norms whose squares add up to the tensors' squares."""
     made = [t if isinstance(t, Tensor) else t.like for t in tensors]
-    if not made[0].is_cpu or torch.compiler.is_compiling():
+    if not made[0].is_cpu:
         return torch._foreach_norm(made, 2, dtype)
+    if torch.compiler.is_compiling():  # torch's compiler makes code for single norms, and calls the list kernel
+        return [
+            norm_by_rows(t, dtype) if is_long(t.numel(), t.itemsize) else torch.linalg.vector_norm(t, dtype=dtype)
+            for t in made
+        ]
     small, short, long = _by_length(tuple(shapes or [t.shape for t in made]), made[0].itemsize)
     if len(short) == len(made):
         return torch._foreach_norm(made, 2, dtype)
@@ -272,7 +277,7 @@ def norm_by_rows(tensor: Tensor | Unmade, dtype: torch.dtype) -> Tensor:
 def _flat_pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """The tensor's entries in one row; in pieces, each in the place of the one before, if they are converted."""
     flat = tensor.reshape(-1)
-    if tensor.dtype == dtype:
+    if tensor.dtype == dtype or torch.compiler.is_compiling():  # which converts as it adds up
         yield flat
         return
     if flat.requires_grad and torch.is_grad_enabled():  # autograd keeps every piece

@@ -66,9 +66,9 @@ def fused_sngd(
     new_averages: list[Tensor],
 ) -> None:
     """One step in one kernel, in place: see ``sngd.optim.sngd`` for the formula and the arguments."""
-    heavy_ball = bool(buffers) and normalize == "gradient"
+    heavy_ball = len(buffers) > 0 and normalize == "gradient"
     # what the vectors are becomes the buffers' new content: the kernel does so in a first step
-    kept = bool(buffers) and not heavy_ball and new_averages is vectors and fused_is_right(params, vectors, buffers)
+    kept = len(buffers) > 0 and not heavy_ball and new_averages is vectors and fused_is_right(params, vectors, buffers)
     if heavy_ball:
         scaled, rate = list(torch._foreach_mul(vectors, c.to(params[0].dtype))), lr
     else:

@@ -1,5 +1,7 @@
 """Kahan summation: the part of a step that float16 or bfloat16 weights lose to rounding is added to the next step."""
 
+from math import inf
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,7 @@ def single_tensor_kahan_sub_(param: Tensor, step: Tensor, dropped: Tensor, skip:
         skip: 0-d bool tensor; if it is true nothing changes. None: the step is always taken.
     """
     new = param + (dropped - step)
-    rounded = new.to(param.dtype)
+    rounded = _rounded(new, param.dtype)
     dropped.copy_(unless(skip, dropped, new - rounded))
     param.copy_(unless(skip, param, rounded))
 
@@ -30,7 +32,7 @@ def foreach_kahan_sub_(params: list[Tensor], steps: list[Tensor], dropped: list[
     """``single_tensor_kahan_sub_`` on lists of tensors."""
     news = list(torch._foreach_sub(dropped, steps))
     torch._foreach_add_(news, params)
-    rounded = [new.to(p.dtype) for new, p in zip(news, params, strict=True)]
+    rounded = [_rounded(new, p.dtype) for new, p in zip(news, params, strict=True)]
     torch._foreach_sub_(news, rounded)
     torch._foreach_copy_(dropped, [unless(skip, d, n) for d, n in zip(dropped, news, strict=True)])
     torch._foreach_copy_(params, [unless(skip, p, r) for p, r in zip(params, rounded, strict=True)])
@@ -64,6 +66,39 @@ def _laid_out(row: Tensor, like: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     lengths = [t.numel() for t in like]
     whole = row[: sum(lengths)]
     return whole, [part.view(t.shape) for part, t in zip(whole.split(lengths), like, strict=True)]
+
+
+def _rounded(new: Tensor, dtype: torch.dtype) -> Tensor:
+    """``new`` rounded to a dtype of 16 bits; in a compiled graph these numbers are float32.
+
+    There torch's compiler leaves out a conversion that is followed by the one back, as in ``new - new.to(dtype)``, and
+    then nothing would ever be dropped. Sums it leaves as they are.
+    """
+    return rounded_by_sums(new, dtype) if torch.compiler.is_compiling() else new.to(dtype)
+
+
+def rounded_by_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` rounded to float16 or bfloat16 by arithmetic alone; of two numbers that are equally near, either.
+
+    With s = 2^(24 − digits) and c = sx + x, the result is c − (c − x), every operation rounded to float32 (Veltkamp
+    1968). No product meets a difference, so that a fused multiply-add changes nothing.
+
+    Args:
+        x: float32.
+        dtype: of 11 digits (float16) or 8 (bfloat16).
+
+    Returns:
+        float32. Numbers of which c overflows, from 5e33 on, are not rounded, and of bfloat16's subnormal numbers not
+        all digits.
+    """
+    info = torch.finfo(dtype)
+    c = x * (info.eps * 2.0**23) + x
+    rounded = torch.where(c.abs() < inf, c - (c - x), x)
+    if dtype is torch.bfloat16:
+        return rounded
+    unit = info.tiny * info.eps  # of float16's subnormal numbers
+    shifted = x + 1.5 * 2.0**23 * unit
+    return torch.where(x.abs() < info.tiny, shifted - 1.5 * 2.0**23 * unit, rounded)
 
 
 def unless(skip: Tensor | None, old: Tensor, new: Tensor) -> Tensor:

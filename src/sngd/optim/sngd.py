@@ -197,8 +197,8 @@ class SNGD(Optimizer):
         @wraps(func)
         def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
             own = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
-            # a compiled graph cannot ask for the profiler, so whether it is compiled comes first
-            heard = torch.compiler.is_compiling() or any(own) or any(_HOOKS_OF_ALL) or _profiler_enabled()
+            hooked = any(own) or any(_HOOKS_OF_ALL)
+            heard = hooked or (not torch.compiler.is_compiling() and _profiler_enabled())  # no graph can ask for it
             return (announced if heard else func)(self, *args, **kwargs)
 
         return step
@@ -553,7 +553,7 @@ def _foreach_sngd(
     dropped: Sequence[Tensor] = (),
     divisors: Sequence[Tensor] = (),
 ) -> None:
-    wide, heavy_ball = at_least_float32(params[0].dtype), bool(buffers) and normalize == "gradient"
+    wide, heavy_ball = at_least_float32(params[0].dtype), len(buffers) > 0 and normalize == "gradient"
     # inf: the step is not one multiple of the vectors, that the host knows and their dtype holds
     factor = -c.item() * float(lr) if not heavy_ball and skip is None and c.is_cpu else inf
     least, most = _DIVIDED if divisors else (0.0, torch.finfo(wide).max)
