@@ -53,6 +53,16 @@ def test_every_weight_of_a_gpt_takes_a_step_in_the_norm_of_its_kind():
     assert moved[0].abs().unique().numel() == 3  # the embedding is the output's too: two steps by signs
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # the compiler's own
+def test_a_compiled_step_is_checked_against_the_step():
+    if not steps.compiles("cpu"):
+        pytest.skip("needs a C++ compiler")
+    (group,) = (group for group in steps.groups("mlp") if group.name == "SNGD Kahan compiled")
+    steps.check(group, steps.SHAPES["tiny"]())
+    assert len(group.goals) == 1
+
+
 def test_a_peer_that_is_not_installed_is_left_out(monkeypatch):
     monkeypatch.setattr("sngd.bench.peers.find_spec", lambda _: None)
     result = bench_step(cases=["tiny"], seconds=0)

@@ -1,7 +1,9 @@
 """A step of SNGD against torch's bare calls that it needs, and against what else a user would write."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -142,7 +144,10 @@ def groups(case: str, device: str = "cpu") -> Iterator[Group]:
     kahan = kahan_peers(_LIMIT)
     goals = dict.fromkeys(kahan, OPTION_GOAL)
     ours = _sngd(kahan_sum=True)
-    yield Group("SNGD Kahan", ours, {}, kahan, dtype=torch.bfloat16, goals=goals, overwritten=True)
+    narrow: dict[str, Any] = {"dtype": torch.bfloat16, "goals": goals, "overwritten": True}
+    yield Group("SNGD Kahan", ours, {}, kahan, **narrow)
+    if case in MODELS and compiles(device):
+        yield Group("SNGD Kahan compiled", _compiled(kahan_sum=True), {"SNGD Kahan": ours}, kahan, **narrow)
     for name, step in (("layer", _bare_layer), ("sign", _bare_sign), ("row", _bare_row), ("col", _bare_col)):
         yield Group(f"SNGD {name}", _sngd(norm=f"{name}(scaled=False)"), {BARE: step}, _others())
     if case != "gpt2":  # of its embedding it would take a minute
@@ -243,6 +248,36 @@ def _finished(call: Call, device: str) -> Call:
 
 def _sngd(**options: Any) -> Build:
     return lambda params, lr: SNGD(params, lr, **options).step
+
+
+@cache
+def compiles(device: str) -> bool:
+    """Whether ``torch.compile`` works there: on the CPU it wants a C++ compiler."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the compiler's own
+        try:
+            torch.compile(lambda x: x + 1)(torch.zeros(1, device=device))
+        except Exception:  # the compiler's, of which there are many kinds
+            return False
+    return True
+
+
+def _compiled(**options: Any) -> Build:
+    """The step as ``torch.compile`` makes it, after one that makes the buffers: so it is compiled once."""
+
+    def build(params: list[Tensor], lr: float) -> Call:
+        before = [p.detach().clone() for p in params]
+        optimizer = SNGD(params, torch.tensor(lr), **options)
+        optimizer.step()
+        for p, w in zip(params, before, strict=True):
+            p.data.copy_(w)
+        for buffer in (buffer for state in optimizer.state.values() for buffer in state.values()):
+            buffer.zero_()
+        torch._dynamo.reset()  # which compiles one function a few times only
+        step: Call = torch.compile(optimizer.step)
+        return step
+
+    return build
 
 
 def _capped(params: list[Tensor], lr: float) -> Call:
