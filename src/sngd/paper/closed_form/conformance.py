@@ -144,7 +144,7 @@ def measure(profile: str = "quick") -> Conformance:
             * ``runs``: by plan ("ngd", "sngd", "s-sngd:harmonic", "s-sngd:geometric", "s-sngd:harmonic-even") its
               ``theorem`` and, in lists with an entry an instance, ``lr`` (of the first step), ``batch_size`` (None: all
               samples), ``steps``, ``gap`` (Δ or δ), ``mean`` (measured E‖∇F(w̄)‖), ``standard_error`` and ``bound``;
-              ``violated`` lists the instances in which the bound is. Numbers have 9 digits.
+              ``violated`` lists the instances in which the bound is. Numbers have 6 digits.
 
     Raises:
         ValueError: no such profile.
@@ -270,7 +270,7 @@ def _as_lists(compared: Sequence[AgainstBound]) -> Compared:
 
 
 def _rounded(number: float) -> float:
-    return float(f"{number:.9g}")
+    return float(f"{number:.6g}")
 
 
 def wrong(smoothness: Smoothness) -> Smoothness:
