@@ -67,9 +67,9 @@ class Result:
     def as_json(self) -> dict[str, Any]:
         """For a file: the comparisons with their verdicts, the command, versions and machine.
 
-        ``ratio`` is a list of median and quartiles.
+        ``ratio`` is a list of median and quartiles. Only comparisons with a goal have "goal" and "verdict".
         """
-        rows = [{**asdict(row), "verdict": row.verdict} for row in self.comparisons]
+        rows = [_stored(row) for row in self.comparisons]
         return {
             "command": shlex.join(["sngd", *sys.argv[1:]]),
             "environment": {**environment(), "threads": torch.get_num_threads(), "device": self.device},
@@ -77,6 +77,13 @@ class Result:
             "left_out": self.left_out,
             "comparisons": _rounded(rows),
         }
+
+
+def _stored(row: Comparison) -> dict[str, Any]:
+    """Its fields and verdict; without a goal there is neither."""
+    fields = asdict(row)
+    goal = fields.pop("goal")
+    return fields if goal is None else {**fields, "goal": goal, "verdict": row.verdict}
 
 
 def _rounded(value: Any) -> Any:
