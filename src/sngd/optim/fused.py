@@ -53,6 +53,17 @@ def _in_one_order(params: list[Tensor], *others: list[Tensor]) -> bool:
     return alike and all(p.is_contiguous() or p.is_contiguous(memory_format=torch.channels_last) for p in params)
 
 
+def _dampening(c: Tensor) -> float:
+    """What makes the kernel add c times the vectors to momentum: it multiplies them by 1 − dampening, in float64.
+
+    0 if that is not exactly c, as for most float64 numbers, or if the host would have to wait for c.
+    """
+    if not c.is_cpu:
+        return 0.0
+    dampening = 1 - c.item()
+    return dampening if 1 - dampening == c.item() else 0.0
+
+
 def fused_sngd(
     params: list[Tensor],
     vectors: list[Tensor],
@@ -69,20 +80,20 @@ def fused_sngd(
     heavy_ball = len(buffers) > 0 and normalize == "gradient"
     # what the vectors are becomes the buffers' new content: the kernel does so in a first step
     kept = len(buffers) > 0 and not heavy_ball and new_averages is vectors and fused_is_right(params, vectors, buffers)
-    if heavy_ball:
-        scaled, rate = list(torch._foreach_mul(vectors, c.to(params[0].dtype))), lr
-    else:
-        scaled, rate = vectors, lr * c
+    dampening = _dampening(c.to(params[0].dtype)) if heavy_ball else 0.0
+    if heavy_ball and not dampening:
+        vectors = list(torch._foreach_mul(vectors, c.to(params[0].dtype)))
+    rate = lr if heavy_ball else lr * c
     if isinstance(rate, Tensor):  # the CPU kernel takes a float, the CUDA kernel a float32 tensor on the device
         rate = float(rate) if rate.device.type == "cpu" else rate.float()
     torch._fused_sgd_(
         params,
-        scaled,
+        vectors,
         buffers if heavy_ball or kept else [],
         weight_decay=0.0,
         momentum=momentum if heavy_ball or kept else 0.0,
         lr=rate,
-        dampening=0.0,
+        dampening=dampening,
         nesterov=False,
         maximize=False,
         is_first_step=kept,
