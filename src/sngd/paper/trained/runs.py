@@ -242,8 +242,8 @@ def final_values(runs: Sequence[Run], key: str) -> list[float | None]:
 
 
 def _curve(run: Run, key: str, costs: Floats) -> list[float | None]:
-    """With nine digits, as many as float32 has, so that the file is half as long."""
-    return [None if np.isnan(number) else float(f"{number:.9g}") for number in interpolate(run.curve, key, costs)]
+    """With six digits, more than a picture shows or a seed repeats, so that the file is short."""
+    return [None if np.isnan(number) else float(f"{number:.6g}") for number in interpolate(run.curve, key, costs)]
 
 
 def _at_edge(tuning: Tuning) -> list[str]:
