@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.testing import assert_close
 
 from sngd import SNGD, Perturbed, StagewiseLR, stages
@@ -232,6 +233,51 @@ def test_what_rounding_drops_is_kept_by_inductor_too(variant, dtype):
         sums.append(w.detach().double() + dropped)
     digits = (torch.finfo(dtype).eps / 2) ** 2  # of weight and buffer together
     assert (sums[0] - sums[1]).abs().max() <= 20 * digits * sums[0].abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [{"foreach": False}, {"weight_decay": 0.1, "decoupled_weight_decay": True}])
+def test_so_it_is_for_a_weight_of_no_dimension_and_an_lr_in_float64(options):
+    """Their product is float64, unlike that of other weights."""
+    w = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+    optimizer = SNGD([w], lr=torch.tensor(1e-3, dtype=torch.float64), kahan_sum=True, **options)
+    step = by_inductor(optimizer.step)
+    expected = 1.0
+    for _ in range(20):
+        w.grad = torch.ones_like(w)
+        step()
+        expected = expected * (1 - 1e-3 * options.get("weight_decay", 0)) - 1e-3
+    assert w.item() + optimizer.state[w]["kahan_buffer"].item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_compiled_norm_has_its_gradient():
+    """With inductor the gradient of a norm of norms, of rows and of another tensor, was off by a factor of the norm."""
+    tensors = [torch.randn(500, 1001, generator=torch.Generator().manual_seed(0)), torch.ones(5)]
+    for t in tensors:
+        t.requires_grad_()
+    expected = tensors[0].detach() / torch.cat([t.detach().flatten() for t in tensors]).norm()
+    (found,) = torch.autograd.grad(by_inductor(global_norm)(tensors), tensors[:1])
+    assert_close(found, expected, rtol=1e-4, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_hooks_that_come_after_the_first_compiled_step_run_too():
+    w = nn.Parameter(torch.ones(8))
+    w.grad = torch.ones(8)
+    optimizer, calls = SNGD([w], lr=torch.tensor(0.1)), []
+    step = torch.compile(optimizer.step, backend="eager")
+    step()
+    handles = [
+        optimizer.register_step_pre_hook(lambda *_: calls.append("own")),
+        register_optimizer_step_post_hook(lambda *_: calls.append("of all")),
+    ]
+    step()
+    step()
+    for handle in handles:
+        handle.remove()
+    step()
+    assert calls == ["own", "of all"] * 2
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
 
+from sngd import SNGD
 from sngd.optim.fused import fused_is_right, fused_sngd
 
 
@@ -71,3 +72,12 @@ def test_a_step_that_is_skipped_on_the_host_leaves_momentum():
     fused_sngd(params, vectors, buffers, c=torch.tensor(inf), skip=torch.tensor(True), **options)
     for tensors_ in (params, vectors, buffers):
         assert_close(tensors_[0], torch.ones(20), rtol=0, atol=0)
+
+
+def test_a_gradient_that_torch_has_not_negated_yet_takes_its_step():
+    """The kernel refuses it, as part of a list that it may change."""
+    w = torch.nn.Parameter(torch.ones(1))
+    w.grad = torch.tensor([1 + 2j]).conj().imag
+    assert w.grad.is_neg()
+    SNGD([w], lr=0.1, momentum=0.9).step()
+    assert w.item() == pytest.approx(1.1)

@@ -160,6 +160,16 @@ def test_wider_weights_have_no_buffer_and_step_the_same(dtype):
     assert torch.equal(*finals)
 
 
+def test_so_it_is_for_a_wider_weight_beside_a_narrow_one():
+    params = [weights(torch.bfloat16), weights(torch.float32)]
+    optimizer = SNGD(params, kahan_sum=True)
+    for w in params:
+        w.grad = torch.ones_like(w)
+    optimizer.step()
+    assert "kahan_buffer" in optimizer.state[params[0]]
+    assert "kahan_buffer" not in optimizer.state[params[1]]
+
+
 def test_the_buffer_costs_as_much_as_the_weights_and_is_saved():
     def trained(w, optimizer, first, last):
         for step in range(first, last):

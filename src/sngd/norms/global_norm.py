@@ -223,9 +223,12 @@ def _norms(
 ) -> tuple[Tensor, ...] | list[Tensor]:
     """0-d norms whose squares add up to the tensors' squares."""
     made = [t if isinstance(t, Tensor) else t.like for t in tensors]
-    if not made[0].is_cpu:
+    compiling = torch.compiler.is_compiling()
+    # torch 2.13's compiler forgets a factor in the gradient of norms of norms of rows
+    differentiated = compiling and torch.is_grad_enabled() and any(t.requires_grad for t in made)
+    if not made[0].is_cpu or differentiated:
         return torch._foreach_norm(made, 2, dtype)
-    if torch.compiler.is_compiling():  # torch's compiler makes code for single norms, and calls the list kernel
+    if compiling:  # it makes code for single norms, and calls the list kernel
         return [
             norm_by_rows(t, dtype) if is_long(t.numel(), t.itemsize) else torch.linalg.vector_norm(t, dtype=dtype)
             for t in made
@@ -277,7 +280,7 @@ def norm_by_rows(tensor: Tensor | Unmade, dtype: torch.dtype) -> Tensor:
 def _flat_pieces(tensor: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
     """The tensor's entries in one row; in pieces, each in the place of the one before, if they are converted."""
     flat = tensor.reshape(-1)
-    if tensor.dtype == dtype or torch.compiler.is_compiling():  # which converts as it adds up
+    if tensor.dtype == dtype or torch.compiler.is_compiling():  # torch's compiler converts as it adds up
         yield flat
         return
     if flat.requires_grad and torch.is_grad_enabled():  # autograd keeps every piece

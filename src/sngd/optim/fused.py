@@ -26,6 +26,8 @@ def fused_is_right(params: list[Tensor], vectors: list[Tensor], buffers: list[Te
         right = dtype == torch.float32 or (dtype != torch.float64 and not buffers)
     else:
         return False
+    if any(map(Tensor.is_neg, vectors)):  # as the imaginary part of a conjugate is; the kernel refuses them
+        return False
     alike = all(_alike(tensors, dtype, params[0].device) for tensors in (vectors, buffers))
     return right and alike and _in_one_order(params, vectors, buffers)
 

@@ -72,9 +72,11 @@ def _rounded(new: Tensor, dtype: torch.dtype) -> Tensor:
     """``new`` rounded to a dtype of 16 bits; in a compiled graph these numbers are float32.
 
     There torch's compiler leaves out a conversion that is followed by the one back, as in ``new - new.to(dtype)``, and
-    then nothing would ever be dropped. Sums it leaves as they are.
+    then nothing would ever be dropped. Sums it leaves as they are, unless it is told to use unsafe mathematics.
     """
-    return rounded_by_sums(new, dtype) if torch.compiler.is_compiling() else new.to(dtype)
+    if not torch.compiler.is_compiling():
+        return new.to(dtype)
+    return rounded_by_sums(new.float(), dtype)  # a weight of no dimension times a float64 lr is float64
 
 
 def rounded_by_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -88,8 +90,8 @@ def rounded_by_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: of 11 digits (float16) or 8 (bfloat16).
 
     Returns:
-        float32. Numbers of which c overflows, from 5e33 on, are not rounded, and of bfloat16's subnormal numbers not
-        all digits.
+        float32. Numbers of which c overflows, from 5e33 on, are not rounded, nor are bfloat16's subnormal numbers, so
+        that the part which rounding drops from such weights is lost. What float16 cannot hold is not inf here.
     """
     info = torch.finfo(dtype)
     c = x * (info.eps * 2.0**23) + x

@@ -92,7 +92,7 @@ class Part:
 
     @property
     def needs_room(self) -> bool:
-        """Whether the step computes more tensors on the way, as long as the weights if these are not cut."""
+        """Whether the step may compute more tensors on the way, as long as the weights if these are not cut."""
         if self.buffers:
             return True
         dtype = self.params[0].dtype

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from sngd.optim.norm_groups import NormGroup
 
 _DIVIDED = 1e-15, 1e15  # α c; its products with vectors of such lengths neither lose digits nor overflow
-_HOOKS_OF_ALL = _global_optimizer_pre_hooks, _global_optimizer_post_hooks
 
 
 class SNGD(Optimizer):
@@ -196,9 +195,10 @@ class SNGD(Optimizer):
 
         @wraps(func)
         def step(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
-            own = self._optimizer_step_pre_hooks, self._optimizer_step_post_hooks
-            hooked = any(own) or any(_HOOKS_OF_ALL)
-            heard = hooked or (not torch.compiler.is_compiling() and _profiler_enabled())  # no graph can ask for it
+            # their lengths, because a compiled graph would not see that a dict is no longer empty
+            hooks = len(self._optimizer_step_pre_hooks) + len(self._optimizer_step_post_hooks)
+            hooks += len(_global_optimizer_pre_hooks) + len(_global_optimizer_post_hooks)
+            heard = hooks or (not torch.compiler.is_compiling() and _profiler_enabled())  # no graph can ask for it
             return (announced if heard else func)(self, *args, **kwargs)
 
         return step
@@ -329,6 +329,8 @@ class SNGD(Optimizer):
             params, grads = with_gradients(group["params"])
             if not params:
                 continue
+            if any(p.dtype != params[0].dtype for p in params):
+                return None  # before there are buffers of Kahan summation for weights that need none
             buffers, dropped = self._buffers(group, params, params[0].dtype)
             if shapes_if_usual(params, grads, buffers, dropped) is None:
                 return None
