@@ -82,10 +82,11 @@ def fused_sngd(
     heavy_ball = len(buffers) > 0 and normalize == "gradient"
     # what the vectors are becomes the buffers' new content: the kernel does so in a first step
     kept = len(buffers) > 0 and not heavy_ball and new_averages is vectors and fused_is_right(params, vectors, buffers)
-    dampening = _dampening(c.to(params[0].dtype)) if heavy_ball else 0.0
-    if heavy_ball and not dampening:
-        vectors = list(torch._foreach_mul(vectors, c.to(params[0].dtype)))
-    rate = lr if heavy_ball else lr * c
+    dampening, rate = 0.0, lr if heavy_ball else lr * c
+    if heavy_ball:
+        c = c.to(params[0].dtype)
+        dampening = _dampening(c)
+        vectors = vectors if dampening else list(torch._foreach_mul(vectors, c))
     if isinstance(rate, Tensor):  # the CPU kernel takes a float, the CUDA kernel a float32 tensor on the device
         rate = float(rate) if rate.device.type == "cpu" else rate.float()
     torch._fused_sgd_(

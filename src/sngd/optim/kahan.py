@@ -98,9 +98,8 @@ def rounded_by_sums(x: Tensor, dtype: torch.dtype) -> Tensor:
     rounded = torch.where(c.abs() < inf, c - (c - x), x)
     if dtype is torch.bfloat16:
         return rounded
-    unit = info.tiny * info.eps  # of float16's subnormal numbers
-    shifted = x + 1.5 * 2.0**23 * unit
-    return torch.where(x.abs() < info.tiny, shifted - 1.5 * 2.0**23 * unit, rounded)
+    far = 1.5 * 2.0**23 * (info.tiny * info.eps)  # where float32's neighbours are as far apart as float16's at 0
+    return torch.where(x.abs() < info.tiny, (x + far) - far, rounded)
 
 
 def unless(skip: Tensor | None, old: Tensor, new: Tensor) -> Tensor:
