@@ -58,6 +58,14 @@ def pair(make):
     return [(params, make(params)) for params in (parameters(), parameters())]
 
 
+def both_step(eager, compiled, step, t):
+    """A plain step of one optimizer and the compiled one of the other, with the same gradients."""
+    for params, _ in (eager, compiled):
+        set_gradients(params, t)
+    eager[1].step()
+    step()
+
+
 def assert_equal_state(ours, theirs):
     (params, optimizer), (others, other) = ours, theirs
     for p, q in zip(params, others, strict=True):
@@ -86,10 +94,7 @@ def test_a_compiled_step_is_the_step_and_one_graph_serves_every_lr(variant, sche
     step = torch.compile(compiled[1].step, backend=counter)
     frames = []
     for t in range(8):
-        for params, _ in (eager, compiled):
-            set_gradients(params, t)
-        eager[1].step()
-        step()
+        both_step(eager, compiled, step, t)
         for schedule in schedulers:
             schedule.step()
         frames.append(counter.frame_count)
@@ -158,10 +163,7 @@ def test_perturbed_compiles_to_the_same_steps():
     eager, compiled = pair(noisy)
     step = torch.compile(compiled[1].step, backend="aot_eager")
     for t in range(5):
-        for params, _ in (eager, compiled):
-            set_gradients(params, t)
-        eager[1].step()
-        step()
+        both_step(eager, compiled, step, t)
         assert_equal_state(eager, compiled)
     assert compiled[1].steps == 5
 
@@ -171,15 +173,9 @@ def test_a_compiled_optimizer_saves_and_loads():
     eager, compiled = pair(lambda params: SNGD(params, lr=torch.tensor(0.05), momentum=0.9))
     step = torch.compile(compiled[1].step, backend="aot_eager")
     for t in range(3):
-        for params, _ in (eager, compiled):
-            set_gradients(params, t)
-        eager[1].step()
-        step()
+        both_step(eager, compiled, step, t)
     compiled[1].load_state_dict(copy.deepcopy(eager[1].state_dict()))
-    for params, _ in (eager, compiled):
-        set_gradients(params, 0)
-    eager[1].step()
-    step()
+    both_step(eager, compiled, step, 0)
     assert_equal_state(eager, compiled)
 
 
@@ -188,10 +184,7 @@ def test_inductor_compiles_it():
     eager, compiled = pair(lambda params: SNGD(params, lr=torch.tensor(0.05), momentum=0.9, kahan_sum=True))
     step = by_inductor(compiled[1].step)
     for t in range(6):
-        for params, _ in (eager, compiled):
-            set_gradients(params, t)
-        eager[1].step()
-        step()
+        both_step(eager, compiled, step, t)
         assert_equal_state(eager, compiled)
 
 

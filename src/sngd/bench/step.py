@@ -266,13 +266,10 @@ def _compiled(**options: Any) -> Build:
     """The step as ``torch.compile`` makes it, after one that makes the buffers: so it is compiled once."""
 
     def build(params: list[Tensor], lr: float) -> Call:
-        before = [p.detach().clone() for p in params]
-        optimizer = SNGD(params, torch.tensor(lr), **options)
+        rate = torch.tensor(0.0)  # at which the first step makes the buffers and moves nothing
+        optimizer = SNGD(params, rate, **options)
         optimizer.step()
-        for p, w in zip(params, before, strict=True):
-            p.data.copy_(w)
-        for buffer in (buffer for state in optimizer.state.values() for buffer in state.values()):
-            buffer.zero_()
+        rate.fill_(lr)
         torch._dynamo.reset()  # which compiles one function a few times only
         step: Call = torch.compile(optimizer.step)
         return step
