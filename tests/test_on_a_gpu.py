@@ -14,7 +14,7 @@ from sngd.cli import app
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "on_a_gpu.sh"
 PARTS = ["tests", "bench", "gains", "small-fig3", "small-alternatives", "medium-fig3", "medium-fig4"]
-PARTS += ["paper-fig3", "paper-fig4"]
+PARTS += ["paper-fig4", "paper-fig3"]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
 
 

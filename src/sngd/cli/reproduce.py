@@ -15,7 +15,7 @@ from sngd.cli.options import Json
 from sngd.cli.settings import made_from_options
 from sngd.cli.torchrun import refuse_several_processes
 from sngd.studies.execution.execution import Execution
-from sngd.training import Interrupted
+from sngd.training import Interrupted, RunConfig
 
 
 @made_from_options(execution=execution_here_or_on_ray)
@@ -51,6 +51,9 @@ def reproduce(
         str | None,
         typer.Option(help="Where it trains: cpu, cuda, … (default: cuda for paper, if it is there, otherwise cpu)"),
     ] = None,
+    precision: Annotated[
+        str, typer.Option(help="Of the products in training steps: float32, or bfloat16, which is quicker on a GPU.")
+    ] = RunConfig.precision,
     as_json: Json = False,
 ) -> None:
     """Measure and draw what the paper shows, and judge what it claims.
@@ -70,7 +73,7 @@ def reproduce(
         raise ValueError(f"--stored is for claims, {what} is not that: leave it out")
     if stored and execution.overwrite:
         raise ValueError("--stored judges what the folder holds, --overwrite throws it away: give one of them")
-    execution = replace(execution, compile=compile, device=device)
+    execution = replace(execution, compile=compile, device=device, precision=precision)
     folder = folder or Path("runs", f"reproduce-{what}-{profile}")
     command = shlex.join(["sngd", *sys.argv[1:]])
     with watched(execution) as (watched_execution, bars):

@@ -99,12 +99,12 @@ def test_every_profile_can_be_configured():
                 assert all(config.threads == 1 for config in configs)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-def test_runs_are_compiled_if_the_execution_says_so(monkeypatch, tmp_path, compiled):
+@pytest.mark.parametrize(("compiled", "precision"), [(False, "float32"), (True, "float32"), (False, "bfloat16")])
+def test_runs_are_compiled_and_rounded_as_the_execution_says(monkeypatch, tmp_path, compiled, precision):
     asked = []
     monkeypatch.setattr(runs, "compare", lambda configs, *_, **__: asked.extend(configs))
-    runs.run("fig4", "quick", tmp_path, "", Execution(compile=compiled))
-    assert {config.compile for config in asked} == {compiled}
+    runs.run("fig4", "quick", tmp_path, "", Execution(compile=compiled, precision=precision))
+    assert {(config.compile, config.precision) for config in asked} == {(compiled, precision)}
 
 
 @pytest.mark.parametrize(("asked_for", "device"), [(None, "cpu"), ("cuda", "cuda")])
@@ -135,11 +135,12 @@ def test_the_papers_own_setting():
     ]
     (large,) = EXPERIMENTS["fig4"]["paper"]
     assert (large.problem, large.batch_size, large.epochs, large.weight_decay) == ("cifar10-resnet20", 4096, 160, 1e-4)
-    in_paper = [arm.label for arm in fig3(20).arms if not arm.beyond]
-    assert in_paper == [
-        *("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.5", "SNGD, α=0.1", "SNGD, α=0.5"),
-        *("S-SNGD(v1), α=0.5", "S-SNGD(v2), α=0.5"),
-    ]
+    assert [arm.label for arm in large.arms] == ["S-SGD", "S-SNGD"]
+    for experiment in EXPERIMENTS["fig3"]["paper"]:
+        assert [arm.label for arm in experiment.arms] == [
+            *("SPIDER-SFO, α=0.1", "SPIDER-SFO, α=0.5", "SNGD, α=0.1", "SNGD, α=0.5"),
+            *("S-SNGD(v1), α=0.5", "S-SNGD(v2), α=0.5"),
+        ]
 
 
 def test_the_plans_are_the_papers():
@@ -159,6 +160,8 @@ def test_what_was_written_down_before_it_was_run_has_fresh_seeds():
     later = [*variation.EXPERIMENTS["small"], *EXPERIMENTS["fig3"]["small"], *EXPERIMENTS["fig4"]["small"]]
     sizes = [(100, 20), (100, 20), (200, 30), (100, 20), (100, 5), (100, 8)]  # the last but one: beyond the paper
     assert [(e.first_seed, e.seeds) for e in later] == sizes
+    paper = [*EXPERIMENTS["fig3"]["paper"], *EXPERIMENTS["fig4"]["paper"]]
+    assert {e.seed_numbers for e in paper} == {range(100, 103)}
     readings = experiments_by_reading("small").values()
     assert {e.seed_numbers for found in readings for part in found.values() for e in part} == {range(100, 105)}
 
@@ -318,11 +321,11 @@ def test_every_machine_is_named(tmp_path):
     fake("fig2", "quick", tmp_path)
     for folder in (tmp_path / "batch-128" / "runs").glob("*/*"):
         config = json.loads((folder / "config.json").read_text())
-        (folder / "config.json").write_text(json.dumps({**config, "device": "cuda"}))
+        (folder / "config.json").write_text(json.dumps({**config, "device": "cuda", "precision": "bfloat16"}))
         made_with = json.loads((folder / "environment.json").read_text())
         (folder / "environment.json").write_text(json.dumps({**made_with, "cuda": "A GPU", "torch": "2.11.0"}))
     measured = runs.measure("fig2", "quick", tmp_path)
-    assert runs.machines(measured) == ["cpu, PyTorch 2.13.0", "A GPU, PyTorch 2.11.0"]
+    assert runs.machines(measured) == ["cpu, PyTorch 2.13.0", "A GPU, PyTorch 2.11.0, products in bfloat16"]
     del measured["experiments"]["batch-128"]["machines"]  # as earlier measurements
     assert runs.machines(measured) == ["cpu, PyTorch 2.13.0"]
 

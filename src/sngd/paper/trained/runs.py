@@ -34,8 +34,8 @@ def run(
         out: the figure's folder, made if need be.
         command: the command line, for the reports.
         execution: how the runs are done; ``begin`` is told titles that name figure and experiment. A cluster's GPUs
-            serve the paper's profile if a run's share of them is named. Its ``compile`` and ``device`` are settings of
-            all runs; without a ``device``, an experiment that has been begun goes on where it was.
+            serve the paper's profile if a run's share of them is named. Its ``compile``, ``precision`` and ``device``
+            are settings of all runs; without a ``device``, an experiment that has been begun goes on where it was.
         table: the figure's experiments, if they are not those of ``EXPERIMENTS``.
 
     Raises:
@@ -47,7 +47,10 @@ def run(
     for number, experiment in enumerate(experiments, 1):
         device = execution.device or _begun_on(out / experiment.name) or default
         compare(
-            [replace(config, compile=execution.compile) for config in experiment.configs(device)],
+            [
+                replace(config, compile=execution.compile, precision=execution.precision)
+                for config in experiment.configs(device)
+            ],
             experiment.seed_numbers,
             out / experiment.name,
             execution.titled(f"{figure}, study {number} of {len(experiments)}, {experiment.name}"),
@@ -174,7 +177,8 @@ def _measure_experiment(experiment: Experiment, study: Study) -> ExperimentMeasu
 
 
 def _machine(run: Run) -> str:
-    return _in_words(run.settings.device, run.environment)
+    words, precision = _in_words(run.settings.device, run.environment), run.settings.precision
+    return words if precision == "float32" else f"{words}, products in {precision}"
 
 
 def _in_words(device: str, environment: Environment) -> str:

@@ -61,9 +61,10 @@ class Execution:
             Default: as many as gain by it. On a cluster each run is trained by itself.
         ray: do the runs on a Ray cluster instead, as many at a time as their shares allow, see ``ray_runs``.
         compile: let ``sngd reproduce`` train through ``torch.compile``: it becomes part of the settings of its runs,
-            and so does ``device``. The runs of other studies have settings of their own.
+            and so do ``device`` and ``precision``. The runs of other studies have settings of their own.
         device: where ``sngd reproduce`` trains, such as "cuda". Default: on a GPU in the paper's profile, if there is
             one, and on the CPU otherwise.
+        precision: of the products in training steps, see ``RunConfig``.
         data: folder of data sets. Default: see ``sngd.problems.load_problem``.
         overwrite: throw away what the folders hold; otherwise finished runs are kept, and the others gone on with.
         tensorboard: write event files too, see ``sngd.training.tensorboard``.
@@ -85,6 +86,7 @@ class Execution:
     ray: RayCluster | None = None
     compile: bool = False
     device: str | None = None
+    precision: str = RunConfig.precision
     data: Path | None = None
     overwrite: bool = False
     tensorboard: bool = False
