@@ -223,7 +223,7 @@ FIG3_PAPER = [replace(fig3(depth), arms=papers_own(fig3(depth)), first_seed=FRES
 FIG4_PAPER = scaled(
     FIG4,
     arms=papers_own(FIG4),
-    eval_every=10,
+    eval_every=20,
     first_seed=FRESH,
     grid=(0.1, 0.3, 1, 3, 10),
     tuning_epochs=20,
