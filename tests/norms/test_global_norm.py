@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sngd.norms.global_norm import Unmade, global_norm, norm_here
+from sngd.norms.global_norm import Unmade, _norms_on_accelerator, global_norm, norm_here
 
 
 def test_one_norm_over_all_tensors():
@@ -62,3 +62,24 @@ def test_a_tensor_made_in_pieces_has_the_norm_of_the_whole(dtype, entries):
     )
     unmade = Unmade(torch.empty_like(whole), lambda: iter(whole.split(2048)))
     assert torch.equal(norm_here([[unmade, short]]), norm_here([[whole, short]]))
+
+
+@pytest.mark.parametrize("counts", [[], [1], [3], [1, 5, 70_000], [70_000, 9, 65_536, 1], [70_000, 80_000]])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_short_tensors_on_an_accelerator_are_summed_as_one(dtype, counts):
+    generator = torch.Generator().manual_seed(0)
+    # whole numbers, whose squares any order of summation adds up without rounding
+    tensors = [torch.randint(-3, 4, (count,), generator=generator).to(dtype) for count in counts]
+    tensors = [*tensors, torch.randint(-3, 4, (6, 4), generator=generator).to(dtype).t()]
+    wide = torch.promote_types(dtype, torch.float32)
+    parts = _norms_on_accelerator(tensors, wide)
+    assert len(parts) == sum(count > 65_536 for count in counts) + 1
+    assert {(part.dtype, part.shape) for part in parts} == {(wide, ())}
+    exact = torch.cat([t.double().flatten() for t in tensors]).norm().item()
+    assert torch.stack(parts).norm().item() == pytest.approx(exact, rel=1e-6)
+
+
+def test_a_norm_on_an_accelerator_can_be_differentiated():
+    tensors = [torch.tensor([3.0], requires_grad=True), torch.full((70_000,), 1e-3), torch.tensor(4.0)]
+    torch.stack(_norms_on_accelerator(tensors, torch.float32)).norm().backward()
+    assert tensors[0].grad.item() == pytest.approx(3 / (25 + 0.07) ** 0.5)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._utils import _flatten_dense_tensors
 
 from sngd.sharding import (
     Sharding,
@@ -31,6 +32,7 @@ _NOWHERE: Mapping[Spread, torch.device] = MappingProxyType({})
 
 # Several 1-D tensors up to this size are copied into one tensor; on the CPU this is cheaper than a call for each.
 _SMALL, _SEVERAL = 4096, 8
+_SMALL_ON_ACCELERATOR = 2**16  # where copying takes less time than the host takes for a tensor's norm
 
 # On the CPU, longer tensors are summed row by row, to lose fewer digits. The limit depends on the bytes of an entry.
 # Up to it, torch's single sum is wrong by at most 1e-6 of the norm for normal entries, and by 7e-5 for equal ones.
@@ -210,7 +212,10 @@ def norm_here(
     firsts = [tensors[0] if isinstance(tensors[0], Tensor) else tensors[0].like for tensors in lists]
     dtype = torch.float64 if torch.float64 in [first.dtype for first in firsts] else torch.float32
     known = zip(lists, shapes or [None] * len(lists), strict=True)
-    parts = [torch.stack(_norms(tensors, dtype, of)) for tensors, of in known]
+    norms = [_norms(tensors, dtype, of) for tensors, of in known]
+    if len(norms) == len(norms[0]) == 1:
+        return norms[0][0]
+    parts = [*map(torch.stack, norms)]
     if len(parts) > 1:
         home = accelerator_or_cpu(first.device for first in firsts)
         parts = [torch.cat([part.to(home, non_blocking=True) for part in parts])]
@@ -223,11 +228,13 @@ def _norms(
 ) -> tuple[Tensor, ...] | list[Tensor]:
     """0-d norms whose squares add up to the tensors' squares."""
     made = [t if isinstance(t, Tensor) else t.like for t in tensors]
-    compiling = torch.compiler.is_compiling()
+    on_cpu, compiling = made[0].is_cpu, torch.compiler.is_compiling()
     # torch 2.13's compiler forgets a factor in the gradient of norms of norms of rows
     differentiated = compiling and torch.is_grad_enabled() and any(t.requires_grad for t in made)
-    if not made[0].is_cpu or differentiated:
+    if differentiated or (compiling and not on_cpu):
         return torch._foreach_norm(made, 2, dtype)
+    if not on_cpu:
+        return _norms_on_accelerator(made, dtype)
     if compiling:  # it makes code for single norms, and calls the list kernel
         return [
             norm_by_rows(t, dtype) if is_long(t.numel(), t.itemsize) else torch.linalg.vector_norm(t, dtype=dtype)
@@ -242,6 +249,19 @@ def _norms(
         (lists[1] if is_long(merged.numel(), merged.itemsize) else lists[0]).append(merged)
     norms = list(torch._foreach_norm(lists[0], 2, dtype)) if lists[0] else []
     return norms + [norm_by_rows(t, dtype) for t in lists[1]]
+
+
+def _norms_on_accelerator(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """The norms of long tensors, and one of all the others: the host takes longer for each than a copy takes there."""
+    sizes = [*map(Tensor.numel, tensors)]
+    if (several := sum(size <= _SMALL_ON_ACCELERATOR for size in sizes)) < 2:
+        return list(torch._foreach_norm(tensors, 2, dtype))
+    small = [t for t, size in zip(tensors, sizes, strict=True) if size <= _SMALL_ON_ACCELERATOR]
+    merged = torch.linalg.vector_norm(_flatten_dense_tensors(small), dtype=dtype)
+    if several == len(tensors):
+        return [merged]
+    long = [t for t, size in zip(tensors, sizes, strict=True) if size > _SMALL_ON_ACCELERATOR]
+    return [*torch._foreach_norm(long, 2, dtype), merged]
 
 
 @lru_cache(maxsize=256)

@@ -152,4 +152,5 @@ def is_no_direction(norm: Tensor) -> bool | Tensor:
     """
     if host_may_read(norm):
         return not 0 < norm.item() < inf
-    return ~((norm > least_exact_norm(norm.dtype)) & (norm < inf))
+    # two operations, where comparing with both limits would take four
+    return norm.clamp(least_exact_norm(norm.dtype), torch.finfo(norm.dtype).max) != norm
