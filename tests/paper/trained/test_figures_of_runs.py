@@ -182,6 +182,9 @@ def test_what_is_changed_is_a_departure():
     assert scaled(fig2(32)).departures == fig2(32).departures
     assert "weight decay 0, not 0.0001" in scaled(FIG4, weight_decay=0.0).departures
     assert not any("normalized" in phrase for phrase in scaled(FIG4, problem="digits-mlp").departures)
+    (alone,) = EXPERIMENTS["fig4"]["medium"]
+    assert "one seed; the paper does not say how many it has" in alone.departures
+    assert not any("several seeds" in phrase for phrase in alone.departures)
 
 
 @pytest.mark.parametrize("method", ["sgd", "sngd", "s-sngd", "sngm", "adamw"])
@@ -345,6 +348,16 @@ def test_every_figure_is_drawn(figure, tmp_path):
     assert "quick profile, cpu, PyTorch 2.13.0" in drawn
     if figure != "sensitivity":
         assert "Departures from the paper" in drawn
+
+
+@pytest.mark.slow
+def test_a_picture_of_one_seed_says_so(tmp_path):
+    fake("fig4", "medium", tmp_path)
+    measurements = registry.FIGURES["fig4"].measure("medium", tmp_path)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        drawn = registry.FIGURES["fig4"].draw(measurements, tmp_path)[1].read_text("utf-8")
+    assert "medium profile, cpu, PyTorch 2.13.0; one seed<" in drawn
+    assert "band" not in drawn
 
 
 @pytest.mark.parametrize(

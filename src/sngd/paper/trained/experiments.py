@@ -102,6 +102,8 @@ def scaled(paper: Experiment, **changes: object) -> Experiment:
     if experiment.weight_decay != paper.weight_decay:
         stated.append(f"weight decay {experiment.weight_decay:g}, not {paper.weight_decay:g}")
     inherited = [phrase for phrase in paper.departures if phrase != _NORMALIZED or "cifar10" in experiment.problem]
+    if experiment.seeds == 1:
+        inherited = [_ONE_SEED if phrase == _SEEDS_UNSTATED else phrase for phrase in inherited]
     return replace(experiment, departures=(*stated, *inherited))
 
 
@@ -119,6 +121,7 @@ def papers_own(experiment: Experiment) -> tuple[Arm, ...]:
 # ---- Figure 2: a small model ---------------------------------------------------------------------------------
 
 _SEEDS_UNSTATED = "several seeds; the paper does not say how many it has"
+_ONE_SEED = _SEEDS_UNSTATED.replace("several seeds", "one seed")
 BATCH_SIZES = (32, 128)
 
 

@@ -143,16 +143,17 @@ def page_of(
     figure = Figure(figsize=(width, height + foot), layout="constrained")
     page, bottom = cast("tuple[SubFigure, SubFigure]", figure.subfigures(2, 1, height_ratios=(height, foot)))
     bottom.text(0.01, 0.5, text, fontsize=8, va="center")
-    setting = fill(f"{_setting_text(measurements, experiments)}: {of_seeds}", int(11.5 * width))
+    setting = fill(_setting_text(measurements, experiments, of_seeds), int(11.5 * width))
     page.suptitle(f"{title}\n{setting}", fontsize=10.5)
     return figure, page
 
 
-def _setting_text(measurements: FigureMeasured, experiments: Sequence[ExperimentMeasured]) -> str:
+def _setting_text(measurements: FigureMeasured, experiments: Sequence[ExperimentMeasured], of_seeds: str) -> str:
     seeds = sorted({len(arm["seeds"]) for experiment in experiments for arm in experiment["arms"].values()})
     count = " to ".join(str(number) for number in dict.fromkeys((seeds[0], seeds[-1])))
     where = " and ".join(machines(measurements))
-    return f"{measurements['profile']} profile, {where}; {count} seeds"
+    drawn = "one seed" if seeds == [1] else f"{count} seeds: {of_seeds}"
+    return f"{measurements['profile']} profile, {where}; {drawn}"
 
 
 def _departures_text(experiments: Sequence[ExperimentMeasured]) -> str:
