@@ -221,6 +221,18 @@ def test_the_runs_of_figure_3_are_as_explained():
     assert sngm.low < 0 < sngm.high
 
 
+def test_resnet20_with_one_seed_is_as_explained():
+    text = " ".join(REPRODUCTION.split())
+    large = stored("fig4", ROOT / "results" / "medium" / "fig4")["experiments"]["large-batch"]
+    ours, others = large["arms"]["S-SNGD"], large["arms"]["S-SGD"]
+    assert [(arm["lr"], arm["seeds"]) for arm in (ours, others)] == [(1, [100]), (0.3, [100])]
+    (a, b), (x, y) = ([arm["final"][key][0] for arm in (ours, others)] for key in ("train_loss", "test_accuracy"))
+    assert (
+        f"S-SNGD with α = 1 ends at a training loss of {a:.3f} and a test accuracy of {100 * x:.2f} %, "
+        f"S-SGD with α = 0.3 at {b:.3f} and {100 * y:.2f} %. One seed decides nothing"
+    ) in text
+
+
 def test_the_axis_ends_where_it_is_said_to():
     fig2 = stored("fig2", ROOT / "results" / "small" / "fig2")
     experiments = recount(fig2, COUNTINGS[-1])["experiments"]

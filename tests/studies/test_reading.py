@@ -32,7 +32,7 @@ def test_all_committed_results_are_read():
     for folder in study_folders(RESULTS):
         assert read_study(folder).runs
     figures = [path.parent for path in RESULTS.rglob("measurements.json")]
-    assert sorted(folder.name for folder in figures) == sorted(MEASURED)
+    assert sorted(folder.name for folder in figures if folder.parent.name == "small") == sorted(MEASURED)
     for folder in figures:
         assert stored(folder.name, folder)
     for path in RESULTS.rglob("certificate.json"):
