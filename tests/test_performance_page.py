@@ -77,6 +77,23 @@ def test_both_measurements_on_a_gpu_are_of_one_version_and_machine():
     assert "quick" not in steps_there["command"]
 
 
+def test_what_is_said_of_whole_steps_on_a_gpu_was_measured():
+    found = json.loads(performance.WHOLE_STEPS_ON_A_GPU.read_text(encoding="utf-8"))
+    took = {case["case"].removeprefix("cifar10-resnet20, b="): case["milliseconds"] for case in found["cases"]}
+    assert 0.65 < took["128, one graph, bfloat16"] / took["128, two graphs, bfloat16"] < 0.7
+    assert 0.98 < took["4096, one graph, bfloat16"] / took["4096, two graphs, bfloat16"] < 1.02
+    for size in ("128", "4096"):
+        assert 0.6 < took[f"{size}, one graph, bfloat16, compiled"] / took[f"{size}, one graph, bfloat16"] < 0.78
+    alone = took["128, one graph, bfloat16"]
+    assert 2 * alone < 4 * found["side_by_side"][0]["milliseconds_for_each"] < 2.5 * alone
+    kernels = {(k["weights"], k["what"]): k["microseconds"] for k in found["kernels"]}
+    norm, fused = (kernels["gpt2", f"the {name}, as a graph"] for name in ("norm", "fused kernel of SGD"))
+    assert 1.17 < (norm + fused) / kernels["gpt2", "copying 16 bytes an entry"] < 1.23
+    assert 35 < kernels["resnet56", "SNGD's step"] / kernels["resnet56", "SNGD's step, as a graph"] < 50
+    pass_in_float32 = took["128, one graph"] * 50_000 / 128 / 1e3
+    assert 0.9 < found["seconds_of_evaluating_60000_samples_and_the_gradient"] / pass_in_float32 < 1.1
+
+
 def test_every_goal_on_a_gpu_is_measured_and_shown():
     wanted = sum(
         len(group.goals) for case in steps.MODELS for group in steps.groups(case, "cuda") if "Kahan" not in group.name
