@@ -13,8 +13,7 @@ from typer.main import get_command
 from sngd.cli import app
 
 SCRIPT = Path(__file__).parent.parent / "benchmarks" / "on_a_gpu.sh"
-PARTS = ["tests", "bench", "gains", "small-fig3", "small-alternatives", "medium-fig3", "medium-fig4"]
-PARTS += ["paper-fig4", "paper-fig3"]
+PARTS = ["tests", "paper-fig4", "gains", "bench", "paper-fig3"]
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs bash")
 
 
@@ -62,7 +61,7 @@ def test_a_part_that_is_done_is_not_repeated_and_one_that_failed_is(tmp_path):
     assert "paper-fig4: done" in first.stdout
     second = script(tmp_path / "out", PYTHON=python).stdout
     assert second.count(": done before") == len(PARTS) - 1
-    assert (tmp_path / "calls").read_text().split() == ["pytest", "sngd", "--json", *["sngd"] * 6, "pytest"]
+    assert (tmp_path / "calls").read_text().split() == ["pytest", "sngd", "--json", "sngd", "sngd", "pytest"]
     assert (tmp_path / "out" / "keep" / "tests.log").exists()
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sngd.norms.global_norm import Unmade, _norms_on_accelerator, global_norm, norm_here
+from sngd.norms.global_norm import Unmade, global_norm, merged, norm_here
 
 
 def test_one_norm_over_all_tensors():
@@ -66,20 +66,18 @@ def test_a_tensor_made_in_pieces_has_the_norm_of_the_whole(dtype, entries):
 
 @pytest.mark.parametrize("counts", [[], [1], [3], [1, 5, 70_000], [70_000, 9, 65_536, 1], [70_000, 80_000]])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_short_tensors_on_an_accelerator_are_summed_as_one(dtype, counts):
+def test_small_tensors_are_merged_for_an_accelerator(dtype, counts):
     generator = torch.Generator().manual_seed(0)
-    # whole numbers, whose squares any order of summation adds up without rounding
-    tensors = [torch.randint(-3, 4, (count,), generator=generator).to(dtype) for count in counts]
-    tensors = [*tensors, torch.randint(-3, 4, (6, 4), generator=generator).to(dtype).t()]
-    wide = torch.promote_types(dtype, torch.float32)
-    parts = _norms_on_accelerator(tensors, wide)
-    assert len(parts) == sum(count > 65_536 for count in counts) + 1
-    assert {(part.dtype, part.shape) for part in parts} == {(wide, ())}
-    exact = torch.cat([t.double().flatten() for t in tensors]).norm().item()
-    assert torch.stack(parts).norm().item() == pytest.approx(exact, rel=1e-6)
+    tensors = [torch.randn(count, generator=generator).to(dtype) for count in counts]
+    tensors = [*tensors, torch.randn(6, 4, generator=generator).to(dtype).t()]
+    found = merged(tensors)
+    assert len(found) == sum(count > 65_536 for count in counts) + 1
+    assert {t.dtype for t in found} == {dtype}
+    entries = [torch.cat([t.flatten() for t in some]).sort().values for some in (tensors, found)]
+    assert torch.equal(*entries)
 
 
-def test_a_norm_on_an_accelerator_can_be_differentiated():
+def test_the_norm_of_merged_tensors_can_be_differentiated():
     tensors = [torch.tensor([3.0], requires_grad=True), torch.full((70_000,), 1e-3), torch.tensor(4.0)]
-    torch.stack(_norms_on_accelerator(tensors, torch.float32)).norm().backward()
+    norm_here([merged(tensors)]).backward()
     assert tensors[0].grad.item() == pytest.approx(3 / (25 + 0.07) ** 0.5)

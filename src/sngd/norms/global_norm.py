@@ -32,7 +32,7 @@ _NOWHERE: Mapping[Spread, torch.device] = MappingProxyType({})
 
 # Several 1-D tensors up to this size are copied into one tensor; on the CPU this is cheaper than a call for each.
 _SMALL, _SEVERAL = 4096, 8
-_SMALL_ON_ACCELERATOR = 2**16  # where copying takes less time than the host takes for a tensor's norm
+_SMALL_ON_ACCELERATOR = 2**16  # entries
 
 # On the CPU, longer tensors are summed row by row, to lose fewer digits. The limit depends on the bytes of an entry.
 # Up to it, torch's single sum is wrong by at most 1e-6 of the norm for normal entries, and by 7e-5 for equal ones.
@@ -234,7 +234,7 @@ def _norms(
     if differentiated or (compiling and not on_cpu):
         return torch._foreach_norm(made, 2, dtype)
     if not on_cpu:
-        return _norms_on_accelerator(made, dtype)
+        return torch._foreach_norm(merged(made), 2, dtype)
     if compiling:  # it makes code for single norms, and calls the list kernel
         return [
             norm_by_rows(t, dtype) if is_long(t.numel(), t.itemsize) else torch.linalg.vector_norm(t, dtype=dtype)
@@ -245,23 +245,25 @@ def _norms(
         return torch._foreach_norm(made, 2, dtype)
     lists: tuple[list[Tensor], list[Tensor | Unmade]] = [made[i] for i in short], [tensors[i] for i in long]
     if small:
-        merged = torch.cat([made[i] for i in small])
-        (lists[1] if is_long(merged.numel(), merged.itemsize) else lists[0]).append(merged)
+        together = torch.cat([made[i] for i in small])
+        (lists[1] if is_long(together.numel(), together.itemsize) else lists[0]).append(together)
     norms = list(torch._foreach_norm(lists[0], 2, dtype)) if lists[0] else []
     return norms + [norm_by_rows(t, dtype) for t in lists[1]]
 
 
-def _norms_on_accelerator(tensors: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    """The norms of long tensors, and one of all the others: the host takes longer for each than a copy takes there."""
+def merged(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors with the same entries, of which a flat one has those of all small ones, for an accelerator.
+
+    Copying these takes less time there than the host takes to start an operation for each.
+    """
     sizes = [*map(Tensor.numel, tensors)]
-    if (several := sum(size <= _SMALL_ON_ACCELERATOR for size in sizes)) < 2:
-        return list(torch._foreach_norm(tensors, 2, dtype))
-    small = [t for t, size in zip(tensors, sizes, strict=True) if size <= _SMALL_ON_ACCELERATOR]
-    merged = torch.linalg.vector_norm(_flatten_dense_tensors(small), dtype=dtype)
-    if several == len(tensors):
-        return [merged]
-    long = [t for t, size in zip(tensors, sizes, strict=True) if size > _SMALL_ON_ACCELERATOR]
-    return [*torch._foreach_norm(long, 2, dtype), merged]
+    if sum(size <= _SMALL_ON_ACCELERATOR for size in sizes) < 2:
+        return [*tensors]
+    small, large = (
+        [t for t, size in zip(tensors, sizes, strict=True) if (size <= _SMALL_ON_ACCELERATOR) is wanted]
+        for wanted in (True, False)
+    )
+    return [_flatten_dense_tensors(small), *large]
 
 
 @lru_cache(maxsize=256)

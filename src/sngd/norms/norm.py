@@ -18,13 +18,13 @@ from sngd.norms.global_norm import (
     has_room,
     host_may_read,
     ldexp,
+    merged,
     times_power_of_two,
 )
 from sngd.norms.lengths import divisors, lengths
 
 _SHORT, _PIECE = 2**14, 2**19  # entries of which a dot product is right, and of pieces of longer tensors
 _SMALL = 2**12  # entries of tensors of which one is made
-_SMALL_ON_ACCELERATOR = 2**16  # where copying takes less time than starting another operation
 _TINY = 1e-300  # less than any norm of float32 numbers but 0
 
 
@@ -274,7 +274,7 @@ def inner(vs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:
     dtype = torch.float64 if device.type in ("cpu", "cuda") else torch.float32
     if device.type != "cpu" or torch.compiler.is_compiling():
         products = torch._foreach_mul(list(us), list(vs)) if len(us) > 1 else [us[0] * vs[0]]
-        return torch.stack([product.sum(dtype=dtype) for product in _merged(products)]).sum()
+        return torch.stack([product.sum(dtype=dtype) for product in merged(products)]).sum()
     pairs = _flat_pairs(vs, us)
     sums = torch.stack([_sum_of_products(v, u) for v, u in pairs])
     if not sums.isfinite().all():  # they may be too large for this dtype alone
@@ -296,13 +296,6 @@ def _flat_pairs(vs: Sequence[Tensor], us: Sequence[Tensor]) -> list[tuple[Tensor
 def _sum_of_products(v: Tensor, u: Tensor) -> Tensor:
     """In their dtype. A dot product loses digits if there are more than 2¹⁴ or gaps; of fewer, it needs no memory."""
     return torch.dot(v.contiguous(), u.contiguous()) if len(v) <= _SHORT else (v * u).sum()
-
-
-def _merged(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Flat tensors with the same entries, of which one has those of all small ones."""
-    small = [t.reshape(-1) for t in tensors if t.numel() <= _SMALL_ON_ACCELERATOR]
-    large = [t for t in tensors if t.numel() > _SMALL_ON_ACCELERATOR]
-    return [torch.cat(small), *large] if len(small) > 1 else [*small, *large]
 
 
 def _pieces(pair: tuple[Tensor, Tensor], size: int) -> Iterable[tuple[Tensor, Tensor]]:
