@@ -163,6 +163,9 @@ def gpu_whole(_found: Found) -> str:
         each = some["milliseconds_for_each"]
         ours = f"cifar10-resnet20, b=128, one graph, {some['how']}, {some['runs']} runs at once"
         rows.append([ours, f"{_time(each / 1e3)} for each", f"{each * 62.5:.0f} s for each"])
+    for some in found["kernels_of_a_step"]:
+        what = f"{some['case']}, the {some['kernels']:,} kernels of a step"
+        rows += [[what, _time(some["milliseconds"] / 1e3), ""]]
     rows += [[f"{MODELS[k['weights']]}: {k['what']}", _time(k["microseconds"] / 1e6), ""] for k in found["kernels"]]
     return _table(["what", "time", "160 passes"], rows)
 

@@ -13,6 +13,7 @@ from torch.testing import assert_close
 
 from sngd import SNGD, Perturbed, StagewiseLR, stages
 from sngd.norms.global_norm import global_norm
+from sngd.norms.norm import inner
 
 VARIANTS = {
     "plain": {},
@@ -252,6 +253,16 @@ def test_a_compiled_norm_has_its_gradient():
     expected = tensors[0].detach() / torch.cat([t.detach().flatten() for t in tensors]).norm()
     (found,) = torch.autograd.grad(by_inductor(global_norm)(tensors), tensors[:1])
     assert_close(found, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_a_compiled_inner_product_is_right_for_other_shapes_too():
+    """From the second shapes on, sizes are symbols: a comparison of one is neither True nor False."""
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda ts: inner(ts, ts), fullgraph=True, backend="aot_eager")
+    generator = torch.Generator().manual_seed(0)
+    for shapes in ([(4, 3), (5,)], [(7, 3), (5,)], [(9, 4), (6,)]):
+        tensors = [torch.randn(shape, generator=generator) for shape in shapes]
+        assert_close(compiled(tensors), inner(tensors, tensors), rtol=1e-6, atol=0)
 
 
 @pytest.mark.slow

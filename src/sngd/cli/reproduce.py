@@ -15,7 +15,7 @@ from sngd.cli.options import Json
 from sngd.cli.settings import made_from_options
 from sngd.cli.torchrun import refuse_several_processes
 from sngd.studies.execution.execution import Execution
-from sngd.training import Interrupted, RunConfig
+from sngd.training import Interrupted
 
 
 @made_from_options(execution=execution_here_or_on_ray)
@@ -44,16 +44,27 @@ def reproduce(
         Path | None, typer.Option("--out", help="Where it goes. (default: runs/reproduce-WHAT-PROFILE)")
     ] = None,
     execution: Execution,
-    compile: Annotated[
-        bool, typer.Option(help="Train through torch.compile; it pays in long runs of convolutional networks.")
-    ] = False,
     device: Annotated[
         str | None,
-        typer.Option(help="Where it trains: cpu, cuda, … (default: cuda for paper, if it is there, otherwise cpu)"),
+        typer.Option(
+            help="Where it trains: cpu, cuda, … (default: as it was begun; cuda for paper, if it is there, otherwise "
+            "cpu)"
+        ),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="Of the products in training steps: float32, or bfloat16, which is quicker on a GPU.")
-    ] = RunConfig.precision,
+        str | None,
+        typer.Option(
+            help="Of the products in training steps: float32, or bfloat16, which is quicker on a GPU. Weights, "
+            "gradients and evaluations are float32 all the same. (default: as it was begun; float32)"
+        ),
+    ] = None,
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            help="Train through torch.compile, which pays in long runs of convolutional networks, or do not. "
+            "(default: as it was begun; do not)"
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure and draw what the paper shows, and judge what it claims.
@@ -73,7 +84,7 @@ def reproduce(
         raise ValueError(f"--stored is for claims, {what} is not that: leave it out")
     if stored and execution.overwrite:
         raise ValueError("--stored judges what the folder holds, --overwrite throws it away: give one of them")
-    execution = replace(execution, compile=compile, device=device, precision=precision)
+    execution = replace(execution, device=device, precision=precision, compile=compile)
     folder = folder or Path("runs", f"reproduce-{what}-{profile}")
     command = shlex.join(["sngd", *sys.argv[1:]])
     with watched(execution) as (watched_execution, bars):

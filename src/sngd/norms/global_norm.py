@@ -252,18 +252,15 @@ def _norms(
 
 
 def merged(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Tensors with the same entries, of which a flat one has those of all small ones, for an accelerator.
+    """Tensors with the same entries, of which a flat one has those of small contiguous ones, for an accelerator.
 
     Copying these takes less time there than the host takes to start an operation for each.
     """
-    sizes = [*map(Tensor.numel, tensors)]
-    if sum(size <= _SMALL_ON_ACCELERATOR for size in sizes) < 2:
-        return [*tensors]
-    small, large = (
-        [t for t, size in zip(tensors, sizes, strict=True) if (size <= _SMALL_ON_ACCELERATOR) is wanted]
-        for wanted in (True, False)
-    )
-    return [_flatten_dense_tensors(small), *large]
+    small: list[Tensor] = []
+    others: list[Tensor] = []
+    for t in tensors:
+        (small if t.numel() <= _SMALL_ON_ACCELERATOR and t.is_contiguous() else others).append(t)
+    return [_flatten_dense_tensors(small), *others] if len(small) > 1 else [*tensors]
 
 
 @lru_cache(maxsize=256)

@@ -114,7 +114,7 @@ def _sums_here(parts: Sequence[Part], exponent: int, device: torch.device) -> Te
     balls = [part for part in parts if isinstance(part, BallPart)]
     norm = norm_here(joint) if joint else torch.zeros((), device=device)  # no copy from the host, for CUDA graphs
     if not host_may_read(norm):  # squares that have lost digits count as 0, so that this ball stays where it is
-        norm = torch.where(norm <= least_exact_norm(norm.dtype), 0, norm)
+        norm = torch.where(norm < least_exact_norm(norm.dtype), 0, norm)
     later = device.type != "cpu"
     squares = square(norm.to(device, non_blocking=later))
     duals = torch.zeros_like(squares)

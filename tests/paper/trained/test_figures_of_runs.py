@@ -115,13 +115,23 @@ def test_runs_are_where_the_execution_says(monkeypatch, tmp_path, asked_for, dev
     assert {config.device for config in asked} == {device}
 
 
-@pytest.mark.parametrize(("asked_for", "devices"), [(None, ["cuda", "cpu"]), ("cpu", ["cpu", "cpu"])])
-def test_an_experiment_goes_on_where_it_was_begun(monkeypatch, tmp_path, asked_for, devices):
+@pytest.mark.parametrize(
+    ("asked_for", "expected"),
+    [
+        ({}, [("cuda", "bfloat16", True), ("cpu", "float32", False)]),
+        ({"device": "cpu"}, [("cpu", "bfloat16", True), ("cpu", "float32", False)]),
+        ({"precision": "float32", "compile": False}, [("cuda", "float32", False), ("cpu", "float32", False)]),
+    ],
+)
+def test_an_experiment_goes_on_as_it_was_begun(monkeypatch, tmp_path, asked_for, expected):
     asked = []
-    monkeypatch.setattr(runs, "compare", lambda configs, *_, **__: asked.append(configs[0].device))
-    write_run(tmp_path / "batch-32" / "runs" / "sngd" / "seed-0", config={"device": "cuda"})
-    runs.run("fig2", "quick", tmp_path, "", Execution(device=asked_for))
-    assert asked == devices
+    monkeypatch.setattr(
+        runs, "compare", lambda configs, *_, **__: asked.append([(c.device, c.precision, c.compile) for c in configs])
+    )
+    begun = {"device": "cuda", "precision": "bfloat16", "compile": True}
+    write_run(tmp_path / "batch-32" / "runs" / "sngd" / "seed-0", config=begun)
+    runs.run("fig2", "quick", tmp_path, "", Execution(**asked_for))
+    assert [{*some} for some in asked] == [{one} for one in expected]
 
 
 def test_the_papers_own_setting():
@@ -162,6 +172,8 @@ def test_what_was_written_down_before_it_was_run_has_fresh_seeds():
     assert [(e.first_seed, e.seeds) for e in later] == sizes
     paper = [*EXPERIMENTS["fig3"]["paper"], *EXPERIMENTS["fig4"]["paper"]]
     assert {e.seed_numbers for e in paper} == {range(100, 103)}
+    assert large_batches.EXPERIMENTS["paper"][-1:] == EXPERIMENTS["fig4"]["paper"]
+    assert {e.first_seed for e in EXPERIMENTS["alternatives"]["paper"]} == {100}
     readings = experiments_by_reading("small").values()
     assert {e.seed_numbers for found in readings for part in found.values() for e in part} == {range(100, 105)}
 

@@ -12,6 +12,7 @@ from sngd.studies.execution.execution import Execution, RayCluster
     ("options", "message"),
     [
         ({"jobs": 0}, "jobs must be at least 1, got 0"),
+        ({"precision": "half"}, "precision must be 'float32' or 'bfloat16', got 'half'"),
         ({"ray": RayCluster(cpus=0)}, "cpus must be greater than 0, got 0"),
         ({"ray": RayCluster(cpus=float("nan"))}, "cpus must be greater than 0, got nan"),
         ({"ray": RayCluster(gpus=-1)}, "gpus must be at least 0, got -1"),

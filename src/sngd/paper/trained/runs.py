@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NotRequired, TypedDict, cast
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 import numpy as np
 
@@ -13,6 +13,7 @@ from sngd.paper.trained.experiments import EXPERIMENTS, Arm, Experiment, default
 from sngd.studies.compare import compare
 from sngd.studies.execution.execution import Execution
 from sngd.studies.runs import Floats, Run, Study, Tuning, all_runs, interpolate, read_study, value
+from sngd.training import RunConfig
 from sngd.training.environment import Environment
 from sngd.training.schema import Count, NonNegative, Positive
 
@@ -34,8 +35,8 @@ def run(
         out: the figure's folder, made if need be.
         command: the command line, for the reports.
         execution: how the runs are done; ``begin`` is told titles that name figure and experiment. A cluster's GPUs
-            serve the paper's profile if a run's share of them is named. Its ``compile``, ``precision`` and ``device``
-            are settings of all runs; without a ``device``, an experiment that has been begun goes on where it was.
+            serve the paper's profile if a run's share of them is named. Its ``device``, ``precision`` and ``compile``
+            are settings of all runs; an experiment that has been begun goes on with its own where they are None.
         table: the figure's experiments, if they are not those of ``EXPERIMENTS``.
 
     Raises:
@@ -45,12 +46,9 @@ def run(
     default = default_device(profile, execution.ray.gpus if execution.ray else None)
     experiments = (table or EXPERIMENTS[figure])[profile]
     for number, experiment in enumerate(experiments, 1):
-        device = execution.device or _begun_on(out / experiment.name) or default
+        how = {**_HOW, "device": default, **_how(_begun(out / experiment.name)), **_how(execution)}
         compare(
-            [
-                replace(config, compile=execution.compile, precision=execution.precision)
-                for config in experiment.configs(device)
-            ],
+            [replace(config, **how) for config in experiment.configs(default)],
             experiment.seed_numbers,
             out / experiment.name,
             execution.titled(f"{figure}, study {number} of {len(experiments)}, {experiment.name}"),
@@ -60,9 +58,18 @@ def run(
         )
 
 
-def _begun_on(folder: Path) -> str | None:
+_HOW: dict[str, Any] = {"device": "cpu", "precision": RunConfig.precision, "compile": False}  # unless told otherwise
+
+
+def _how(told: Execution | RunConfig | None) -> dict[str, Any]:
+    """What this tells of how to train."""
+    return {name: value for name in _HOW if (value := getattr(told, name, None)) is not None}
+
+
+def _begun(folder: Path) -> RunConfig | None:
+    """The settings of a run that the folder has already; None if there is none."""
     try:
-        return next((run.settings.device for run in all_runs(folder)), None)
+        return next((run.settings for run in all_runs(folder)), None)
     except ValueError:  # damaged files, of which ``compare`` says more
         return None
 

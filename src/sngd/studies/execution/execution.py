@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sngd.training import Progress, RunConfig
+from sngd.training.config import PRECISIONS
 
 OnProgress = Callable[[int, Progress], None]  # (index of the run, how far it is)
 OnWarning = Callable[[str], None]
@@ -60,11 +61,12 @@ class Execution:
         replicas: the most runs that a process trains as one, ≥ 1, see ``sngd.training.replicas``; 1: each by itself.
             Default: as many as gain by it. On a cluster each run is trained by itself.
         ray: do the runs on a Ray cluster instead, as many at a time as their shares allow, see ``ray_runs``.
-        compile: let ``sngd reproduce`` train through ``torch.compile``: it becomes part of the settings of its runs,
-            and so do ``device`` and ``precision``. The runs of other studies have settings of their own.
-        device: where ``sngd reproduce`` trains, such as "cuda". Default: on a GPU in the paper's profile, if there is
-            one, and on the CPU otherwise.
+        device: where ``sngd reproduce`` trains, such as "cuda": it becomes part of the settings of its runs, and so do
+            ``precision`` and ``compile``. The runs of other studies have settings of their own. Default of all three:
+            as the study in the folder has been begun. Of a new one: on a GPU in the paper's profile, if there is one,
+            and on the CPU otherwise; in float32; not compiled.
         precision: of the products in training steps, see ``RunConfig``.
+        compile: train through ``torch.compile``.
         data: folder of data sets. Default: see ``sngd.problems.load_problem``.
         overwrite: throw away what the folders hold; otherwise finished runs are kept, and the others gone on with.
         tensorboard: write event files too, see ``sngd.training.tensorboard``.
@@ -77,16 +79,16 @@ class Execution:
         should_stop: called repeatedly. Once it is true, running runs save a checkpoint, and ``Interrupted`` is raised.
 
     Raises:
-        ValueError: ``jobs``, ``replicas`` or a share of ``ray``'s is out of range, or ``ray`` is given with one of the
-            others.
+        ValueError: ``jobs``, ``replicas`` or a share of ``ray``'s is out of range, ``precision`` is none, or ``ray`` is
+            given with one of the others.
     """
 
     jobs: int | None = None
     replicas: int | None = None
     ray: RayCluster | None = None
-    compile: bool = False
     device: str | None = None
-    precision: str = RunConfig.precision
+    precision: str | None = None
+    compile: bool | None = None
     data: Path | None = None
     overwrite: bool = False
     tensorboard: bool = False
@@ -96,6 +98,8 @@ class Execution:
     should_stop: Callable[[], bool] = _never
 
     def __post_init__(self) -> None:
+        if self.precision not in (None, *PRECISIONS):
+            raise ValueError(f"precision must be {' or '.join(map(repr, PRECISIONS))}, got {self.precision!r}")
         if self.jobs is not None and self.jobs < 1:
             raise ValueError(f"jobs must be at least 1, got {self.jobs}")
         if self.replicas is not None and self.replicas < 1:
