@@ -362,6 +362,7 @@ def test_a_loss_that_is_not_finite_from_the_start_is_no_matter_of_the_lr(sngd, t
         (["compare", "digits-mlp", "--seeds", "0"], "seeds must be a whole number of at least 1 or a list"),
         (["compare", "digits-mlp", "--seeds", "1,1"], "seeds must be different whole numbers, got '1,1'"),
         (["compare", "digits-mlp", "--jobs", "0"], "jobs must be at least 1, got 0"),
+        (["reproduce", "fig1", "--precision", "half"], "precision must be 'float32' or 'bfloat16', got 'half'"),
         (["compare", "digits-mlp", "--grid", "a"], "grid must be numbers joined by commas, got 'a'"),
         (
             ["compare", "digits-mlp", "--tune", "--lr", "1"],
@@ -578,20 +579,20 @@ def test_labels_and_paths_are_printed_as_they_are(sngd):
 
 
 @pytest.mark.parametrize(
-    ("words", "compiled", "device"),
+    ("words", "told"),
     [
-        ([], False, None),
-        (["--compile"], True, None),
-        (["--no-compile", "--device", "cuda"], False, "cuda"),
+        ([], (None, None, None)),
+        (["--compile"], (None, None, True)),
+        (["--no-compile", "--device", "cuda", "--precision", "bfloat16"], ("cuda", "bfloat16", False)),
     ],
 )
-def test_reproduce_compiles_and_trains_where_it_is_told(sngd, monkeypatch, words, compiled, device):
+def test_reproduce_trains_where_and_how_it_is_told(sngd, monkeypatch, words, told):
     given = []
     monkeypatch.setattr(
         "sngd.paper.reproduce.reproduce", lambda *arguments: given.append(arguments[-1]) or [Path("picture")]
     )
     sngd("reproduce", "relaxed", *words)
-    assert [(execution.compile, execution.device) for execution in given] == [(compiled, device)]
+    assert [(execution.device, execution.precision, execution.compile) for execution in given] == [told]
 
 
 def test_a_warning_is_told_once(sngd, monkeypatch):
