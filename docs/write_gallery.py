@@ -39,6 +39,7 @@ WORDS = {  # what each picture shows; a test sees that none is missing
     "results/small/variation/variation.png": "How much the curves of SNGD and SPIDER-SFO vary.",
     "results/small/fig3/fig3.png": "Figure 3: stagewise methods on ResNet8 and CIFAR-10, two passes.",
     "results/small/fig4/fig4.png": "Figure 4: large batches on ResNet8 and a fifth of CIFAR-10.",
+    "results/medium/fig3/fig3.png": "Figure 3 with ResNet20, 12 passes, one seed.",
     "results/medium/fig4/fig4.png": "Figure 4 with ResNet20, 12 passes with batch size 1024, one seed.",
     "results/small/sensitivity/sensitivity.png": "Final training loss against the learning rate.",
     "results/small/sensitivity/learning-rates": "The runs of the learning rates.",

@@ -223,6 +223,20 @@ def test_the_runs_of_figure_3_are_as_explained():
 
 def test_resnet20_with_one_seed_is_as_explained():
     text = " ".join(REPRODUCTION.split())
+    arms = stored("fig3", ROOT / "results" / "medium" / "fig3")["experiments"]["resnet20"]["arms"]
+    assert [arm["seeds"] for arm in arms.values()] == 6 * [[100]]
+    losses = {label: arm["final"]["train_loss"][0] for label, arm in arms.items()}
+    order = sorted(losses, key=losses.get)
+    assert order == ["S-SNGD(v1), α=0.5", "S-SNGD(v2), α=0.5"] + [
+        f"{method}, α={lr}" for method in ("SNGD", "SPIDER-SFO") for lr in (0.5, 0.1)
+    ]
+    a, b, c, d, e, f = (f"{losses[label]:.3f}" for label in order)
+    assert (
+        f"S-SNGD(v1) {a}, S-SNGD(v2) {b}, SNGD with α = 0.5 at {c} and with α = 0.1 at {d}, "
+        f"SPIDER-SFO with α = 0.5 at {e} and with α = 0.1 at {f}."
+    ) in text
+    *others, last = (f"{100 * arms[label]['final']['test_accuracy'][0]:.2f}" for label in order)
+    assert f"The test accuracies are {', '.join(others)} and {last} %. One seed decides nothing" in text
     large = stored("fig4", ROOT / "results" / "medium" / "fig4")["experiments"]["large-batch"]
     ours, others = large["arms"]["S-SNGD"], large["arms"]["S-SGD"]
     assert [(arm["lr"], arm["seeds"]) for arm in (ours, others)] == [(1, [100]), (0.3, [100])]
