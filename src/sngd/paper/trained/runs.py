@@ -58,10 +58,12 @@ def run(
         )
 
 
-_HOW: dict[str, Any] = {"device": "cpu", "precision": RunConfig.precision, "compile": False}  # unless told otherwise
+# How runs are trained unless told otherwise.
+# Any: these settings of RunConfig have several types.
+_HOW: dict[str, Any] = {"device": "cpu", "precision": RunConfig.precision, "compile": False}
 
 
-def _how(told: Execution | RunConfig | None) -> dict[str, Any]:
+def _how(told: Execution | RunConfig | None) -> dict[str, Any]:  # Any: as above
     """What this tells of how to train."""
     return {name: value for name in _HOW if (value := getattr(told, name, None)) is not None}
 
