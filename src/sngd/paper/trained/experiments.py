@@ -134,6 +134,9 @@ def fig2(batch_size: int) -> Experiment:
     return Experiment(f"batch-{batch_size}", "mnist-mlp", batch_size, 20, arms, seeds=5, departures=(_SEEDS_UNSTATED,))
 
 
+FIG2 = [replace(fig2(batch_size), first_seed=FRESH) for batch_size in BATCH_SIZES]
+
+
 # ---- Figure 3: large models ----------------------------------------------------------------------------------
 
 POLY = "poly:stages=160"  # the paper's T = 160 epochs, whatever the budget
@@ -382,12 +385,12 @@ _REDUCED = {
         fig3=[fig3_scaled("cifar10-resnet8:320", 16, 2, seeds=2)],
     ),
     "small": _reduced(
-        fig2=[replace(fig2(b), first_seed=FRESH) for b in BATCH_SIZES],
+        fig2=FIG2,
         fig3=[replace(FIG3_SMALL, seeds=5)],
         fig4=[replace(FIG4_SMALL, seeds=5)],
     ),
     "paper": _reduced(
-        fig2=[replace(fig2(b), first_seed=FRESH) for b in BATCH_SIZES],
+        fig2=FIG2,
         fig3=[fig3_scaled("cifar10-resnet20", 128, 40, seeds=2, first_seed=FRESH)],
         fig4=[scaled(FIG4, epochs=40, seeds=2, first_seed=FRESH, grid=FIG4_PAPER.grid)],
     ),
@@ -414,8 +417,8 @@ def experiments_by_reading(profile: str) -> dict[str, dict[str, list[Experiment]
 EXPERIMENTS: Mapping[str, Mapping[str, Sequence[Experiment]]] = {
     "fig2": {
         "quick": [scaled(fig2(b), problem="mnist-mlp:6000", epochs=10, seeds=3) for b in BATCH_SIZES],
-        "small": [fig2(b) for b in BATCH_SIZES],
-        "paper": [fig2(b) for b in BATCH_SIZES],
+        "small": FIG2,
+        "paper": FIG2,
     },
     "fig3": {
         "quick": [fig3_scaled("cifar10-resnet8:1024", 32, 4, seeds=2)],
