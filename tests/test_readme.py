@@ -1,6 +1,8 @@
 """What the README shows runs, and its numbers are those of the committed results."""
 
 import json
+import math
+import operator
 import re
 import shlex
 import subprocess
@@ -8,10 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import scipy.stats
 
 from sngd.cli import main
 from sngd.diagnose.interval import mean_interval
 from sngd.paper.claims import judge
+from sngd.paper.closed_form.escape_map import PAIRS
 from sngd.paper.reproduce import stored
 from sngd.paper.trained.counting import COUNTINGS, recount
 from sngd.paper.trained.variation import _count_evaluations
@@ -245,6 +249,43 @@ def test_resnet20_with_one_seed_is_as_explained():
         f"S-SNGD with α = 1 ends at a training loss of {a:.3f} and a test accuracy of {100 * x:.2f} %, "
         f"S-SGD with α = 0.3 at {b:.3f} and {100 * y:.2f} %. One seed decides nothing"
     ) in text
+
+
+def test_what_c8_would_be_at_another_level_is_as_explained():
+    places = stored("fig1", ROOT / "results" / "small" / "fig1")["map"]["places"]
+    asked = {(place, pair): answer_at(0.95, found, *pair) for place, found in places.items() for pair in PAIRS}
+    firm = {key: answer_at(0.999, places[key[0]], *key[1]) for key in asked}
+    changed = {key: answer for key, answer in asked.items() if answer != firm[key]}
+    assert changed == {
+        ("manifold", ("SNGD", "SGD")): "shown",
+        ("sharp", ("Saddle-NGD", "Noisy-GD")): "shown",
+    }
+    assert {firm[key] for key in changed} == {"open"}
+    assert "At 95 % two of the open comparisons would be shown" in " ".join(REPRODUCTION.split())
+
+
+def answer_at(level, found, ours, theirs):
+    """Of the starts that one leaves at an earlier step than the other, whether more than half are ours; with scipy."""
+    steps = [[math.inf if t is None else t for t in found["steps"][row]] for row in (ours, theirs)]
+    first, last = (sum(map(earlier, *steps)) for earlier in (operator.lt, operator.gt))
+    interval = scipy.stats.binomtest(first, first + last).proportion_ci(level, "exact")
+    return "shown" if interval.low > 0.5 else "contradicted" if interval.high < 0.5 else "open"
+
+
+def test_the_test_losses_of_c1_and_c11_are_as_explained():
+    verdicts = json.loads((ROOT / "results" / "small" / "verdicts.json").read_text())["verdicts"]
+    (c11,) = (v["quantities"] for v in verdicts if v["claim"] == "C11")
+    beginning = "batch-32: final test loss, SPIDER-SFO, B="
+    rows = [q for q in c11 if q["name"].startswith(beginning) and ", α=0.1 − " in q["name"]]
+    lower, higher = ([q for q in rows if q["high"] < 0], [q for q in rows if q["low"] > 0])
+    assert [len(some) for some in (rows, lower, higher)] == [9, 5, 2]
+    sizes = [re.search(r"B=(\d+), M=(\d+)", q["name"]).groups() for q in lower]
+    assert sizes == [("256", "2"), ("256", "4"), ("256", "8"), ("1024", "8"), ("1024", "16")]
+    assert "lower than SNGD's with 5 of 9 sizes" in " ".join(REPRODUCTION.split())
+    for claim, name in (("C1", "batch-32: final test loss, SPIDER-SFO"), ("C11", f"{beginning}1024, M=16")):
+        same = row(claim, f"{name}, α=0.1 −")
+        told = f"SNGD's is {same['value']:.4g} [{same['low']:.3g}, {same['high']:.3g}]"
+        assert told in " ".join(REPRODUCTION.split())
 
 
 def test_the_axis_ends_where_it_is_said_to():

@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 
 from sngd.diagnose.interval import Interval
 from sngd.paper.closed_form.share_done import steps as each
-from sngd.paper.verdicts import Quantity, above, reported, share_interval
+from sngd.paper.verdicts import Quantity, above, reach_of_share, reported, share_interval
 from sngd.problems.analytic import sharp_and_flat, strict_saddle, tensor_decomposition
 from sngd.problems.problem import Problem
 from sngd.studies.figures import plain_style, save, styles
@@ -307,18 +307,21 @@ def judge_map(measured: EscapeMap) -> list[Quantity]:
     for name, found in measured["places"].items():
         for ours, theirs in PAIRS:
             essential = (ours, name) in (("SNGD", "saddle"), ("SNGD", "sharp"))
-            required.append(above(*_compared(name, found, ours, theirs), 0.5, essential=essential))
-            beside.append(reported(*_compared(name, found, ours, Row(theirs, ours).label)))
+            compared, share, trials = _compared(name, found, ours, theirs)
+            reach = reach_of_share(trials, 0.5)
+            required.append(above(compared, share, 0.5, essential=essential, reach=reach))
+            beside.append(reported(*_compared(name, found, ours, Row(theirs, ours).label)[:2]))
     return [*required, *beside]
 
 
-def _compared(place: str, found: PlaceMeasured, ours: str, theirs: str) -> tuple[str, Interval]:
+def _compared(place: str, found: PlaceMeasured, ours: str, theirs: str) -> tuple[str, Interval, int]:
+    """What is compared, the share of starts with its interval, and of how many starts."""
     ours_steps, theirs_steps = ([_finite(t) for t in found["steps"][row]] for row in (ours, theirs))
     pairs = list(zip(ours_steps, theirs_steps, strict=True))
     first, last = sum(a < b for a, b in pairs), sum(a > b for a, b in pairs)
     share = share_interval(first, first + last) if first + last else Interval(0.5, 0.0, 1.0)
     former, latter = _told(found, ours, ours_steps), _told(found, theirs, theirs_steps)
-    return f"{place}: share that {former} leaves before {latter}", share
+    return f"{place}: share that {former} leaves before {latter}", share, first + last
 
 
 def _told(found: PlaceMeasured, row: str, steps: Sequence[float]) -> str:

@@ -166,8 +166,9 @@ def evidence_of(
     others: Iterator[Quantity] | Sequence[Quantity] = (),
     departures: Sequence[str] = (),
     extra: str = "",
+    looks: int = 1,
 ) -> Evidence:
-    """``others`` are further requirements, or context."""
+    """``others`` are further requirements, or context; the claim was judged ``looks`` times, each by other runs."""
     made = [(compare, found) for compare in comparisons if (found := compare(LEVEL))]
     wide = 1 - (1 - LEVEL) / max(1, len(made))  # allows for their number
     judged = [
@@ -180,11 +181,11 @@ def evidence_of(
         profile=figures[0]["profile"],
         quantities=(*judged, *others) if judged else (),
         test=f"Student's t of differences between runs with the same seed, {_range_text(seeds)} seeds{extra}; "
-        f"{100 * LEVEL:g} % intervals. The claim is shown wrongly with at most {50 * (1 - LEVEL):.3g} %, since all "
-        "comparisons must be shown (intersection–union test). It is contradicted wrongly with at most as much, since "
-        f"one of {len(judged)} comparisons must lie on the other side with an interval of {100 * wide:.4g} % "
-        "(Bonferroni)",
-        error_rate=round((1 - LEVEL) / 2, 6),
+        f"{100 * LEVEL:g} % intervals. The claim is shown wrongly with at most {50 * looks * (1 - LEVEL):.3g} %, since "
+        "all comparisons must be shown (intersection–union test). It is contradicted wrongly with at most as much, "
+        f"since one of {len(judged)} comparisons must lie on the other side with an interval of {100 * wide:.4g} % "
+        f"(Bonferroni){f'. Both allow for {looks} looks' if looks > 1 else ''}",
+        error_rate=round(looks * (1 - LEVEL) / 2, 6),
         departures=(*departures_of(figures), *departures),
     )
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from statistics import fmean, linear_regression, median
 from typing import TYPE_CHECKING, cast
 
-from sngd.diagnose.interval import mean_interval
+from sngd.diagnose.interval import Interval, mean_interval
 from sngd.paper.trained import runs
 from sngd.paper.trained.comparing import (
     ERROR,
@@ -136,8 +136,18 @@ def judge_sharpness(measured: LargeBatches) -> Evidence:
     experiments = {key: e for key, e in measured["experiments"].items() if has_arms(e, WINNER, LOSER)}
     comparisons = [partial(_compare_sharpness, key, e, measured["sharpness"]) for key, e in experiments.items()]
     losses = [as_context(_compare_losses(key, e)) for key, e in experiments.items()]
-    context = [quantity for quantity in losses if quantity]
+    context = [*(quantity for quantity in losses if quantity), *_mean_sharpness(experiments, measured["sharpness"])]
     return _evidence(measured, comparisons, context)
+
+
+def _mean_sharpness(experiments: Mapping[str, ExperimentMeasured], sharpness: Sharpness) -> Iterator[Quantity]:
+    """Each arm's λ_max, in the geometric mean over the seeds that did not diverge."""
+    for key, experiment in experiments.items():
+        for label in experiment["arms"]:
+            known = [value for value in sharpness.get(key, {}).get(label, {}).values() if value is not None]
+            if len(known) > 1:
+                mean = mean_interval([log(max(value, TINY)) for value in known], LEVEL)
+                yield reported(f"{key}: λ_max where {label} ends, geometric mean", Interval(*map(exp, mean)))
 
 
 _LEFT_OUT = {"small": ("of what was announced, Fashion-MNIST and ResNet8's sharpness are left out",)}
