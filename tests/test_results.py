@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sngd.studies.packed import is_packed
-from sngd.studies.runs import study_folders
+from sngd.studies.runs import all_runs, study_folders
 
 ROOT = Path(__file__).parent.parent
 MOST_FILES, MOST_BYTES, LARGEST_PICTURE = 120, 4_000_000, 300_000
@@ -41,3 +41,31 @@ def test_every_committed_study_is_packed():
     studies = study_folders(ROOT / "results")
     assert studies
     assert [study for study in studies if not is_packed(study)] == []
+
+
+# The commit that wrote down what a study measures, see docs/reproduction.md.
+WRITTEN_DOWN = dict.fromkeys(
+    (
+        *("fig2", "fig3", "fig4", "alternatives", "counting", "spider-sizes", "large-batches", "reduced-variance"),
+        *("variation/mnist-batch-32", "variation/mnist-batch-128"),
+    ),
+    "54c63f0",
+) | {"variation/resnet8": "c3d9233"}
+
+
+@pytest.mark.parametrize("study", WRITTEN_DOWN)
+def test_runs_are_younger_than_what_was_written_down(study):
+    written = WRITTEN_DOWN[study]
+    if not (ROOT / ".git").exists() or git("rev-parse", "--is-shallow-repository").stdout.strip() == "true":
+        pytest.skip("no git checkout with its history")
+    assert git("diff", "--name-only", f"{written}~", written).stdout.split()[0] == "docs/reproduction.md"
+    commits = {run.environment["commit"] for run in all_runs(ROOT / "results" / "small" / study)}
+    assert commits
+    for commit in commits:
+        clean = str(commit).removesuffix("-dirty")
+        assert git("merge-base", "--is-ancestor", written, clean).returncode == 0, commit
+        assert clean != git("rev-parse", written).stdout.strip()
+
+
+def git(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
