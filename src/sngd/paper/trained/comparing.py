@@ -10,11 +10,12 @@ between them (an intersection–union test; Berger 1982). Intervals of 95 %, as 
 It is otherwise with the claim's contradiction, for which one comparison suffices: one of k lies on the other side by
 chance up to k times as often as a single one. So the claim is contradicted only if a comparison is contradicted by an
 interval of level 1 − 5 %/k too (Bonferroni). Then a false claim is shown, and a true one contradicted, with a
-probability of at most 2.5 % each.
+probability of at most 2.5 % each, as long as no run diverges.
 
 *Divergence* counts as the worst result. If the claimed winner diverges with any seed and its competitor with none, the
 comparison is contradicted; if both diverge, it is open. A diverged run of the competitor alone counts as the worst of
-its other runs, which favors the competitor; if there are no other runs, the comparison is shown.
+its other runs, which favors the competitor; if there are no other runs, the comparison is shown. Where runs diverge,
+this keeps the probability of showing a false claim, but not that of contradicting a true one.
 """
 
 from __future__ import annotations
