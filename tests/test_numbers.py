@@ -203,7 +203,7 @@ MARGINS = {
         "shakespeare-gpt-half",
         [("muon", "test_loss"), ("muon-adamw", "test_loss"), ("scion", "test_loss")],
     ),
-    "to its {})": ("shakespeare-gpt-half", [("muon", "train_loss")]),
+    "in training loss ({} to": ("shakespeare-gpt-half", [("muon", "train_loss")]),
     "a test loss of {} and a test accuracy of {} %, AdamW {} and {} %": (
         "cifar10-resnet8",
         [(label, key) for label in ("scion", "adamw") for key in ("test_loss", "test_accuracy")],
@@ -426,7 +426,7 @@ def test_the_other_anchors_and_periods_are_as_told():
     ]
     assert "smallest anchors, batch size 32 and α = 0.1. With B = 256 and M = 2" in text
     assert all(quantity("C11", name.replace("final training loss", ERROR)).answer == SHOWN for name in against)
-    assert "With batch size 32, B = 256 and α = 0.1 SPIDER-SFO's is lower" in text
+    assert "B = 256 and every period, and with B = 1024 and M of 8 or 16" in text
     losses = finals("spider-sizes", "batch-32", "SPIDER-SFO, B=4096, M=128, α=0.1")
     assert f"a factor of {WORDS[round(max(losses) / min(losses))]}" in text
     assert max(spider(32, 256, m, 0.1, "test_loss") for m in (2, 4, 8)) < mean(
@@ -605,7 +605,7 @@ def test_the_methods_that_reduce_variance_are_as_told():
     assert [min(found, key=found.get) for found in (ends, errors, norms)] == ["SPIDER-SFO", "SPIDER-SFO", "SVRG"]
     assert sorted(ends, key=ends.get) == ["SPIDER-SFO", "SVRG", "SCSG", "Natasha2"]
     sngd = mean("fig2", "batch-128", "SNGD, α=0.1")
-    assert f"Figure 2's with α = 0.1, untuned, with other seeds and on a CPU, ends at {sngd:.3f}." in text
+    assert f"Figure 2's with α = 0.1, untuned and on a CPU, ends at {sngd:.3f}." in text
     assert min(ends.values()) > sngd
     assert f"None of the {WORDS[len(ends)]} ends below SNGD" in text
 
@@ -748,7 +748,7 @@ def test_adamws_seeds_on_the_gpt_are_as_told():
     assert max(ends.values()) < fmean(arm["test_loss"])
     good = [place for place, loss in enumerate(arm["test_loss"]) if loss < c]
     x, y = (arm["train_loss"][place] for place in good)
-    assert f"({x:.3f} and {y:.3f} to its" in text
+    assert f"to {x:.3f} and {y:.3f}). `scion`" in text
     assert fmean(half["muon"]["train_loss"]) > max(x, y)
     assert round(ends["muon"], 3) <= round(b, 3)
     assert ends["scion"] > b
