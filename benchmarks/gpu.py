@@ -28,6 +28,7 @@ from sngd.problems.models import mlp
 from sngd.problems.resnet import cifar_resnet
 from sngd.training import RunConfig
 from sngd.training.environment import environment
+from sngd.training.graphed import record
 from sngd.training.repeatable import repeatable, without_tf32
 from sngd.training.replicas.stack import Stack
 from sngd.training.run_folder import write_json
@@ -221,21 +222,11 @@ def _parts_of_a_step(params: list[Tensor], device: str) -> dict[str, Call]:
         torch._fused_sgd_(params, grads, [], lr=rate, nesterov=False, maximize=False, is_first_step=False, **options)
 
     alone = {"the norm": norm, "the fused kernel of SGD": fused, "SNGD's step": captured.step}
-    as_graphs = {f"{what}, as a graph": _graph(call) for what, call in alone.items()} if device != "cpu" else {}
+    as_graphs: dict[str, Call] = {}
+    if device != "cpu":
+        with torch.no_grad():
+            as_graphs = {f"{what}, as a graph": record([call])[0].repeat for what, call in alone.items()}
     return {COPY: lambda: target.copy_(source), **as_graphs, "SNGD's step": optimizer.step}
-
-
-def _graph(call: Call) -> Call:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.no_grad(), torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.no_grad(), torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 # --- the kernels of a whole step

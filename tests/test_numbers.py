@@ -282,7 +282,8 @@ def test_the_study_of_thirteen_methods_is_as_told():
     assert by_test_loss[0] == "sgd"
     assert by_test_loss.index("s-sngd") >= len(table) - 2
     behind_sgd = by_loss[by_loss.index("sgd") + 1 :]
-    assert {"spider-sfo", "svrg", "scsg"} <= set(behind_sgd)
+    assert {"spider-sfo", "svrg", "scsg", "natasha2"} <= set(behind_sgd)
+    assert "methods SPIDER-SFO, SVRG, SCSG and Natasha2 end behind SGD in training loss" in text
     falling = [label for label, runs in study.arms.items() if runs[0].settings.plan != "constant"]
     assert sorted(falling) == ["s-sgd", "s-sngd"]
     methods = len(summaries("cifar10-resnet8-one-epoch"))

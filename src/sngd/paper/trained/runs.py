@@ -46,9 +46,9 @@ def run(
     default = default_device(profile, execution.ray.gpus if execution.ray else None)
     experiments = (table or EXPERIMENTS[figure])[profile]
     for number, experiment in enumerate(experiments, 1):
-        how = {**_HOW, "device": default, **_how(_begun(out / experiment.name)), **_how(execution)}
+        how = {**_how(_begun(out / experiment.name)), **_how(execution)}
         compare(
-            [replace(config, **how) for config in experiment.configs(default)],
+            [replace(config, **{"compile": False, **how}) for config in experiment.configs(default)],
             experiment.seed_numbers,
             out / experiment.name,
             execution.titled(f"{figure}, study {number} of {len(experiments)}, {experiment.name}"),
@@ -58,14 +58,11 @@ def run(
         )
 
 
-# How runs are trained unless told otherwise.
 # Any: these settings of RunConfig have several types.
-_HOW: dict[str, Any] = {"device": "cpu", "precision": RunConfig.precision, "compile": False}
-
-
-def _how(told: Execution | RunConfig | None) -> dict[str, Any]:  # Any: as above
+def _how(told: Execution | RunConfig | None) -> dict[str, Any]:
     """What this tells of how to train."""
-    return {name: value for name in _HOW if (value := getattr(told, name, None)) is not None}
+    names = ("device", "precision", "compile")
+    return {name: value for name in names if (value := getattr(told, name, None)) is not None}
 
 
 def _begun(folder: Path) -> RunConfig | None:
