@@ -78,16 +78,18 @@ def measure(case: Case) -> dict[str, float | None]:
     found = _in_turn(sides)
     steps, test = problem.n / case.batch_size, found["sample"] * len(problem.test[0])
     gain = steps * (found["step"] - found["compiled_step"])
-    evaluations = {
-        "share_of_evaluation": problem.n * found["sample_with_gradient"] + test,
-        "share_without_gradient_norm": problem.n * found["sample"] + test,
+    of_all = problem.n * found["sample"] + test
+    of_some = sum(map(len, (plain.sampled.train[0], plain.sampled.test[0]))) * found["sample"]
+    evaluations = {  # seconds a pass, in runs of the default budget that have a row a pass
+        "share_of_evaluation": of_some + of_all / RunConfig.epochs,
+        "share_on_all": of_all,
+        "share_on_all_with_gradient_norm": problem.n * found["sample_with_gradient"] + test,
     }
     return {
         "compiling": _short(compiling),
         "from_the_cache": _short(from_the_cache),
         **{name: _short(spent) for name, spent in found.items()},
         "passes_until_compiling_pays": _short(compiling / gain) if gain > 0 else None,
-        # of a run that evaluates once a pass, as it does unless --eval-every says otherwise
         **{name: _short(spent / (spent + steps * found["step"])) for name, spent in evaluations.items()},
     }
 

@@ -433,6 +433,7 @@ EVERY_SETTING = {
     "output": "random",
     "eval_every": 2 / 3,
     "eval_samples": 5,
+    "curve_samples": 4,
     "grad_norm": False,
     "track": "noise",
     "device": "cuda:1",

@@ -216,6 +216,14 @@ def test_rows_of_some_samples_are_no_measurement_of_f(copy):
     assert standing(the(copy))["measurements"] == "unchecked"
 
 
+def test_nor_are_rows_of_samples_that_were_drawn(copy):
+    edit_rows(copy, {"samples": 5}, slice(None, -1))
+    certificate = the(copy)
+    assert standing(certificate)["measurements"] == standing(certificate)["gap"] == "unchecked"
+    assert certificate.measured is None
+    assert "over 5 samples, not F: train again with --curve-samples 0" in str(certificate.assumptions)
+
+
 # ---- constants that were measured ----------------------------------------------------------------------------
 
 

@@ -35,15 +35,17 @@ def test_trials_of_learning_rates_measure_losses_alone_and_go_on_as_they_were_be
     def tuned(**how):
         done.clear()
         compare(arms, [0], tmp_path, Execution(**how), grid=[0.1, 0.2], tuning_epochs=2)
-        return [(config.epochs, config.eval_every, config.grad_norm, config.track) for config, _ in done]
+        return [(c.epochs, c.eval_every, c.curve_samples, c.grad_norm, c.track) for c, _ in done]
 
-    runs = [(4, 1, True, "noise")] * 2
-    assert tuned() == [(2, 1, False, None)] * 4 + runs
+    runs = [(4, 1, None, None, "noise")] * 2
+    assert tuned() == [(2, 1, 2000, False, None)] * 4 + runs
     config, folder = done[3]  # as earlier versions began it:
     folder.mkdir(parents=True)
-    RunFolder(folder).begin(replace(config, grad_norm=True, track="noise").to_json())
-    assert tuned() == [(2, 1, True, "noise")] * 4 + runs
-    assert tuned(overwrite=True) == [(2, 1, False, None)] * 4 + runs
+    settings = replace(config, grad_norm=True, track="noise").to_json()
+    del settings["curve_samples"]
+    RunFolder(folder).begin(settings)
+    assert tuned() == [(2, 1, 0, True, "noise")] * 4 + runs
+    assert tuned(overwrite=True) == [(2, 1, 2000, False, None)] * 4 + runs
 
 
 PROBLEM = """
@@ -84,6 +86,7 @@ def test_an_arm_sets_what_a_run_has_as_what_it_is_declared():
         "output": "random",
         "eval_every": 0.5,
         "eval_samples": 3,
+        "curve_samples": 2,
         "grad_norm": False,
     }
     settings |= {"track": "noise", "device": "cpu", "threads": 2, "precision": "bfloat16", "compile": True}

@@ -1,4 +1,5 @@
 import io
+import json
 import sys
 
 import numpy as np
@@ -69,6 +70,15 @@ def test_arms_differ_in_colour_and_in_dash():
     assert len(set(look.values())) == 35
     first = [look[str(i)] for i in range(5)]
     assert len({style.color for style in first}) == len({style.dash for style in first}) == 5
+
+
+def test_the_note_says_what_was_measured(tmp_path):
+    folder = write_run(tmp_path / "a" / "0", "a", 0)
+    path = next(folder.rglob("metrics.jsonl"))
+    *before, last = path.read_text().splitlines()
+    sampled = [json.dumps(json.loads(row) | {"samples": 2000}) for row in before]
+    path.write_text("\n".join([*sampled, last, ""]))
+    assert band_note(read_study(tmp_path)) == "one seed; measured on 2,000 samples, at the end on all"
 
 
 def test_the_note_counts_seeds(tmp_path):

@@ -13,7 +13,7 @@ from torch import nn
 from reference.training import naive_training
 from sngd import stages
 from sngd.problems import Problem, load_problem
-from sngd.training import METHODS, Interrupted, RunConfig, engine, train
+from sngd.training import METHODS, Interrupted, RunConfig, engine, run_state, train
 from sngd.training.run_folder import RunFolder
 
 CONFIG = RunConfig("plain", "sngd", lr=0.05, batch_size=7, epochs=4, threads=1, seed=3)
@@ -319,6 +319,69 @@ def test_rows_are_measured_on_so_many_samples(tmp_path, plain):
     assert row["train_loss"] == pytest.approx(problem.loss(model(x), y).item(), rel=1e-12)
     x, y = problem.test
     assert row["test_loss"] == pytest.approx(problem.loss(model(x), y).item(), rel=1e-12)
+
+
+def test_rows_before_the_last_are_of_the_same_samples_in_all_runs(tmp_path, plain):
+    problem = plain()
+    for seed in (3, 4):
+        train(replace(CONFIG, curve_samples=9, seed=seed), tmp_path / str(seed), problem=plain)
+        train(replace(CONFIG, seed=seed), tmp_path / f"all-{seed}", problem=plain)
+        *before, last = rows(tmp_path / str(seed))
+        assert [row["samples"] for row in before] == [9] * 4
+        of_all = rows(tmp_path / f"all-{seed}")
+        assert {**last, "grad_norm": of_all[-1]["grad_norm"]} == {**of_all[-1], "seconds": last["seconds"]}
+        assert last["grad_norm"] is None
+        assert all("samples" not in row for row in (last, *of_all))
+        drawn = torch.randperm(60, generator=torch.Generator().manual_seed(0))[:9]
+        torch.manual_seed(run_state._seed(seed, "model"))
+        model = problem.build_model()
+        x, y = (part[drawn] for part in problem.train)
+        assert before[0]["train_loss"] == pytest.approx(problem.loss(model(x), y).item(), rel=1e-12)
+        x, y = (part[torch.randperm(20, generator=torch.Generator().manual_seed(0))[:9]] for part in problem.test)
+        assert before[0]["test_loss"] == pytest.approx(problem.loss(model(x), y).item(), rel=1e-12)
+
+
+def test_samples_that_are_drawn_are_of_every_class_whatever_the_order_of_the_data():
+    labels = torch.arange(60) % 10  # every sixth one, of which there are ten, is of five classes only
+    problem = Problem(lambda: nn.Linear(1, 10), nn.functional.cross_entropy, (torch.zeros(60, 1), labels))
+    config = RunConfig("labels", "sngd", batch_size=1, epochs=1, curve_samples=10)
+    assert len(run_state.RunState(config.resolved(60), problem).sampled.train[1].unique()) > 5
+
+
+@pytest.mark.parametrize(
+    ("changes", "samples", "grad_norm"),
+    [
+        ({}, 2000, False),
+        ({"eval_samples": 500}, 2000, True),
+        ({"curve_samples": 0}, 0, True),
+        ({"curve_samples": 70_000}, 70_000, True),
+        ({"grad_norm": True}, 2000, True),
+        ({"output": "random"}, 0, True),
+        ({"sampling": "independent"}, 0, True),
+        ({"track": "noise"}, 0, True),
+        ({"track": "noise", "curve_samples": 5, "grad_norm": False}, 5, False),
+    ],
+    ids=str,
+)
+def test_what_is_measured_by_default(changes, samples, grad_norm):
+    config = RunConfig("mnist-mlp", "sngd", **changes).resolved(60_000)
+    assert (config.curve_samples, config.grad_norm) == (samples, grad_norm)
+    small = RunConfig("digits-mlp", "sngd", **changes).resolved(1437)
+    assert small.grad_norm == (changes.get("grad_norm", True))
+
+
+def test_a_run_of_an_earlier_version_goes_on_measuring_all_samples(tmp_path, plain):
+    steps = iter(range(100))
+    with pytest.raises(Interrupted):
+        train(CONFIG, tmp_path, problem=plain, should_stop=lambda: next(steps) == 9)
+    path = tmp_path / "config.json"
+    stored = json.loads(path.read_text())
+    assert stored.pop("curve_samples") == 2000
+    path.write_text(json.dumps(stored))
+    train(CONFIG, tmp_path, problem=plain, resume=True)
+    assert all("samples" not in row and row["grad_norm"] for row in rows(tmp_path))
+    with pytest.raises(ValueError, match="curve_samples is 0, not 9"):
+        train(replace(CONFIG, curve_samples=9), tmp_path, problem=plain, resume=True)
 
 
 def test_no_more_samples_can_be_measured_than_there_are(tmp_path, plain):

@@ -37,6 +37,7 @@ def same_but_for_the_plan(one, other):
         {"method": "natasha2", "weight_decay": 0.0, "output": "random"},
         {"method": "adamw", "track": "smoothness,noise"},
         {"sampling": "independent", "eval_every": 10.0},
+        {"curve_samples": 9},
     ],
     ids=str,
 )

@@ -360,16 +360,24 @@ def _options(method: Method, run: Run) -> dict[str, float]:
 
 
 def _curves(runs: Sequence[Run], key: str) -> list[Curve]:
-    """(step, value) of every evaluation that has a value, run by run."""
+    """(step, value) of every evaluation of F that has a value, run by run; none of a run whose rows sample F."""
     return [
-        [(int(row["step"]), number) for row in run.curve if (number := value(row, key)) is not None] for run in runs
+        []
+        if _samples_rows(run)
+        else [(int(row["step"]), number) for row in run.curve if (number := value(row, key)) is not None]
+        for run in runs
     ]
+
+
+def _samples_rows(run: Run) -> bool:
+    """Whether rows have the mean over some of the samples that --curve-samples drew, not F."""
+    return any("samples" in row for row in run.curve)
 
 
 def _curvatures(runs: Sequence[Run], norm: Product | None) -> list[Curvature]:
     """What ``--track smoothness,curvature`` measured at evaluations, as far as it is in the norm of the steps."""
     of_row = _curvatures_of if norm is None else _curvatures_in_norm
-    return [curvature for run in runs for row in run.curve for curvature in of_row(row)]
+    return [curvature for run in runs for row in run.curve if "samples" not in row for curvature in of_row(row)]
 
 
 def _curvatures_in_norm(row: Row) -> Iterator[Curvature]:
@@ -486,6 +494,9 @@ def _measurements(runs: Sequence[Run], plan: StagePlan, key: str) -> tuple[list[
     size = "‖∇F‖" if key == "grad_norm" else "‖∇F‖*"
     if some := runs[0].config.get("eval_samples"):
         detail = f"rows have the mean over {some} samples, not F: train again without --eval-samples"
+        return [], Assumption("measurements", "unchecked", detail)
+    if sampled := next((row["samples"] for run in runs for row in run.curve if "samples" in row), None):
+        detail = f"rows before the last have the mean over {sampled} samples, not F: train again with --curve-samples 0"
         return [], Assumption("measurements", "unchecked", detail)
     for run, curve in zip(runs, curves, strict=True):
         ends = [curve[0][0], curve[-1][0]] if len(curve) > 1 else []

@@ -16,7 +16,7 @@ from sngd.studies.pack import unpacked
 from sngd.studies.publish import publish
 from sngd.studies.runs import Comparison, Study, Trial, Tuning
 from sngd.training import RunConfig
-from sngd.training.config import SETTINGS
+from sngd.training.config import CURVE_SAMPLES, SETTINGS, as_trained
 from sngd.training.folder_lock import FolderLock, locked, make_folder
 from sngd.training.methods import find_method
 from sngd.training.ranks import ALONE
@@ -155,15 +155,16 @@ def _check_before_starting(arms: Sequence[RunConfig], execution: Execution) -> N
             ALONE.device(device)
 
 
-# Of a trial of a learning rate only losses are wanted, and these say whether it diverged.
-_MEASURED: dict[str, Any] = {"grad_norm": False, "track": None}  # Any: settings of several types
+# Of a trial of a learning rate the last loss is wanted, and the others say whether it diverged.
+# Any: settings of several types
+_MEASURED: dict[str, Any] = {"curve_samples": CURVE_SAMPLES, "grad_norm": False, "track": None}
 
 
 def _measured_before(folders: Sequence[Path]) -> dict[str, Any]:  # Any: settings of several types
     """What trials of an earlier version measured, if one has begun: the others then do too, to be trained as one."""
     for folder in folders:
         try:
-            begun = RunFolder(folder).read_config()
+            begun = as_trained(RunFolder(folder).read_config())
         except (OSError, ValueError):  # there is none, or one that the run itself complains of
             continue
         return {name: value for name, value in begun.items() if name in _MEASURED}

@@ -96,12 +96,18 @@ def view(curves: dict[str, Band]) -> tuple[float, float] | None:
 
 
 def band_note(study: Study) -> str:
-    """The explanation of lines and bands, for a legend or a caption."""
+    """The explanation of lines, bands and what was measured, for a legend or a caption."""
     counts = {len(runs) for runs in study.arms.values()}
     if counts == {1}:
-        return "one seed"
+        return "one seed" + _samples_note(study)
     seeds = f"{min(counts)} to {max(counts)}" if len(counts) > 1 else f"{max(counts)}"
-    return f"line: mean of {seeds} seeds; band: lowest to highest seed"
+    return f"line: mean of {seeds} seeds; band: lowest to highest seed{_samples_note(study)}"
+
+
+def _samples_note(study: Study) -> str:
+    """On how many samples losses and accuracies were measured, if a curve has all of them at its end alone."""
+    counts = sorted({row["samples"] for run in study.runs for row in run.curve if "samples" in row})
+    return f"; measured on {' or '.join(f'{count:,}' for count in counts)} samples, at the end on all" if counts else ""
 
 
 def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:

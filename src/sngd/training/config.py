@@ -18,6 +18,7 @@ from sngd.training.schema import ONE_LINE, Declared, check, check_value, declare
 from sngd.training.tracking import tracked_names, tracking_cost
 
 PRECISIONS = ("float32", "bfloat16")
+CURVE_SAMPLES = 2000  # so many of 60,000 are about 3 % of the arithmetic of a pass, training and test samples together
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,23 @@ class RunConfig:
             help="Measure F on so many training samples, evenly spaced in their order, not on all. (default: all)",
         ),
     ] = None
-    grad_norm: Annotated[bool, Declared(help="Measure ‖∇F(w)‖ at evaluations; takes about as long as an epoch.")] = True
+    # Evaluations of all samples can take as long as the steps. What tables and verdicts need is the last row.
+    curve_samples: Annotated[
+        int | None,
+        Declared(
+            ge=0,
+            help="Measure rows before the last one on so many training and as many test samples, drawn once for all "
+            f"runs; 0: on all. The last row is of all in any case. (default: {CURVE_SAMPLES}, but 0 with --track, "
+            "--output random or --sampling independent)",
+        ),
+    ] = None
+    grad_norm: Annotated[
+        bool | None,
+        Declared(
+            help="Measure ‖∇F(w)‖ at evaluations; on all samples it takes about as long as an epoch. (default: if "
+            "every row is of all samples)"
+        ),
+    ] = None
     # The oracle calls of tracking are counted separately, as ``tracking_calls``.
     track: Annotated[
         str | None,
@@ -115,7 +132,9 @@ class RunConfig:
     ] = None
 
     def resolved(self, n: int | None = None) -> "RunConfig":
-        """The same settings, checked, with every default filled in. Those of the method's parameters need ``n``.
+        """The same settings, checked, with every default filled in.
+
+        Those of the method's parameters and of what rows measure need ``n``, the number of training samples.
 
         Raises:
             ValueError: a value is out of its range, or a name unknown.
@@ -130,10 +149,25 @@ class RunConfig:
             params=dict(self.params)
             if n is None
             else parameter_values(method, self.params, self.batch_size_or_default, n),
+            curve_samples=self.curve_samples if n is None else self._curve_samples,
+            grad_norm=self.grad_norm if n is None else self._measures_grad_norm(n),
             threads=self.threads or torch.get_num_threads(),
         )
         config._check()
         return config
+
+    @property
+    def _curve_samples(self) -> int:
+        """By default rows that may be held against a theorem are of all samples, as theorems are about F."""
+        if self.curve_samples is not None:
+            return self.curve_samples
+        for_theorems = self.track or self.output == "random" or self.sampling == "independent"
+        return 0 if for_theorems else CURVE_SAMPLES
+
+    def _measures_grad_norm(self, n: int) -> bool:
+        if self.grad_norm is not None:
+            return self.grad_norm
+        return not 0 < self._curve_samples < (self.eval_samples or n)
 
     @property
     def batch_size_or_default(self) -> int:
@@ -246,7 +280,8 @@ class StoredConfig(TypedDict, total=False):
     output: str
     eval_every: float
     eval_samples: int | None
-    grad_norm: bool
+    curve_samples: int | None
+    grad_norm: bool | None
     track: str | None
     device: str
     threads: int | None
@@ -269,7 +304,12 @@ def read_config(path: Path) -> StoredConfig:
 
 def as_trained(stored: StoredConfig) -> StoredConfig:
     """The settings with those added that came later, as runs were trained before."""
-    return {**stored, "precision": stored.get("precision", "float32"), "compile": bool(stored.get("compile"))}
+    return {
+        **stored,
+        "curve_samples": stored.get("curve_samples", 0),
+        "precision": stored.get("precision", "float32"),
+        "compile": bool(stored.get("compile")),
+    }
 
 
 def check_config(content: object, where: str, place: str) -> StoredConfig:

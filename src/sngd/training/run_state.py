@@ -58,6 +58,7 @@ class RunState:
             raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
         self.problem = _to_device(problem, self.device)
         self.evaluated = _evenly_spaced(self.problem, config.eval_samples)
+        self.sampled = _drawn(self.evaluated, config.curve_samples or None)
         self.model = self._seeded_model()
         self.budget = round(config.epochs * problem.n)
         self.loop = find_method(config.method).build(
@@ -265,12 +266,20 @@ class RunState:
 
     def _measured(self) -> Measured:
         config = self.config
-        return evaluate(self.evaluated, self.model, grad_norm=config.grad_norm, norm=self.norm, ranks=self.ranks)
+        norm, ranks = self.norm, self.ranks
+        return evaluate(self.row_samples, self.model, grad_norm=bool(config.grad_norm), norm=norm, ranks=ranks)
+
+    @property
+    def row_samples(self) -> Problem:
+        """The samples that the row which is due now is measured on."""
+        return self.evaluated if self.finished else self.sampled
 
     def row(self, measured: Measured) -> Row:
         """The row that is due now, of the current iterate as ``evaluate`` measured it."""
         diverged = not isfinite(cast(float, measured["train_loss"]))
         row = self._row(measured) | {"final": self.finished or diverged, "diverged": diverged}
+        if self.row_samples is not self.evaluated:
+            row["samples"] = self.row_samples.n
         if self.tracker is not None and not diverged:
             row |= self.tracker.measure(row["lr"], _generator(self.config.seed, f"tracking at step {self.steps}"))
         self.evaluations = int(self.loop.oracle_calls / self.problem.n / self.config.eval_every + 1e-9) + 1
@@ -376,6 +385,26 @@ def _evenly_spaced(problem: Problem, count: int | None) -> Problem:
     inputs, targets = problem.train
     chosen = torch.arange(count, device=inputs.device) * problem.n // count
     return replace(problem, train=(inputs[chosen], targets[chosen]))
+
+
+def _drawn(problem: Problem, count: int | None) -> Problem:
+    """The problem with at most ``count`` of its training and as many of its test samples, the same in all runs.
+
+    They are drawn, because evenly spaced ones of data in a periodic order could be of one class.
+    """
+    if count is None or problem.n <= count:
+        return problem
+    test = problem.test and _some(problem.test, count)
+    return replace(problem, train=_some(problem.train, count), test=test)
+
+
+def _some(samples: Samples, count: int) -> Samples:
+    inputs, targets = samples
+    if len(inputs) <= count:
+        return samples
+    drawn = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))[:count]
+    chosen = drawn.sort().values.to(inputs.device)
+    return inputs[chosen], targets[chosen]
 
 
 def _seed(seed: int, purpose: str) -> int:

@@ -79,6 +79,7 @@ class Experiment:
                 eval_every=self.eval_every,
                 eval_samples=self.eval_samples,
                 params=dict(arm.params),
+                curve_samples=0,  # curves are compared, too
                 grad_norm=self.grad_norm,
                 device=device,
                 threads=1,

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sngd.problems import Problem
 from sngd.training.evaluate import Measured
 from sngd.training.loop import Composed
 from sngd.training.replicas.estimates import estimates_of
@@ -86,10 +87,10 @@ class Stack:
         """Whether all runs have spent as many oracle calls after as many steps."""
         return self.estimates.in_step
 
-    def measure(self) -> list[Measured]:
-        """What ``sngd.training.evaluate`` measures, of every run."""
-        config, norms = self.runs[0].config, [run.norm for run in self.runs]
-        return measure(self._losses, self.weights, self.runs[0].evaluated, grad_norm=config.grad_norm, norms=norms)
+    def measure(self, samples: Problem, *, grad_norm: bool) -> list[Measured]:
+        """What ``sngd.training.evaluate`` measures on these samples, of every run."""
+        norms = [run.norm for run in self.runs]
+        return measure(self._losses, self.weights, samples, grad_norm=grad_norm, norms=norms)
 
     def _draw(self, rows: Sequence[int], size: int | None, part: slice = slice(None)) -> Batch:
         """See ``Draw``; a run's samples are those that it would draw by itself, in the same order."""

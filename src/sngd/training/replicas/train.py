@@ -114,12 +114,13 @@ class _Together:
         """Write the rows that are due; runs that have ended get their last one in ``rows``.
 
         Runs in step with each other are all due after the same steps. They are measured together, also if a kill left
-        only some of them due, so that rows do not depend on it.
+        only some of them due, so that rows do not depend on it. Runs that an earlier version began may measure more.
         """
         stack = self._stack_after(steps - 1)
         self._settle()
         level = len({self.open[index].state.loop.oracle_calls for index in turn}) == 1
-        if stack.in_step and level:
+        measured = {(run.row_samples.n, run.config.grad_norm) for run in (self.open[index].state for index in due)}
+        if stack.in_step and level and len(measured) == 1:
             rows = self._measured(stack, due)
         else:
             rows = {index: self.open[index].state.evaluate() for index in due}
@@ -130,7 +131,9 @@ class _Together:
 
     def _measured(self, stack: Stack, due: Sequence[int]) -> dict[int, list[Row]]:
         """``RunState.evaluate`` of several runs."""
-        measured = stack.measure()
+        first = self.open[due[0]].state
+        measure = partial(stack.measure, first.row_samples, grad_norm=bool(first.config.grad_norm))
+        measured = measure()
         rows = {index: [self.open[index].state.row(measured[self.members.index(index)])] for index in due}
         random = [index for index in due if self.open[index].state.returns_random(rows[index][0])]
         if random:
@@ -139,7 +142,7 @@ class _Together:
                     iterate = self.open[index].state.iterate
                     assert iterate is not None
                     swapped.enter_context(iterate.swapped())
-                measured = stack.measure()
+                measured = measure()
             for index in random:
                 rows[index].append(self.open[index].state.random_row(measured[self.members.index(index)]))
         return rows
