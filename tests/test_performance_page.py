@@ -9,6 +9,8 @@ import pytest
 
 from sngd.bench import step as steps
 from sngd.bench import train as trains
+from sngd.training import RunConfig
+from sngd.training.config import CURVE_SAMPLES
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "docs"))
@@ -26,11 +28,14 @@ def test_the_numbers_on_a_page_are_the_committed_ones(page):
     assert performance.filled(text, FOUND) == text, f"{page.name} is stale: make docs"
 
 
-def test_the_schedule_with_which_evaluation_is_cheap_is_as_said():
-    passes = int(re.search(r"with `--eval-every (\d+)` as well it is met by all problems of the\s+table", PAGE)[1])
-    shares = [case["share_without_gradient_norm"] for case in json.loads(performance.ENGINE.read_text())["cases"]]
-    costs = [share / (1 - share) / passes for share in shares]  # of evaluations, over that of steps
-    assert max(cost / (1 + cost) for cost in costs) <= 0.05
+def test_evaluation_takes_the_share_of_a_run_that_is_said():
+    sentence = r"In a run of (\d+) passes, the\s+default, both together are at most (\d+) %"
+    epochs, percent = re.search(sentence, PAGE).groups()
+    assert (float(epochs), f"on {CURVE_SAMPLES:,} training" in PAGE) == (RunConfig.epochs, True)
+    cases = json.loads(performance.ENGINE.read_text())["cases"]
+    assert max(case["share_of_evaluation"] for case in cases) <= int(percent) / 100
+    assert min(case["share_on_all"] / (1 - case["share_on_all"]) for case in cases) >= 0.25
+    assert min(case["share_on_all_with_gradient_norm"] for case in cases[2:]) >= 0.45  # of images
 
 
 def test_the_picture_is_that_of_the_committed_measurements():
