@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from sngd.norms import Spectral
+from sngd.norms import Spectral, spectral
 from sngd.norms.spectral import newton_schulz
 
 needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
@@ -119,6 +119,40 @@ def test_in_float32_it_is_nearer_to_the_exact_iteration_than_torchs_in_bfloat16(
     ours = newton_schulz(v / v.norm(), [MUON] * 5).double()
     assert (ours - exactly).norm() < 1e-4 * exactly.norm()
     assert 1e-3 * exactly.norm() < (theirs - exactly).norm() < 0.03 * exactly.norm()  # bfloat16 rounds to 2⁻⁹
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize("coefficients", ["muon", "polar-express"])
+@pytest.mark.parametrize("shape", [(7, 14), (40, 9), (3, 5, 64), (1, 6)], ids=str)
+def test_iterations_on_the_gram_matrix_are_those_on_the_matrix(shape, coefficients, steps):
+    v = draw(shape, 3, torch.float64)
+    v = v / v.norm(dim=(-2, -1), keepdim=True)
+    schedule = spectral._schedule(coefficients, steps)
+    tall = v.shape[-2] > v.shape[-1]
+    wide = (v.mT if tall else v).reshape(-1, min(shape[-2:]), max(shape[-2:]))
+    truth = spectral._iterate(wide, schedule)
+    assert_close(spectral._iterate_on_gram(wide, schedule), truth, rtol=0, atol=1e-12)
+    ours = newton_schulz(v, schedule)
+    assert_close(ours, (truth.mT if tall else truth).reshape(shape), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("steps", [5, 10])
+@pytest.mark.parametrize("coefficients", ["muon", "polar-express"])
+def test_iterations_on_the_gram_matrix_round_no_more_than_those_on_the_matrix(coefficients, steps):
+    """Singular values over eight decades: in float32 the Gram matrix's smallest eigenvalues are rounding errors.
+
+    Without starting again these errors grow until the result is another one, after ten steps even to 1e9.
+    """
+    u, v = (torch.linalg.qr(draw((rows, 64), rows, torch.float64)).Q for rows in (64, 256))
+    values = torch.logspace(0, -8, 64, dtype=torch.float64)
+    matrix = (u * (values / values.norm())) @ v.T
+    schedule = spectral._schedule(coefficients, steps)
+    truth = spectral._iterate(matrix[None], schedule)
+    errors = [
+        (iterate(matrix[None].float(), schedule).double() - truth).norm().item()
+        for iterate in (spectral._iterate_on_gram, spectral._iterate)
+    ]
+    assert errors[0] < 5 * errors[1] < 0.1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])

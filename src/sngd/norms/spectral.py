@@ -28,6 +28,8 @@ _POLAR_EXPRESS: tuple[Coefficients, ...] = (  # Amsel et al. 2025, arXiv 2505.16
     (1.8750014808534479, -1.2500016453999487, 0.3750001645474248),
     (1.875, -1.25, 0.375),
 )
+_WIDE = 2  # columns over rows, from which iterations on XXᵀ are quicker
+_ITERATIONS_ON_GRAM = 3  # in a row: Polar Express's first three multiply a small eigenvalue of XXᵀ by 134²
 _SAFETY = 1.01  # rounding in bfloat16 may not carry a singular value out of the interval where the iteration converges
 
 
@@ -207,16 +209,39 @@ def _inexactness(coefficients: str, steps: int, rank: int) -> tuple[float, float
 
 
 def newton_schulz(x: Tensor, schedule: Sequence[Coefficients]) -> Tensor:
-    """Moves the singular values of each matrix of a batch (…, rows, columns) towards 1; none may be above 1.
-
-    Sums are part of the products (``baddbmm``), as in torch.optim.Muon: in bfloat16 this rounds less.
-    """
+    """Moves the singular values of each matrix of a batch (…, rows, columns) towards 1; none may be above 1."""
     tall = x.shape[-2] > x.shape[-1]
     wide = x.mT if tall else x  # so that XXᵀ is the smaller product
     batch = wide.reshape(-1, *wide.shape[-2:])
+    rows, columns = wide.shape[-2:]
+    exact = batch.dtype in (torch.float32, torch.float64)  # with fewer digits, errors in XXᵀ grow too much
+    iterate = _iterate_on_gram if exact and columns >= _WIDE * rows else _iterate
+    done = iterate(batch, schedule).reshape(wide.shape)
+    return done.mT if tall else done
+
+
+def _iterate(batch: Tensor, schedule: Sequence[Coefficients]) -> Tensor:
+    """X ← aX + (bA + cA²)X, A = XXᵀ. Sums are part of the products, as in torch.optim.Muon: bfloat16 rounds less so."""
     for a, b, c in schedule:
         gram = batch @ batch.mT
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         batch = torch.baddbmm(batch, polynomial, batch, beta=a)
-    done = batch.reshape(wide.shape)
-    return done.mT if tall else done
+    return batch
+
+
+def _iterate_on_gram(batch: Tensor, schedule: Sequence[Coefficients]) -> Tensor:
+    """The same with fewer operations, for matrices that are much wider than high.
+
+    An iteration is X ← FX with F = aI + bA + cA², after which A is FAF. So of several iterations only the product of
+    their F is multiplied by X, and the others are between small matrices. But A's small eigenvalues have large rounding
+    errors, relatively, and these grow by F² an iteration. So X and A are computed again every few iterations.
+    """
+    for start in range(0, len(schedule), _ITERATIONS_ON_GRAM):
+        gram, product, factor = batch @ batch.mT, None, None
+        for a, b, c in schedule[start : start + _ITERATIONS_ON_GRAM]:
+            gram = gram if factor is None else factor @ gram @ factor
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=-2, dim2=-1).add_(a)
+            product = factor if product is None else factor @ product
+        batch = batch if product is None else product @ batch
+    return batch
