@@ -220,7 +220,7 @@ def run_at_its_end(run: Run, device: str, data: Path | None) -> RunState:
     checkpoint = files.load_checkpoint()
     if checkpoint is None:
         raise FileNotFoundError(f"{run.path}: has no checkpoint.pt, the weights to measure are not there")
-    config = replace(run.settings, device=device, track=None)
+    config = replace(run.settings, device=device, track=None, precision="float32")
     problem = load_problem(config.problem, data)
     state = RunState(config.resolved(problem.n), problem)
     with files.naming_checkpoint(), part("model"):
