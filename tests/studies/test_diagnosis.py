@@ -6,7 +6,8 @@ from math import isclose
 import pytest
 from fake_runs import write_run
 
-from sngd.studies.diagnosis import diagnose, write_diagnosis
+from sngd.studies.diagnosis import diagnose, run_at_its_end, write_diagnosis
+from sngd.studies.runs import read_run
 from sngd.training import RunConfig, train
 
 
@@ -55,6 +56,15 @@ def test_only_what_was_asked_for(tracked, tmp_path):
     assert found.oracle_calls == 50
     lone = diagnose("digits-mlp", only=["noise"], samples=50)
     assert [path.name for path in write_diagnosis(lone, tmp_path)] == ["diagnosis.json"]  # no curve to draw
+
+
+def test_what_training_rounded_is_measured_in_full(tmp_path):
+    train(RunConfig("saddle", "sngd", lr=0.1, epochs=1, batch_size=16, precision="bfloat16"), tmp_path)
+    state = run_at_its_end(read_run(tmp_path), "cpu", None)
+    assert state.loss_of(state.problem.train).item() == pytest.approx(
+        state.problem.loss(state.problem.outputs(state.model, state.problem.train[0]), state.problem.train[1]).item(),
+        rel=1e-6,
+    )
 
 
 def test_what_cannot_be_measured_is_named(tmp_path):
