@@ -82,7 +82,15 @@ def random_problem(name: str, device: str) -> Problem:
 
 def config_of(name: str, batch_size: int, device: str, precision: str = "float32") -> RunConfig:
     return RunConfig(
-        name, "sngd", lr=1e-3, batch_size=batch_size, epochs=1e6, device=device, threads=1, precision=precision
+        name,
+        "sngd",
+        lr=1e-3,
+        batch_size=batch_size,
+        epochs=1e6,
+        curve_samples=0,
+        device=device,
+        threads=1,
+        precision=precision,
     )
 
 

@@ -19,6 +19,7 @@ TOP = """# Pictures
 
 Every picture of the repository, with the command that makes it. Studies that take long were made once and are kept in
 `results/`. `sngd report DIR` draws the curves of a study again in seconds.
+Evaluations of the kept studies are of all samples, as with `--curve-samples 0`.
 """
 
 WORDS = {  # what each picture shows; a test sees that none is missing

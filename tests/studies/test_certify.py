@@ -224,6 +224,16 @@ def test_nor_are_rows_of_samples_that_were_drawn(copy):
     assert "over 5 samples, not F: train again with --curve-samples 0" in str(certificate.assumptions)
 
 
+def test_curvatures_beside_gradients_of_samples_are_left_out(tmp_path):
+    tracked = {"smoothness_along": 5.0, "smoothness_off": None, "noise_variance": 4.0, "noise_variance_low": 3.0}
+    folder = tmp_path / "a"
+    write_run(folder, epochs=10, every=1.0, config={"sampling": "independent", "plan": "constant"})
+    edit_rows(folder, tracked | {"noise_variance_high": 9.0, "grad_norm": 1.0})
+    assert standing(the(folder))["smoothness"] == "measured"
+    edit_rows(folder, {"samples": 5, "smoothness_along": 50.0}, slice(None, -1))
+    assert pytest.approx(5, rel=0.1) == the(folder).smoothness.L
+
+
 # ---- constants that were measured ----------------------------------------------------------------------------
 
 

@@ -48,6 +48,35 @@ def test_trials_of_learning_rates_measure_losses_alone_and_go_on_as_they_were_be
     assert tuned(overwrite=True) == [(2, 1, 2000, False, None)] * 4 + runs
 
 
+def test_runs_that_are_added_to_an_arm_measure_what_the_others_do(monkeypatch, tmp_path):
+    done = []
+
+    def all_run(tasks, *_):
+        done.extend(tasks)
+        return [{"diverged": False, "train_loss": 1.0} for _ in tasks]
+
+    monkeypatch.setattr("sngd.studies.compare.run_all", all_run)
+    monkeypatch.setattr("sngd.studies.compare.publish", lambda _: None)
+
+    def measured(seeds, settings=None, **how):
+        done.clear()
+        arms = parse_arms("sngd,sgd", RunConfig("digits-mlp", "", epochs=4, **(settings or {})))
+        compare(arms, seeds, tmp_path, Execution(**how))
+        return [(c.method, c.curve_samples, c.grad_norm) for c, _ in done]
+
+    new = [("sngd", None, None), ("sgd", None, None)]
+    assert measured([0]) == new
+    config, folder = done[0]  # as an earlier version began it:
+    settings = replace(config, grad_norm=True).to_json()
+    del settings["curve_samples"]
+    folder.mkdir(parents=True)
+    RunFolder(folder).begin(settings)
+    assert measured([0, 1]) == [("sngd", 0, True), ("sgd", None, None)] * 2
+    assert measured([0, 1], overwrite=True) == new * 2
+    asked = {"curve_samples": 7, "grad_norm": False}
+    assert measured([1], settings=asked) == [("sngd", 7, False), ("sgd", 7, False)]
+
+
 PROBLEM = """
 import shutil
 from contextlib import suppress

@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -72,13 +73,41 @@ def test_arms_differ_in_colour_and_in_dash():
     assert len({style.color for style in first}) == len({style.dash for style in first}) == 5
 
 
-def test_the_note_says_what_was_measured(tmp_path):
-    folder = write_run(tmp_path / "a" / "0", "a", 0)
+def sampled(folder, count=2000):
+    """The run, as if its evaluations before the last had used so many samples."""
     path = next(folder.rglob("metrics.jsonl"))
     *before, last = path.read_text().splitlines()
-    sampled = [json.dumps(json.loads(row) | {"samples": 2000}) for row in before]
-    path.write_text("\n".join([*sampled, last, ""]))
-    assert band_note(read_study(tmp_path)) == "one seed; measured on 2,000 samples, at the end on all"
+    rows = [json.dumps(json.loads(row) | {"samples": count}) for row in before]
+    path.write_text("\n".join([*rows, last, ""]))
+
+
+def test_the_note_says_what_was_measured(tmp_path):
+    sampled(write_run(tmp_path / "a" / "0", "a", 0))
+    assert band_note(read_study(tmp_path)) == "one seed; before the end measured on 2,000 samples"
+    write_run(tmp_path / "b" / "0", "b", 0)
+    assert band_note(read_study(tmp_path)) == "one seed; before the end some runs are measured on 2,000 samples"
+
+
+@pytest.mark.slow
+def test_the_note_fits_above_one_panel(tmp_path, monkeypatch):
+    write = write_run(tmp_path / "a" / "0", "a", 0, answer={"test_accuracy": None})
+    path = next(write.rglob("metrics.jsonl"))
+    rows = [json.dumps(json.loads(row) | {"test_accuracy": None}) for row in path.read_text().splitlines()]
+    path.write_text("\n".join([*rows, ""]))
+    sampled(write)
+    shutil.copytree(tmp_path / "a" / "0", tmp_path / "a" / "1")
+    config = json.loads((tmp_path / "a" / "1" / "config.json").read_text())
+    (tmp_path / "a" / "1" / "config.json").write_text(json.dumps(config | {"seed": 1}))
+    drawn = []
+    monkeypatch.setattr(figures, "save", lambda figure, _: drawn.append(figure))
+    draw(read_study(tmp_path), tmp_path / "figures")
+    figure = drawn[0]
+    figure.draw_without_rendering()
+    assert len(figure.axes) == 1
+    title = figure._suptitle.get_window_extent()
+    assert "2,000" in figure._suptitle.get_text()
+    assert title.x0 >= 0
+    assert title.x1 <= figure.bbox.width
 
 
 def test_the_note_counts_seeds(tmp_path):

@@ -500,3 +500,18 @@ def test_a_loss_that_was_lower_before_is_told(tmp_path):
     before = read_study(tmp_path).runs[0].rows[-2]["test_loss"]
     assert "with one seed (seed noise unknown)." in text
     assert f"to 0.5, and was lowest, {before:.4g}, at #grad/n = 9." in text
+
+
+def test_a_loss_of_samples_is_not_held_against_one_of_all(tmp_path):
+    write_run(tmp_path / "a", answer={"test_loss": 0.5})
+    path = tmp_path / "a" / "metrics.jsonl"
+    *before, last = [json.loads(line) for line in path.read_text().splitlines()]
+    before[4]["test_loss"] = 0.01
+    rows = [*(row | {"samples": 2000} for row in before), last]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = visible(page_of(tmp_path))
+    first, end = before[0], before[-1]
+    went = f"On 2,000 samples its training loss went from {first['train_loss']:.4g} to {end['train_loss']:.4g}"
+    assert f"{went} before the end." in text
+    went = f"On 2,000 samples its test loss went from {first['test_loss']:.4g} to {end['test_loss']:.4g}"
+    assert f"{went} before the end, and was lowest, 0.01, at #grad/n = 4." in text

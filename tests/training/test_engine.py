@@ -352,10 +352,15 @@ def test_samples_that_are_drawn_are_of_every_class_whatever_the_order_of_the_dat
     ("changes", "samples", "grad_norm"),
     [
         ({}, 2000, False),
-        ({"eval_samples": 500}, 2000, True),
+        ({"eval_samples": 9_999}, 0, True),
+        ({"eval_samples": 10_000}, 2000, False),
         ({"curve_samples": 0}, 0, True),
-        ({"curve_samples": 70_000}, 70_000, True),
-        ({"grad_norm": True}, 2000, True),
+        ({"curve_samples": 59_999}, 59_999, False),
+        ({"curve_samples": 60_000}, 60_000, True),
+        ({"curve_samples": 500, "eval_samples": 500}, 500, True),
+        ({"grad_norm": True}, 0, True),
+        ({"grad_norm": False}, 2000, False),
+        ({"grad_norm": True, "curve_samples": 5}, 5, True),
         ({"output": "random"}, 0, True),
         ({"sampling": "independent"}, 0, True),
         ({"track": "noise"}, 0, True),
@@ -366,8 +371,30 @@ def test_samples_that_are_drawn_are_of_every_class_whatever_the_order_of_the_dat
 def test_what_is_measured_by_default(changes, samples, grad_norm):
     config = RunConfig("mnist-mlp", "sngd", **changes).resolved(60_000)
     assert (config.curve_samples, config.grad_norm) == (samples, grad_norm)
-    small = RunConfig("digits-mlp", "sngd", **changes).resolved(1437)
-    assert small.grad_norm == (changes.get("grad_norm", True))
+
+
+@pytest.mark.parametrize(("n", "samples"), [(1, 0), (9_999, 0), (10_000, 2000)])
+def test_few_samples_are_all_measured_by_default(n, samples):
+    config = RunConfig("mine", "sngd").resolved(n)
+    assert (config.curve_samples, config.grad_norm) == (samples, not samples)
+
+
+@pytest.mark.parametrize(("samples", "of_train", "of_test"), [(None, 60, 20), (15, 15, 15), (59, 59, 20), (60, 60, 20)])
+def test_no_set_is_measured_on_more_than_so_many(plain, samples, of_train, of_test):
+    config = RunConfig("plain", "sngd", batch_size=7, epochs=1, curve_samples=samples)
+    sampled = run_state.RunState(config.resolved(60), plain()).sampled
+    assert [len(part) for part in (*sampled.train, *sampled.test)] == [of_train] * 2 + [of_test] * 2
+
+
+def test_samples_are_drawn_of_those_that_the_last_evaluation_uses(tmp_path, plain):
+    train(replace(CONFIG, curve_samples=3, eval_samples=5), tmp_path, problem=plain)
+    first, *_ = rows(tmp_path)
+    torch.manual_seed(run_state._seed(3, "model"))
+    problem = plain()
+    model = problem.build_model()
+    drawn = torch.tensor([0, 12, 24, 36, 48])[torch.randperm(5, generator=torch.Generator().manual_seed(0))[:3]]
+    x, y = (part[drawn] for part in problem.train)
+    assert first["train_loss"] == pytest.approx(problem.loss(model(x), y).item(), rel=1e-12)
 
 
 def test_a_run_of_an_earlier_version_goes_on_measuring_all_samples(tmp_path, plain):
@@ -376,7 +403,7 @@ def test_a_run_of_an_earlier_version_goes_on_measuring_all_samples(tmp_path, pla
         train(CONFIG, tmp_path, problem=plain, should_stop=lambda: next(steps) == 9)
     path = tmp_path / "config.json"
     stored = json.loads(path.read_text())
-    assert stored.pop("curve_samples") == 2000
+    assert stored.pop("curve_samples") == 0
     path.write_text(json.dumps(stored))
     train(CONFIG, tmp_path, problem=plain, resume=True)
     assert all("samples" not in row and row["grad_norm"] for row in rows(tmp_path))

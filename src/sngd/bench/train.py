@@ -136,7 +136,7 @@ class Sides:
         config = RunConfig(
             case.problem, "sgd", batch_size=case.batch_size, epochs=1e6, lr=0.1, threads=torch.get_num_threads()
         )
-        config = replace(config.resolved(problem.n), grad_norm=False)
+        config = replace(config.resolved(problem.n), curve_samples=0, grad_norm=False)  # as the plain loop
         self.case, self.problem, self.steps = case, problem, problem.n // case.batch_size
         self.usual_layout = usual_layout
         self.run, twin = RunState(config, problem), RunState(config, problem)

@@ -13,6 +13,8 @@ _REMEDIES = {  # by an assumption and its status
     ("smoothness", "unchecked"): "give --L, or train with --track smoothness",
     ("noise", "unchecked"): "give --sigma, or train with --track noise",
     ("batches", "violated"): "train with --sampling independent",
+    ("gap", "unchecked"): "give --gap, or train with --curve-samples 0",
+    ("measurements", "unchecked"): "train with --curve-samples 0 and --grad-norm, and without --eval-samples",
 }
 
 

@@ -350,7 +350,7 @@ def judge_gap(
     q = [stage.weight / (stage.steps * stage.lr) for stage in plan]
     every_stage = any(after > before * (1 + 1e-12) for before, after in pairwise(q))
     if not all(losses):
-        return given, Assumption("gap", "unchecked", "not every run has evaluated F")
+        return given, Assumption("gap", "unchecked", "not every run has evaluated F on all samples")
     values = [(loss, step) for curve in losses for step, loss in (curve if every_stage else curve[:1])]
     highest, step = max(values)
     lowest = min(loss for curve in losses for _, loss in curve)

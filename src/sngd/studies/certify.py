@@ -363,15 +363,10 @@ def _curves(runs: Sequence[Run], key: str) -> list[Curve]:
     """(step, value) of every evaluation of F that has a value, run by run; none of a run whose rows sample F."""
     return [
         []
-        if _samples_rows(run)
+        if run.curve_samples
         else [(int(row["step"]), number) for row in run.curve if (number := value(row, key)) is not None]
         for run in runs
     ]
-
-
-def _samples_rows(run: Run) -> bool:
-    """Whether rows have the mean over some of the samples that --curve-samples drew, not F."""
-    return any("samples" in row for row in run.curve)
 
 
 def _curvatures(runs: Sequence[Run], norm: Product | None) -> list[Curvature]:
@@ -495,8 +490,8 @@ def _measurements(runs: Sequence[Run], plan: StagePlan, key: str) -> tuple[list[
     if some := runs[0].config.get("eval_samples"):
         detail = f"rows have the mean over {some} samples, not F: train again without --eval-samples"
         return [], Assumption("measurements", "unchecked", detail)
-    if sampled := next((row["samples"] for run in runs for row in run.curve if "samples" in row), None):
-        detail = f"rows before the last have the mean over {sampled} samples, not F: train again with --curve-samples 0"
+    if some := next(filter(None, (run.curve_samples for run in runs)), None):
+        detail = f"rows before the last have the mean over {some} samples, not F: train again with --curve-samples 0"
         return [], Assumption("measurements", "unchecked", detail)
     for run, curve in zip(runs, curves, strict=True):
         ends = [curve[0][0], curve[-1][0]] if len(curve) > 1 else []

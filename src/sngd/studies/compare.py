@@ -131,6 +131,8 @@ def compare(
             tuning = Tuning(grid=list(grid), seed=TUNING_SEED, outcomes=outcomes, chosen=chosen)
             if tuning_epochs is not None:
                 tuning["epochs"] = tuning_epochs
+        if not execution.overwrite:
+            arms = [_as_begun(arm, sorted((out / "runs" / names[str(arm.label)]).glob("seed-*"))) for arm in arms]
         runs = [replace(arm, seed=seed) for seed in seeds for arm in arms]
         folders = [Path("runs", names[str(run.label)], f"seed-{run.seed}") for run in runs]
         comparison = Comparison(
@@ -161,7 +163,7 @@ _MEASURED: dict[str, Any] = {"curve_samples": CURVE_SAMPLES, "grad_norm": False,
 
 
 def _measured_before(folders: Sequence[Path]) -> dict[str, Any]:  # Any: settings of several types
-    """What trials of an earlier version measured, if one has begun: the others then do too, to be trained as one."""
+    """What the first of these runs that has begun measures; others then do too, to be compared and trained as one."""
     for folder in folders:
         try:
             begun = as_trained(RunFolder(folder).read_config())
@@ -169,6 +171,12 @@ def _measured_before(folders: Sequence[Path]) -> dict[str, Any]:  # Any: setting
             continue
         return {name: value for name, value in begun.items() if name in _MEASURED}
     return {}
+
+
+def _as_begun(arm: RunConfig, folders: Sequence[Path]) -> RunConfig:
+    """The arm, which measures what its runs that have begun do, where it does not say otherwise."""
+    begun = _measured_before(folders)
+    return replace(arm, **{name: value for name, value in begun.items() if getattr(arm, name) is None})
 
 
 def _choose(trials: Sequence[RunConfig], losses: Sequence[float | None]) -> dict[str, float]:

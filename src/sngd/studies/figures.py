@@ -34,6 +34,7 @@ _DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 DASH_LENGTHS = {"solid": (), "dash": (6, 2.5), "dot": (1.5, 1.5), "dashdot": (6, 2, 1.5, 2), "longdash": (11, 3)}
 
 _LEGEND_WIDTH = 45  # characters; longer labels are wrapped
+_NOTE_WIDTH = 66  # characters of a line above a panel
 _DPI = 110  # of PNGs: about two pixels for one of a page that is as wide as most are
 
 MOST_LINES = 10  # in a figure of a study
@@ -105,9 +106,10 @@ def band_note(study: Study) -> str:
 
 
 def _samples_note(study: Study) -> str:
-    """On how many samples losses and accuracies were measured, if a curve has all of them at its end alone."""
-    counts = sorted({row["samples"] for run in study.runs for row in run.curve if "samples" in row})
-    return f"; measured on {' or '.join(f'{count:,}' for count in counts)} samples, at the end on all" if counts else ""
+    """How many samples losses and accuracies before the last ones are of, if not of all."""
+    counts = {run.curve_samples for run in study.runs}
+    told = " or ".join(f"{count:,}" for count in sorted(counts - {None}, key=lambda count: count or 0))
+    return f"; before the end {'some runs are ' if None in counts else ''}measured on {told} samples" if told else ""
 
 
 def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
@@ -149,7 +151,8 @@ def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
             handlelength=3.2,
         )
         left_out = "" if len(shown) == len(study.labels) else f"; the {len(shown)} best of {len(study.labels)}"
-        figure.suptitle(f"{_literal(study.problem)}\n{band_note(study)}{left_out}", fontsize=10)
+        note = "\n".join(wrap(band_note(study) + left_out, _NOTE_WIDTH * len(panels)))
+        figure.suptitle(f"{_literal(study.problem)}\n{note}", fontsize=10)
         return save(figure, Path(folder) / "curves")
 
 

@@ -98,6 +98,11 @@ class Run:
         return self.rows[-1] if self.rows else cast(Row, {})
 
     @property
+    def curve_samples(self) -> int | None:
+        """How many training samples evaluations before the last one used, if fewer than the last one."""
+        return next((row["samples"] for row in self.curve if "samples" in row), None)
+
+    @property
     def diverged(self) -> bool:
         """It stopped because the loss was no longer finite."""
         return bool(self.answer.get("diverged"))

@@ -153,16 +153,26 @@ def _joined(parts: list[str]) -> str:
 
 
 def _course(study: Study, key: str) -> list[str]:
-    """How the mean of a loss went, and whether it was lower before the end by more than a hundredth."""
+    """How the mean of a loss went, and whether it was lower before the end by more than a hundredth.
+
+    The last evaluation counts if it is one of the same samples as those before it.
+    """
     curve = band(study.runs, key)
-    if curve is None or not np.isfinite(curve.mean).all() or len(curve.mean) < 2:
+    samples = {run.curve_samples for run in study.runs}
+    if curve is None or not np.isfinite(curve.mean).all() or len(samples) > 1:
         return []
-    name, first, last = METRICS[key].name, curve.mean[0], curve.mean[-1]
+    (count,) = samples
+    mean = curve.mean[:-1] if count else curve.mean
+    if len(mean) < 2:
+        return []
+    name, first, last = METRICS[key].name, mean[0], mean[-1]
     went = f"Its {name} went from {first:.4g} to {last:.4g}"
-    least = int(np.argmin(curve.mean))
-    if curve.mean[least] >= last - 0.01 * abs(last):
+    if count:
+        went = f"On {count:,} samples its {name} went from {first:.4g} to {last:.4g} before the end"
+    least = int(np.argmin(mean))
+    if mean[least] >= last - 0.01 * abs(last):
         return [went]
-    return [f"{went}, and was lowest, {curve.mean[least]:.4g}, at #grad/n = {curve.cost[least]:.4g}"]
+    return [f"{went}, and was lowest, {mean[least]:.4g}, at #grad/n = {curve.cost[least]:.4g}"]
 
 
 def format_spread(spread: Spread | None, percent: bool = False) -> str:

@@ -18,7 +18,7 @@ from sngd.training.schema import ONE_LINE, Declared, check, check_value, declare
 from sngd.training.tracking import tracked_names, tracking_cost
 
 PRECISIONS = ("float32", "bfloat16")
-CURVE_SAMPLES = 2000  # so many of 60,000 are about 3 % of the arithmetic of a pass, training and test samples together
+CURVE_SAMPLES, MANY_SAMPLES = 2000, 10_000  # of MNIST the former are about 3 % of the arithmetic of a pass
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,22 @@ class RunConfig:
             help="Measure F on so many training samples, evenly spaced in their order, not on all. (default: all)",
         ),
     ] = None
-    # Evaluations of all samples can take as long as the steps. What tables and verdicts need is the last row.
+    # Evaluations of all samples can take as long as the steps. What tables and verdicts need is the last one.
     curve_samples: Annotated[
         int | None,
         Declared(
             ge=0,
-            help="Measure rows before the last one on so many training and as many test samples, drawn once for all "
-            f"runs; 0: on all. The last row is of all in any case. (default: {CURVE_SAMPLES}, but 0 with --track, "
-            "--output random or --sampling independent)",
+            help="Evaluations before the last one use so many training and as many test samples, drawn once for all "
+            "runs; 0, or no fewer than there are for training: the same as the last one, which uses all. (default: "
+            f"{CURVE_SAMPLES} of {MANY_SAMPLES} or more; 0 with --grad-norm, --track, --output random or --sampling "
+            "independent)",
         ),
     ] = None
     grad_norm: Annotated[
         bool | None,
         Declared(
-            help="Measure ‖∇F(w)‖ at evaluations; on all samples it takes about as long as an epoch. (default: if "
-            "every row is of all samples)"
+            help="Measure ‖∇F(w)‖ at evaluations; on all samples it takes about as long as an epoch. (default: yes, "
+            "unless evaluations use some of the samples)"
         ),
     ] = None
     # The oracle calls of tracking are counted separately, as ``tracking_calls``.
@@ -149,25 +150,24 @@ class RunConfig:
             params=dict(self.params)
             if n is None
             else parameter_values(method, self.params, self.batch_size_or_default, n),
-            curve_samples=self.curve_samples if n is None else self._curve_samples,
+            curve_samples=self.curve_samples if n is None else self._curve_samples(n),
             grad_norm=self.grad_norm if n is None else self._measures_grad_norm(n),
             threads=self.threads or torch.get_num_threads(),
         )
         config._check()
         return config
 
-    @property
-    def _curve_samples(self) -> int:
-        """By default rows that may be held against a theorem are of all samples, as theorems are about F."""
+    def _curve_samples(self, n: int) -> int:
+        """By default evaluations that may be held against a theorem use all samples, as theorems are about F."""
         if self.curve_samples is not None:
             return self.curve_samples
-        for_theorems = self.track or self.output == "random" or self.sampling == "independent"
-        return 0 if for_theorems else CURVE_SAMPLES
+        for_theorems = self.grad_norm or self.track or self.output == "random" or self.sampling == "independent"
+        return 0 if for_theorems or (self.eval_samples or n) < MANY_SAMPLES else CURVE_SAMPLES
 
     def _measures_grad_norm(self, n: int) -> bool:
         if self.grad_norm is not None:
             return self.grad_norm
-        return not 0 < self._curve_samples < (self.eval_samples or n)
+        return not 0 < self._curve_samples(n) < (self.eval_samples or n)
 
     @property
     def batch_size_or_default(self) -> int:

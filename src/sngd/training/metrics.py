@@ -30,7 +30,7 @@ class Row(TypedDict):
     iterate: Annotated[str, Declared(one_of=("last", "random"))]
     final: bool
     diverged: bool
-    samples: NotRequired[Count]  # training samples measured, and at most as many test samples; absent: all
+    samples: NotRequired[Count]  # training samples measured; absent: all, or as many as --eval-samples says
     skipped_steps: NotRequired[Annotated[int | None, Declared(ge=0)]]  # an early version did not count them
     dual_grad_norm: NotRequired[Size]  # ‖∇F(w)‖* of methods whose steps are normalized in another norm than ‖·‖₂
     # what was tracked, and could be measured; smoothness and noise_error in the norm of the method's steps

@@ -14,7 +14,7 @@ _TAGS = {  # the rest: train_loss is train/loss, noise_variance_low is noise/var
     "epoch": "cost/epoch",
     "grads_over_n": "cost/grads_over_n",
     "seconds": "cost/seconds",
-    "samples": "cost/samples",
+    "samples": "evaluation/samples",
     "tracking_calls": "cost/tracking_calls",
 }
 

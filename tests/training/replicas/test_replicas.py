@@ -219,19 +219,11 @@ def test_killed_when_one_run_has_ended_and_others_are_behind(tmp_path, plain, mo
     kill_and_resume(configs, tmp_path / "sgd", plain, monkeypatch, kills=13)
 
 
-def test_runs_that_measure_other_samples_go_on_together(tmp_path, plain):
-    """An earlier version began one of them, whose rows are of all samples."""
+def test_runs_that_measure_differently_are_not_trained_as_one(tmp_path, plain):
     configs = differing(config_of("sngd"))
-    configs = [replace(configs[0], curve_samples=0), *(replace(config, curve_samples=10) for config in configs[1:])]
-    places, calls = folders(tmp_path / "old", configs[:1]), iter(range(1000))
-    with pytest.raises(Interrupted):
-        train_together(configs[:1], places, plain, should_stop=lambda: next(calls) == 9)
-    train_together(configs, folders(tmp_path / "old", configs), plain, resume=True)
-    for index, config in enumerate(configs):
-        train(config, tmp_path / "alone" / str(index), problem=plain)
-        one, other = (outcome(tmp_path / how / str(index))[1] for how in ("old", "alone"))
-        assert_equal_to_rounding(one, other)
-        assert [row.get("samples") for row in one] == [None if index == 0 else 10] * (len(one) - 1) + [None]
+    configs[1] = replace(configs[1], curve_samples=10)
+    with pytest.raises(ValueError, match="curve_samples and grad_norm of runs trained as one must be the same"):
+        train_together(configs, folders(tmp_path, configs), plain)
 
 
 def kill_and_resume(configs, path, problem, monkeypatch, kills):

@@ -35,7 +35,8 @@ def train_together(
     one that was begun by itself can go on here; it then ends with numbers equal up to rounding.
 
     Args:
-        configs: settings of runs that can be replicas, see ``sngd.training.replicas.alike``.
+        configs: settings of runs that can be replicas, see ``sngd.training.replicas.alike``. Those that have begun must
+            have been begun with the same ``curve_samples`` and ``grad_norm``.
         folders: one for each run, as for ``sngd.training.train``.
         problem: loads the problem, the same for all; called if a run has not ended.
         resume, overwrite, tensorboard: as for ``sngd.training.train``.
@@ -74,6 +75,9 @@ class _Together:
 
     def __init__(self, found: Sequence[OpenRun | Row], stand_in: Callable[[int], RunState]) -> None:
         self.open = {index: run for index, run in enumerate(found) if isinstance(run, OpenRun)}
+        measured = {(run.state.config.curve_samples, run.state.config.grad_norm) for run in self.open.values()}
+        if len(measured) > 1:
+            raise ValueError(f"curve_samples and grad_norm of runs trained as one must be the same, got {measured}")
         self.rows = {index: row for index, row in enumerate(found) if not isinstance(row, OpenRun)}
         self.saved = dict.fromkeys(self.open, -inf)
         self.stand_in = stand_in
@@ -114,13 +118,12 @@ class _Together:
         """Write the rows that are due; runs that have ended get their last one in ``rows``.
 
         Runs in step with each other are all due after the same steps. They are measured together, also if a kill left
-        only some of them due, so that rows do not depend on it. Runs that an earlier version began may measure more.
+        only some of them due, so that rows do not depend on it.
         """
         stack = self._stack_after(steps - 1)
         self._settle()
         level = len({self.open[index].state.loop.oracle_calls for index in turn}) == 1
-        measured = {(run.row_samples.n, run.config.grad_norm) for run in (self.open[index].state for index in due)}
-        if stack.in_step and level and len(measured) == 1:
+        if stack.in_step and level:
             rows = self._measured(stack, due)
         else:
             rows = {index: self.open[index].state.evaluate() for index in due}
