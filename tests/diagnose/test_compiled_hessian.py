@@ -45,8 +45,9 @@ def test_they_are_the_objectives_at_the_weights_of_each_network():
 
 
 @pytest.mark.slow
-def test_another_loss_is_refused():
-    compiled = CompiledHessian(network(0), lambda model, batch: 1.1 * loss(model, batch))
+@pytest.mark.parametrize("factor", [1.1, float("nan")])
+def test_another_loss_is_refused(factor):
+    compiled = CompiledHessian(network(0), lambda model, batch: factor * loss(model, batch))
     assert (
         compiled.reason_against(objective(network(0)), samples()) == "they come out differently when they are compiled"
     )

@@ -24,7 +24,7 @@ class CompiledHessian:
     product, in up to a minute, once for all models that differ in their weights alone.
 
     Args:
-        model: the network; its weights are not kept.
+        model: the network, all of whose weights are trained; they are not kept.
         loss: maps the network, as a function of its inputs, and a batch to the mean loss.
     """
 
@@ -57,8 +57,8 @@ class CompiledHessian:
         except Exception as error:  # a compiler that is absent or fails may raise anything
             return f"they cannot be compiled ({str(error).strip().partition(chr(10))[0] or type(error).__name__})"
         theirs = objective.hessian_vector(vector, some)
-        differ = torch.linalg.vector_norm(ours - theirs) > _TOLERANCE * torch.linalg.vector_norm(theirs)
-        return "they come out differently when they are compiled" if differ else None
+        alike = torch.linalg.vector_norm(ours - theirs) <= _TOLERANCE * torch.linalg.vector_norm(theirs)
+        return None if alike else "they come out differently when they are compiled"
 
     def _derivative(self, params: Params, along: Params, chunk: Batch) -> Sequence[Tensor]:
         def loss(at: Params) -> Tensor:
