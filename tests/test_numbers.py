@@ -6,9 +6,9 @@ Each number stands in a phrase that is looked for in the page, so a phrase is as
 import re
 from functools import cache
 from itertools import accumulate, pairwise
-from math import log10
+from math import log, log10, sqrt
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 import pytest
 
@@ -16,9 +16,10 @@ from sngd.diagnose.interval import mean_interval, mean_margin
 from sngd.paper.claims import judge
 from sngd.paper.closed_form.escape import judge as judge_escape
 from sngd.paper.reproduce import stored
+from sngd.paper.trained.comparing import LEVEL
 from sngd.paper.trained.norms import best_rate
 from sngd.paper.trained.sensitivity import plateau
-from sngd.paper.verdicts import CONTRADICTED, OPEN, SHOWN, Quantity
+from sngd.paper.verdicts import CONTRADICTED, OPEN, SHOWN, Quantity, noncentrality
 from sngd.studies.runs import all_runs, read_study
 from sngd.studies.table import Spread, format_spread, summarize
 
@@ -48,6 +49,11 @@ def section(title):
 @cache
 def measured(figure, profile="small"):
     return stored(figure, RESULTS / profile / figure)
+
+
+def to_the_end():
+    """The experiments with large batches on small networks."""
+    return [e for e in measured("large-batches")["experiments"].values() if e["problem"] == "mnist-mlp"]
 
 
 @cache
@@ -123,6 +129,8 @@ INTERVALS = {
         "mnist-mlp: growth of final training loss, S-SGD − S-SNGD, with the logarithm of the batch size",
     ),
     "higher by a factor of {} with batch size 8192": ("C14", "mnist-mlp-8192: sharpness at the end, S-SGD / S-SNGD"),
+    "λ_max is higher by a factor of {}, over": ("C14", "large-batch: sharpness at the end, S-SGD / S-SNGD"),
+    "S-SGD's is higher by a factor of {}.": ("C14", "large-batch: final training loss, S-SGD / S-SNGD"),
     "SVRG's training loss is higher by {}": ("C15", "mnist-mlp: final training loss, SVRG − SPIDER-SFO"),
     "and its test error by {} points; SCSG": ("C15", f"mnist-mlp: {ERROR}, SVRG − SPIDER-SFO"),
     "minus SPIDER-SFO's is {}": ("C15", "mnist-mlp: final ‖∇F‖, SVRG − SPIDER-SFO"),
@@ -336,8 +344,7 @@ def test_c11s_pairs_are_as_told():
 
 
 def test_what_c12_to_c15_and_c6_are_judged_by_is_as_told():
-    experiments = measured("large-batches")["experiments"]
-    (epochs,) = {e["epochs"] for e in experiments.values()}
+    (epochs,) = {e["epochs"] for e in to_the_end()}
     size = measured("fig4")["experiments"]["large-batch"]["batch_size"]
     for text in (flat(README), flat(REPRODUCTION)):
         assert f"*to the end* is {epochs} passes there" in text
@@ -370,6 +377,7 @@ def test_the_versions_and_machines_are_as_told():
         (run.environment["torch"].split("+")[0], run.environment["cuda"] or "cpu")
         for place in ("large-batches", "reduced-variance", "variation/mnist-batch-32", "variation/mnist-batch-128")
         for run in all_runs(SMALL / place)
+        if run.settings.problem == "mnist-mlp"
     }
     assert machines == {("2.11.0", "NVIDIA H100 80GB HBM3")}
     assert "(one H100, PyTorch 2.11," in flat(REPRODUCTION)
@@ -551,7 +559,7 @@ def test_the_runs_of_figure_4_are_as_told():
 
 def test_the_large_batches_are_as_told():
     text = section("## Large batches, trained to the end")
-    experiments = {e["batch_size"]: e for e in measured("large-batches")["experiments"].values()}
+    experiments = {e["batch_size"]: e for e in to_the_end()}
     sizes = sorted(experiments)
     (epochs,) = {e["epochs"] for e in experiments.values()}
     (seeds,) = {len(arm["seeds"]) for e in experiments.values() for arm in e["arms"].values()}
@@ -571,6 +579,15 @@ def test_the_large_batches_are_as_told():
     assert min(ratios[128], ratios[512]) > 1000
     sharper = {n: quantity("C14", f"mnist-mlp-{n}: sharpness at the end, S-SGD / S-SNGD").value for n in sizes}
     assert min(sharper, key=sharper.get) == 8192
+    known = measured("large-batches")["sharpness"]["large-batch"]
+    higher = sorted(a / b for a, b in zip(known["S-SGD"].values(), known["S-SNGD"].values(), strict=True))
+    assert known["S-SGD"].keys() == known["S-SNGD"].keys()
+    told = f"With {WORDS[sum(ratio > 1 for ratio in higher)]} of them it is higher by {100 * higher[1] - 100:.0f} to "
+    assert f"{told}{100 * higher[-1] - 100:.0f} %, and with one S-SNGD's is, by {100 / higher[0] - 100:.0f} %" in text
+    assert f"over {len(higher)} seeds" in text
+    logs = [log(ratio) for ratio in higher]
+    wanted = next(n for n in range(8, 100) if noncentrality(n - 1, LEVEL) * stdev(logs) / sqrt(n) <= fmean(logs))
+    assert f"about {wanted} seeds with this spread" in text
     compared = {
         n: [
             mean_interval([a - b for a, b in zip(*pair, strict=True)])
@@ -961,7 +978,7 @@ def test_the_comparisons_written_down_are_those_that_were_judged():
         assert f"{pairs} {'sizes ' if size == '32' else ''}at b = {size}" in text
     assert f"these are {len(required['C11'])}." in text
     assert f"{len(required['C1'])} and {len(required['C2'])} comparisons" in text
-    assert f"which has {WORDS[len(required['C14'])]} comparisons then" in text
+    assert f"C14 has {WORDS[len(required['C14'])]} comparisons there" in text
     assert f"in final training loss and test error, are {len(required['C15'])} comparisons" in text
     tables = read_study(RESULTS / "mnist-mlp-tuned")
     grid, (passes,) = tables.tuning["grid"], {run.settings.epochs for run in tables.runs}
@@ -1000,7 +1017,7 @@ def test_the_settings_written_down_are_those_that_were_run():
     assert "batch b = 32 and 128, SPIDER-SFO runs with B = {}, {} and {} and".format(*anchors) in text
     assert {arm["lr"] for arm in spiders.values()} == {0.1, 0.001}
     assert "each with α = 0.1 and 0.001;" in text
-    large = sorted(e["batch_size"] for e in measured("large-batches")["experiments"].values())
+    large = sorted(e["batch_size"] for e in to_the_end())
     assert "Batch sizes: {}, {}, {} and {}.".format(*large) in text
     (reduced,) = measured("reduced-variance")["experiments"].values()
     assert f"On mnist-mlp with batch size {reduced['batch_size']}, SPIDER-SFO, SVRG, SCSG and Natasha2" in text

@@ -130,7 +130,7 @@ FIGURES: dict[str, Figure[Any] | RunFigure[Any]] = {
         spider_sizes.draw,
     ),
     "large-batches": RunFigure(
-        "C12, C13, C14: large batches on small networks, trained to the end, and the sharpness there",
+        "C12, C13, C14: large batches on small networks, trained to the end, and the sharpness there and in C6",
         large_batches.LargeBatches,
         large_batches.run,
         large_batches.measure,

@@ -1,8 +1,8 @@
 """Large batches where they can be trained to the end: C12 to C14.
 
 Figure 4's networks end far from a minimum after few passes. These small ones get there at four batch sizes. §6.2
-explains the advantage of S-SNGD by its leaving sharp minima, so the sharpness at the last weights is measured too, in
-the paper's profile also of Figure 4's runs.
+explains the advantage of S-SNGD by its leaving sharp minima, so the sharpness at the last weights is measured too, also
+of Figure 4's runs.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sngd.paper.trained.comparing import (
     final_test_losses,
     has_arms,
 )
-from sngd.paper.trained.experiments import FIG4, FIG4_PAPER, FRESH, POLY, Arm, Experiment
+from sngd.paper.trained.experiments import FIG4, FIG4_PAPER, FIG4_SMALL, FRESH, POLY, Arm, Experiment
 from sngd.paper.trained.pictures import page_of, starred
 from sngd.paper.trained.runs import ArmMeasured, ExperimentMeasured, FigureMeasured
 from sngd.paper.trained.sharpness import Sharpness, measure_sharpness, stored_sharpness
@@ -73,8 +73,7 @@ def _experiment(problem: str, batch_size: int, epochs: float = 40, seeds: int = 
 BATCH_SIZES = (128, 512, 2048, 8192)
 EXPERIMENTS = {
     "quick": [_experiment("digits-mlp", b, 8, 2) for b in (64, 256)],
-    # Without Figure 4's runs: on two cores their sharpness would take half a day.
-    "small": [_experiment("mnist-mlp", b) for b in BATCH_SIZES],
+    "small": [*(_experiment("mnist-mlp", b) for b in BATCH_SIZES), FIG4_SMALL],
     "paper": [*(_experiment(problem, b) for problem in ("mnist-mlp", "fashion-mlp") for b in BATCH_SIZES), FIG4_PAPER],
 }
 
@@ -107,10 +106,10 @@ def measure(profile: str, out: Path) -> LargeBatches:
 def judge_large_batches(measured: LargeBatches) -> Evidence:
     """C12: S-SNGD against S-SGD, both tuned, with the larger half of each problem's batch sizes. Others are context."""
     trained = _to_the_end(measured)
-    large = _large(trained)
-    pairs = [Pair(key, e, WINNER, LOSER) for key, e in trained.items() if key in large]
-    context = [*final_test_losses(pairs), *_context(trained, large)]
-    return _evidence(measured, final_comparisons(pairs), context)
+    large = _large(trained["experiments"])
+    pairs = [Pair(key, e, WINNER, LOSER) for key, e in trained["experiments"].items() if key in large]
+    context = [*final_test_losses(pairs), *_context(trained["experiments"], large)]
+    return _evidence(trained, final_comparisons(pairs), context)
 
 
 def judge_growth(measured: LargeBatches) -> Evidence:
@@ -119,12 +118,13 @@ def judge_growth(measured: LargeBatches) -> Evidence:
     Each seed has a slope (least squares over the batch sizes), whose mean must be positive. How differences grow, in
     place of the ratio, is context.
     """
-    problems = _by_problem(_to_the_end(measured))
+    trained = _to_the_end(measured)
+    problems = _by_problem(trained["experiments"])
     comparisons = [partial(_compare_growth, problem, sizes) for problem, sizes in problems.items()]
     criteria = product(problems.items(), (*FINAL, TEST_LOSS))
     grown = [_growth_of_difference(problem, sizes, criterion) for (problem, sizes), criterion in criteria]
     context = [quantity for quantity in grown if quantity]
-    return _evidence(measured, comparisons, context)
+    return _evidence(trained, comparisons, context)
 
 
 def judge_sharpness(measured: LargeBatches) -> Evidence:
@@ -150,16 +150,17 @@ def _mean_sharpness(experiments: Mapping[str, ExperimentMeasured], sharpness: Sh
                 yield reported(f"{key}: λ_max where {label} ends, geometric mean", Interval(*map(exp, mean)))
 
 
-_LEFT_OUT = {"small": ("of what was announced, Fashion-MNIST and ResNet8's sharpness are left out",)}
+_LEFT_OUT = {"small": ("of what was announced, Fashion-MNIST is left out",)}
 
 
 def _evidence(measured: LargeBatches, comparisons: Sequence[Comparison], context: Sequence[Quantity]) -> Evidence:
     return evidence_of([measured], comparisons, context, _LEFT_OUT.get(measured["profile"], ()))
 
 
-def _to_the_end(measured: LargeBatches) -> dict[str, ExperimentMeasured]:
-    """The experiments on small networks, which are trained to the end."""
-    return {key: e for key, e in measured["experiments"].items() if not e["problem"].startswith("cifar10")}
+def _to_the_end(measured: LargeBatches) -> LargeBatches:
+    """With the experiments on small networks alone, which are trained to the end."""
+    kept = {key: e for key, e in measured["experiments"].items() if not e["problem"].startswith("cifar10")}
+    return {**measured, "experiments": kept}
 
 
 def _large(trained: Mapping[str, ExperimentMeasured]) -> set[str]:
@@ -258,6 +259,9 @@ def _compare_losses(key: str, experiment: ExperimentMeasured) -> Quantity:
 # ---- drawn ---------------------------------------------------------------------------------------------------
 
 
+_APART = 1.1  # a method's place over that of the one before it
+
+
 def draw(measurements: LargeBatches, folder: str | os.PathLike[str]) -> list[Path]:
     """Draw ``large-batches.png`` and ``.svg``: what the runs end with by batch size, a column a problem."""
     problems: dict[str, dict[str, ExperimentMeasured]] = {}
@@ -275,12 +279,13 @@ def draw(measurements: LargeBatches, folder: str | os.PathLike[str]) -> list[Pat
         ),
     ]
     with plain_style():
-        title = "Large batches, trained to the end"
+        title = "Large batches"
         drawn = "a mark each, and their geometric mean"
         figure, page = page_of(max(7.0, 4.2 * len(problems)), 2.7 * len(rows) + 1, title, measurements, drawn)
         grid = page.subplots(len(rows), len(problems), squeeze=False, sharex="col")
         for column, (problem, sizes) in zip(grid.T, problems.items(), strict=True):
-            column[0].set_title(problem, fontsize=10)
+            epochs = max(e["epochs"] for e in sizes.values())
+            column[0].set_title(f"{problem}, {epochs:g} #grad/n", fontsize=10)
             column[-1].set_xlabel("batch size")
             for ax, (name, values_of) in zip(column, rows, strict=True):
                 _draw_by_size(ax, sizes, look, values_of)
@@ -298,13 +303,15 @@ def _draw_by_size(
 ) -> None:
     from matplotlib.ticker import NullLocator
 
-    for label, (color, dash) in look.items():
-        points: list[tuple[int, float]] = []
+    apart = _APART if len(sizes) == 1 else 1.0  # methods at one batch size would hide each other
+    for place, (label, (color, dash)) in enumerate(look.items()):
+        points: list[tuple[float, float]] = []
         for key, experiment in sizes.items():
             if label in experiment["arms"]:
+                x = experiment["batch_size"] * apart ** (place - (len(look) - 1) / 2)
                 known = [value for value in values_of(key, label, experiment["arms"][label]) if value is not None]
-                ax.plot([experiment["batch_size"]] * len(known), known, color=color, marker="_", linestyle="none")
-                points += [(experiment["batch_size"], exp(fmean(map(log, known))))] if known and min(known) > 0 else []
+                ax.plot([x] * len(known), known, color=color, marker="_", linestyle="none")
+                points += [(x, exp(fmean(map(log, known))))] if known and min(known) > 0 else []
         if not points:
             continue
         name = starred(label, next(e["arms"][label] for e in sizes.values() if label in e["arms"]))
@@ -315,5 +322,7 @@ def _draw_by_size(
     ax.set(xscale="log", yscale="log")
     plain_labels(ax.yaxis, *ax.get_ylim())
     ax.set_xticks(batch_sizes, [str(b) for b in batch_sizes])
+    if len(sizes) == 1:
+        ax.set_xlim(batch_sizes[0] * _APART**-4, batch_sizes[0] * _APART**4)
     ax.xaxis.set_minor_locator(NullLocator())
     ax.grid(True, which="major", color="#dddddd", linewidth=0.6)
