@@ -88,9 +88,9 @@ class RunConfig:
         Declared(
             ge=0,
             help="Evaluations before the last one use so many training and as many test samples, drawn once for all "
-            "runs; 0, or no fewer than there are for training: the same as the last one, which uses all. (default: "
-            f"{CURVE_SAMPLES} of {MANY_SAMPLES} or more; 0 with --grad-norm, --track, --output random or --sampling "
-            "independent)",
+            "runs. The last one uses all. 0, or as many as there are for training: every one uses all. (default: "
+            f"{CURVE_SAMPLES}; 0 of fewer than {MANY_SAMPLES}, and with --grad-norm, --track, --output random or "
+            "--sampling independent)",
         ),
     ] = None
     grad_norm: Annotated[
