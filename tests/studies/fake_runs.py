@@ -126,3 +126,12 @@ def study_of(folder: Path, **losses: list[float | None]) -> Study:
             diverge = 3 if loss is None else None
             write_run(folder / label / str(seed), label, seed, diverge=diverge, answer={"train_loss": loss})
     return read_study(folder)
+
+
+def edit_rows(folder: Path, change: dict[str, Any], which: slice = slice(None)) -> None:
+    """Change so the rows that ``which`` chooses of every run at or below ``folder``."""
+    for path in folder.rglob("metrics.jsonl"):
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        for row in rows[which]:
+            row.update(change)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))

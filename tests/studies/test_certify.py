@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from fake_runs import write_run
+from fake_runs import edit_rows, write_run
 
 from sngd.norms import Spectral, product_of
 from sngd.param_groups import groups
@@ -45,14 +45,6 @@ def copy(saddle, tmp_path):
 def edit_config(folder, **changes):
     for path in folder.rglob("config.json"):
         path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def edit_rows(folder, change, which=slice(None)):
-    for path in folder.rglob("metrics.jsonl"):
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        for row in rows[which]:
-            row.update(change)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def grad_norms(folder):

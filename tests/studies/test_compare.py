@@ -21,7 +21,9 @@ def test_a_device_is_looked_for_on_the_machine_that_runs(monkeypatch, tmp_path, 
         compare(arms, [0], tmp_path, Execution(ray=ray))
 
 
-def test_trials_of_learning_rates_measure_losses_alone_and_go_on_as_they_were_begun(monkeypatch, tmp_path):
+@pytest.fixture
+def done(monkeypatch):
+    """The tasks that ``compare`` was to do; none is done."""
     done = []
 
     def all_run(tasks, *_):
@@ -30,6 +32,10 @@ def test_trials_of_learning_rates_measure_losses_alone_and_go_on_as_they_were_be
 
     monkeypatch.setattr("sngd.studies.compare.run_all", all_run)
     monkeypatch.setattr("sngd.studies.compare.publish", lambda _: None)
+    return done
+
+
+def test_trials_of_learning_rates_measure_losses_alone_and_go_on_as_they_were_begun(done, tmp_path):
     arms = parse_arms("sgd,sngd", RunConfig("digits-mlp", "", epochs=4, track="noise"))
 
     def tuned(**how):
@@ -48,16 +54,7 @@ def test_trials_of_learning_rates_measure_losses_alone_and_go_on_as_they_were_be
     assert tuned(overwrite=True) == [(2, 1, 2000, False, None)] * 4 + runs
 
 
-def test_runs_that_are_added_to_an_arm_measure_what_the_others_do(monkeypatch, tmp_path):
-    done = []
-
-    def all_run(tasks, *_):
-        done.extend(tasks)
-        return [{"diverged": False, "train_loss": 1.0} for _ in tasks]
-
-    monkeypatch.setattr("sngd.studies.compare.run_all", all_run)
-    monkeypatch.setattr("sngd.studies.compare.publish", lambda _: None)
-
+def test_runs_that_are_added_to_an_arm_measure_what_the_others_do(done, tmp_path):
     def measured(seeds, settings=None, **how):
         done.clear()
         arms = parse_arms("sngd,sgd", RunConfig("digits-mlp", "", epochs=4, **(settings or {})))

@@ -1,11 +1,9 @@
 import io
-import json
-import shutil
 import sys
 
 import numpy as np
 import pytest
-from fake_runs import write_run, write_study
+from fake_runs import edit_rows, write_run, write_study
 from PIL import Image
 
 from sngd.studies import figures
@@ -73,16 +71,11 @@ def test_arms_differ_in_colour_and_in_dash():
     assert len({style.color for style in first}) == len({style.dash for style in first}) == 5
 
 
-def sampled(folder, count=2000):
-    """The run, as if its evaluations before the last had used so many samples."""
-    path = next(folder.rglob("metrics.jsonl"))
-    *before, last = path.read_text().splitlines()
-    rows = [json.dumps(json.loads(row) | {"samples": count}) for row in before]
-    path.write_text("\n".join([*rows, last, ""]))
+BEFORE_THE_LAST = slice(None, -1)
 
 
 def test_the_note_says_what_was_measured(tmp_path):
-    sampled(write_run(tmp_path / "a" / "0", "a", 0))
+    edit_rows(write_run(tmp_path / "a" / "0", "a", 0), {"samples": 2000}, BEFORE_THE_LAST)
     assert band_note(read_study(tmp_path)) == "one seed; before the end measured on 2,000 samples"
     write_run(tmp_path / "b" / "0", "b", 0)
     assert band_note(read_study(tmp_path)) == "one seed; before the end some runs are measured on 2,000 samples"
@@ -90,14 +83,10 @@ def test_the_note_says_what_was_measured(tmp_path):
 
 @pytest.mark.slow
 def test_the_note_fits_above_one_panel(tmp_path, monkeypatch):
-    write = write_run(tmp_path / "a" / "0", "a", 0, answer={"test_accuracy": None})
-    path = next(write.rglob("metrics.jsonl"))
-    rows = [json.dumps(json.loads(row) | {"test_accuracy": None}) for row in path.read_text().splitlines()]
-    path.write_text("\n".join([*rows, ""]))
-    sampled(write)
-    shutil.copytree(tmp_path / "a" / "0", tmp_path / "a" / "1")
-    config = json.loads((tmp_path / "a" / "1" / "config.json").read_text())
-    (tmp_path / "a" / "1" / "config.json").write_text(json.dumps(config | {"seed": 1}))
+    for seed in (0, 1):
+        folder = write_run(tmp_path / "a" / str(seed), "a", seed)
+        edit_rows(folder, {"test_accuracy": None})
+        edit_rows(folder, {"samples": 2000}, BEFORE_THE_LAST)
     drawn = []
     monkeypatch.setattr(figures, "save", lambda figure, _: drawn.append(figure))
     draw(read_study(tmp_path), tmp_path / "figures")

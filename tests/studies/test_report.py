@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from fake_runs import write_comparison, write_run, write_study
+from fake_runs import edit_rows, write_comparison, write_run, write_study
 
 from sngd.studies import report
 from sngd.studies.certify import certify
@@ -504,13 +504,10 @@ def test_a_loss_that_was_lower_before_is_told(tmp_path):
 
 def test_a_loss_of_samples_is_not_held_against_one_of_all(tmp_path):
     write_run(tmp_path / "a", answer={"test_loss": 0.5})
-    path = tmp_path / "a" / "metrics.jsonl"
-    *before, last = [json.loads(line) for line in path.read_text().splitlines()]
-    before[4]["test_loss"] = 0.01
-    rows = [*(row | {"samples": 2000} for row in before), last]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    edit_rows(tmp_path, {"samples": 2000}, slice(None, -1))
+    edit_rows(tmp_path, {"test_loss": 0.01}, slice(4, 5))
+    first, *_, end, _ = read_study(tmp_path).runs[0].rows
     text = visible(page_of(tmp_path))
-    first, end = before[0], before[-1]
     went = f"On 2,000 samples its training loss went from {first['train_loss']:.4g} to {end['train_loss']:.4g}"
     assert f"{went} before the end." in text
     went = f"On 2,000 samples its test loss went from {first['test_loss']:.4g} to {end['test_loss']:.4g}"

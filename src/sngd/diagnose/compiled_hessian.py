@@ -11,7 +11,6 @@ from torch.func import functional_call, grad, jvp
 from sngd.diagnose.objective import Objective
 from sngd.estimators.estimator import Batch, chunks, size_of
 
-Forward = Callable[[Tensor], Tensor]
 Params = dict[str, Tensor]
 
 _TOLERANCE = 0.01  # relative, of a product: a ReLU on whose edge rounding decides changes more than the last digits
@@ -28,7 +27,7 @@ class CompiledHessian:
         loss: maps the network, as a function of its inputs, and a batch to the mean loss.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[[Forward, Batch], Tensor]) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[Callable[[Tensor], Tensor], Batch], Tensor]) -> None:
         self._model, self._loss = copy.deepcopy(model), loss
         torch.func.replace_all_batch_norm_modules_(self._model)
         self._product = torch.compile(self._derivative, dynamic=False)

@@ -58,7 +58,7 @@ class RunState:
             raise ValueError(f"batch_size must be at most n = {problem.n}, got {config.batch_size}")
         self.problem = _to_device(problem, self.device)
         self.evaluated = _evenly_spaced(self.problem, config.eval_samples)
-        self.sampled = _drawn(self.evaluated, config.curve_samples or None)
+        self.sampled = _drawn(self.evaluated, config.curve_samples)
         self.model = self._seeded_model()
         self.budget = round(config.epochs * problem.n)
         self.loop = find_method(config.method).build(
@@ -390,9 +390,9 @@ def _evenly_spaced(problem: Problem, count: int | None) -> Problem:
 def _drawn(problem: Problem, count: int | None) -> Problem:
     """The problem with at most ``count`` of its training and as many of its test samples, the same in all runs.
 
-    They are drawn, because evenly spaced ones of data in a periodic order could be of one class.
+    0 and None stand for all. Evenly spaced ones of data in a periodic order could be of one class.
     """
-    if count is None or problem.n <= count:
+    if not count or problem.n <= count:
         return problem
     test = problem.test and _some(problem.test, count)
     return replace(problem, train=_some(problem.train, count), test=test)

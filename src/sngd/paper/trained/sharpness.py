@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from sngd.diagnose import Objective
-from sngd.diagnose.compiled_hessian import CompiledHessian, Forward
+from sngd.diagnose.compiled_hessian import CompiledHessian
 from sngd.diagnose.curvature import lanczos
 from sngd.paper.trained.experiments import Experiment
 from sngd.paper.trained.runs import finished_runs
@@ -25,6 +25,7 @@ from sngd.studies.execution.execution import Execution
 from sngd.studies.execution.task import finished
 from sngd.studies.runs import Run, read_study
 from sngd.training import Interrupted
+from sngd.training.ranks import Forward
 from sngd.training.run_folder import write_json
 from sngd.training.run_state import RunState
 from sngd.training.schema import read
