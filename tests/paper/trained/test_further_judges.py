@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from paper.trained.test_paper_judges import (
 )
 from sngd.paper.trained.counting import BY_STEP, recount
 from sngd.paper.trained.counting import EXPERIMENTS as COUNTING
+from sngd.paper.trained.large_batches import EXPERIMENTS as LARGE
 from sngd.paper.trained.large_batches import judge_growth, judge_large_batches, judge_sharpness
 from sngd.paper.trained.reduced_variance import judge_reduced_variance
 from sngd.paper.trained.spider_sizes import EXPERIMENTS as SIZES
@@ -172,6 +174,34 @@ def test_c14_flips_with_the_sharpness(large):
     arms = large["sharpness"]["mnist-mlp-128"]
     arms["S-SGD"], arms["S-SNGD"] = arms["S-SNGD"], arms["S-SGD"]
     assert outcome(judge_sharpness(large)) == CONTRADICTED
+
+
+def test_c14_leaves_an_experiment_to_the_seeds_that_replace_it(large):
+    """Eight seeds left it open, so others were announced; judging twice doubles the rate of errors."""
+    arms = large["experiments"]["mnist-mlp-8192"]["arms"]
+    flatter, sharper = large["sharpness"]["mnist-mlp-8192"], {label: {"0": 1.0, "1": 9.0, "2": 1.0} for label in arms}
+    large["experiments"]["large-batch"] = fake_experiment(arms, "cifar10-resnet8:10000", 256)
+    large["sharpness"]["large-batch"] = sharper
+    once = judge_sharpness(large)
+    name = "sharpness at the end, S-SGD / S-SNGD"
+    assert (outcome(once), tally(once), once.error_rate) == (OPEN, (5, 4, 0), 0.025)
+    large["experiments"]["large-batch-again"] = fake_experiment(arms, "cifar10-resnet8:10000", 256)
+    large["sharpness"]["large-batch-again"] = flatter
+    twice = judge_sharpness(large)
+    assert (outcome(twice), tally(twice), twice.error_rate) == (SHOWN, (5, 5, 0), 0.05)
+    assert quantity(twice, f"large-batch-again: {name}").answer == SHOWN
+    assert (quantity(twice, f"large-batch: {name}").value, quantity(twice, f"large-batch: {name}").answer) == (1, None)
+    assert any("large-batch-again replace the 8 of large-batch" in departure for departure in twice.departures)
+    assert "Both allow for 2 looks" in twice.test
+
+
+def test_the_seeds_that_replace_others_are_those_announced():
+    first, again = LARGE["small"][-2:]
+    assert again.seed_numbers == range(200, 221)
+    assert not {*first.seed_numbers} & {*again.seed_numbers}
+    assert [(arm.label, arm.lr) for arm in again.arms] == [("S-SGD", 1), ("S-SNGD", 1)]
+    kept = {"name", "arms", "grid", "seeds", "first_seed"}
+    assert {f.name for f in fields(first) if getattr(first, f.name) != getattr(again, f.name)} == kept
 
 
 def test_a_seed_without_sharpness_is_left_out(large):
