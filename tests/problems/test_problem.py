@@ -27,6 +27,16 @@ def test_n_and_defaults() -> None:
     assert problem.prepare is None
 
 
+def test_the_loss_of_prepared_inputs() -> None:
+    pixels = torch.tensor([[0, 255, 51], [102, 0, 204]], dtype=torch.uint8)
+    problem = Problem(**GOOD, prepare=lambda x: x / 255)
+    weight = torch.tensor([[1.0, 2.0, 3.0], [0.0, 1.0, 0.0]])
+    scores = torch.tensor([[2 + 0.6, 1.0], [0.4 + 2.4, 0.0]])
+    expected = nn.functional.cross_entropy(scores, LABELS[:2])
+    found = problem.mean_loss(lambda x: x @ weight.T, (pixels, LABELS[:2]))
+    torch.testing.assert_close(found, expected)
+
+
 def test_a_loss_may_be_a_module() -> None:
     assert Problem(**{**GOOD, "loss": nn.CrossEntropyLoss()}).n == 4
 

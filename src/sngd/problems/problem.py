@@ -103,6 +103,11 @@ class Problem:
         """What ``model`` gives for inputs as they are stored; ``prepare`` comes first, if there is one."""
         return model(self.prepared(inputs))
 
+    def mean_loss(self, model: Callable[[Tensor], Any], samples: Samples) -> Tensor:
+        """``loss`` of what ``model`` gives for the samples' inputs, see `outputs`; the samples are tensors."""
+        inputs, targets = samples
+        return self.loss(self.outputs(model, inputs), targets)
+
     def prepared(self, inputs: Tensor) -> Tensor:
         """The model's inputs, made of inputs as they are stored."""
         return inputs if self.prepare is None else self.prepare(inputs)

@@ -464,8 +464,8 @@ def _same_function(load: Callable[[], Problem]) -> Assumption:
         return Assumption("objective", "violated", detail)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = problem.build_model()
-        x, y = materialized((problem.train[0][:64], problem.train[1][:64]))
-        training, evaluation = (problem.loss(problem.outputs(model.train(mode), x), y) for mode in (True, False))
+        batch = materialized((problem.train[0][:64], problem.train[1][:64]))
+        training, evaluation = (problem.mean_loss(model.train(mode), batch) for mode in (True, False))
     if not torch.equal(training, evaluation):
         detail = "the model differs between training and evaluation (dropout, BatchNorm): steps are about another F"
         return Assumption("objective", "violated", detail)

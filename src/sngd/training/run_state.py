@@ -252,8 +252,7 @@ class RunState:
         return {largest, getattr(estimator, "batch_size", largest)}
 
     def _local_loss(self, model: Forward, batch: Samples) -> Tensor:
-        inputs, targets = materialized(batch)
-        return self.problem.loss(self.problem.outputs(model, inputs), targets)
+        return self.problem.mean_loss(model, materialized(batch))
 
     def evaluate(self) -> list[Row]:
         """The rows due now: of the current iterate and, at the end, of the random iterate if that is the output."""

@@ -18,14 +18,12 @@ from sngd.diagnose.compiled_hessian import CompiledHessian
 from sngd.diagnose.curvature import lanczos
 from sngd.paper.trained.experiments import Experiment
 from sngd.paper.trained.runs import finished_runs
-from sngd.problems import Problem
 from sngd.problems.problem import Samples
 from sngd.studies.diagnosis import run_at_its_end
 from sngd.studies.execution.execution import Execution
 from sngd.studies.execution.task import finished
 from sngd.studies.runs import Run, read_study
 from sngd.training import Interrupted
-from sngd.training.ranks import Forward
 from sngd.training.run_folder import write_json
 from sngd.training.run_state import RunState
 from sngd.training.schema import read
@@ -120,13 +118,8 @@ class _Hessians:
     def _compile(self, state: RunState, objective: Objective, batch: Samples) -> CompiledHessian | None:
         if not any(isinstance(module, nn.Conv2d) for module in state.model.modules()):
             return None  # products take less time than compiling
-        compiled = CompiledHessian(state.model, partial(_loss, state.problem))
+        compiled = CompiledHessian(state.model, state.problem.mean_loss)
         if reason := compiled.reason_against(objective, batch):
             self._on_warning(f"{state.problem.name}: products with the Hessian are slow, because {reason}")
             return None
         return compiled
-
-
-def _loss(problem: Problem, model: Forward, batch: Samples) -> Tensor:
-    inputs, targets = batch
-    return problem.loss(problem.outputs(model, inputs), targets)

@@ -89,7 +89,7 @@ def _reason_in_trial(problem: Problem) -> str | None:
     for model in models:
         model.eval()
     evaluated, _ = losses.losses(weights, Batch(*batches[0], shared=True))
-    expected = torch.stack([_loss(problem, model, batches[0]).detach() for model in models])
+    expected = torch.stack([problem.mean_loss(model, batches[0]).detach() for model in models])
     if not (_alike(together, losses.layout.matrix(alone)) and _alike(evaluated, expected)):
         return "its losses or gradients come out differently when models are batched"
     return None
@@ -118,13 +118,8 @@ def _differ(one: nn.Module, other: nn.Module) -> bool:
 
 def _alone(problem: Problem, model: nn.Module, batch: Samples) -> list[Tensor]:
     """The gradient of one model's loss, by parameter."""
-    gradients = torch.autograd.grad(_loss(problem, model, batch), list(model.parameters()), allow_unused=True)
+    gradients = torch.autograd.grad(problem.mean_loss(model, batch), list(model.parameters()), allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), gradients, strict=True)]
-
-
-def _loss(problem: Problem, model: nn.Module, batch: Samples) -> Tensor:
-    inputs, targets = batch
-    return problem.loss(problem.outputs(model, inputs), targets)
 
 
 def most_replicas(config: RunConfig, problem: Problem) -> int:
