@@ -208,7 +208,8 @@ def readme(found: Found) -> str:
     bare, clip = ([_row(found, case, "SNGD", against) for case in with_goal] for against in ("bare calls", CLIP))
     loops = [row for row in found["train"]["comparisons"] if row["against"] == "DataLoader loop"]
     return (
-        f"An `SNGD` step takes {_named(bare)} times as long as the two bare calls that it needs, and {_named(clip)}\n"
+        f"An `SNGD` step takes {_named(bare)} times as long as torch's bare functions\n"
+        f"that compute the same step without any check (the norms, their norm, and one addition), and {_named(clip)}\n"
         f"of the time of `clip_grad_norm_` and `SGD(foreach=True)`. A pass of `sngd train` takes {_named(loops)}\n"
         "of the time of a `DataLoader` loop."
     )

@@ -170,13 +170,13 @@ def overview() -> str:
 
 def rates() -> str:
     rows = [(f"[`{m.name}`](methods/{m.name}.md)", f"{m.lr:g}", m.plan, best_rate(m.name)) for m in METHODS.values()]
-    header = ["method", "default α", "plan", "best of a grid on MNIST (20 passes; 5; 3)"]
+    header = ["method", "default α", "plan", "best of a grid on MNIST (20 passes; 5; 3; 5, rising and falling)"]
     return "\n" + markdown_table(header, rows, text_columns=4) + "\n"
 
 
 def best_rate(method: str) -> str:
     shown = []
-    for place in ("mnist-mlp-tuned", "mnist-mlp-peers", "small/sensitivity/learning-rates"):
+    for place in ("mnist-mlp-tuned", "mnist-mlp-peers", "small/sensitivity/learning-rates", "small/norms/mnist-mlp"):
         label = best_arm(place, method)
         shown.append("–" if label is None else f"{study(place).arms[label][0].config['lr']:g}")
     return "" if set(shown) == {"–"} else "; ".join(shown)

@@ -36,7 +36,7 @@ def plan(
             "same guarantee."
         ),
     ] = None,
-    target: Annotated[float | None, typer.Option(help="τ: the guarantee wanted, at least cost.")] = None,
+    target: Annotated[float | None, typer.Option(help="τ: the guarantee wanted; the cheapest run.")] = None,
     as_json: Json = False,
 ) -> None:
     """From constants to a run: learning rate, batch size, steps or stages, cost, and the guaranteed E‖∇F(w̄)‖*."""
@@ -81,7 +81,7 @@ def plan(
         first = plans[0]
         out.print(
             f"ε = {epsilon:g} stands for the guarantee E‖∇F(w̄)‖* ≤ {first.target / epsilon:g}ε = {first.target:g} "
-            f"({first.method}, {first.theorem}); --target {first.target:g} asks for it at least cost.",
+            f"({first.method}, {first.theorem}); --target {first.target:g} asks for the cheapest run with it.",
             soft_wrap=True,
             highlight=False,
         )
