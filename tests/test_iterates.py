@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -395,3 +396,13 @@ def test_the_drawn_iterate_follows_the_model_to_another_dtype():
     iterate.update(1e-300)  # hardly ever drawn
     with iterate.swapped():
         assert all(torch.equal(p, d) and p.dtype == d.dtype for p, d in zip(model.parameters(), drawn, strict=True))
+
+
+def test_weights_of_numpy_can_be_saved_and_loaded():
+    iterate = RandomIterate([torch.ones(2)])
+    for weight in (*np.linspace(1, 2, 3), np.float32(0.1)):
+        iterate.update(weight)
+    file = io.BytesIO()
+    torch.save(iterate.state_dict(), file)
+    file.seek(0)
+    iterate.load_state_dict(torch.load(file, weights_only=True))

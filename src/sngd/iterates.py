@@ -94,12 +94,13 @@ class RandomIterate:
         """
         if self._swapped:
             raise RuntimeError("update needs the live weights, but the drawn iterate is in: call swap first")
+        weight = float(weight)  # of a numpy number, which torch.load would refuse
         total = self._total + weight
         if not (weight >= 0 and math.isfinite(total)):
             raise ValueError(f"weight must be ≥ 0 and finite, and so must the sum of weights, got {weight!r}")
         if weight == 0:
             return
-        draw = torch.rand((), dtype=torch.float64, generator=self._generator).item()
+        draw = torch.rand((), dtype=torch.float64, device="cpu", generator=self._generator).item()
         if draw < weight / total:  # always at the first weight, where the quotient is 1
             self._store()
         self._total = total

@@ -236,7 +236,7 @@ def _device_of(group: "ProcessGroup", home: torch.device) -> torch.device:
 
 def own_generator(params: Sequence[Tensor]) -> torch.Generator:
     """A CPU generator seeded from torch's global one; in a distributed run all ranks use rank 0's seed."""
-    return torch.Generator().manual_seed(shared_seed(int(torch.randint(2**62, ())), params))
+    return torch.Generator().manual_seed(shared_seed(int(torch.randint(2**62, (), device="cpu")), params))
 
 
 def shared_seed(seed: int, params: Sequence[Tensor]) -> int:

@@ -316,6 +316,40 @@ def test_unused_and_frozen_parameters(finite_sum):
     assert model[0].bias.grad is None
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_that_are_unfrozen_or_frozen_between_estimates(name):
+    """Gradients do not add up in what is unfrozen, and no optimizer moves on what is frozen."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1)).double()
+    first = list(model[0].parameters())
+    model[0].requires_grad_(False)
+    samples = torch.randn(40, 3, dtype=torch.float64)
+
+    def loss(indices):
+        return model(samples[indices]).square().mean()
+
+    estimator, draw = estimators(model)[name], Draw(40)
+    for _ in range(3):
+        estimator.estimate(loss, draw(estimator.next_batch_size))
+    assert all(p.grad is None for p in first)
+
+    model[0].requires_grad_(True)
+    for _ in range(2 if name in ("minibatch", "full") else 1):  # an anchor comes first
+        batch = draw(estimator.next_batch_size)
+        cost, calls = estimator.next_cost, estimator.oracle_calls
+        estimator.estimate(loss, batch)
+        torch.testing.assert_close(filled(model), gradient(model, loss, batch))
+        assert estimator.oracle_calls - calls == cost == len(batch)
+    estimator.estimate(loss, draw(estimator.next_batch_size))
+    assert all(p.grad is not None for p in first)
+    estimators(model)[name].load_state_dict(estimator.state_dict())
+
+    model[0].requires_grad_(False)
+    estimator.estimate(loss, draw(estimator.next_batch_size))
+    assert all(p.grad is None for p in first)
+    assert all(p.grad is not None for p in model[2].parameters())
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [

@@ -387,3 +387,17 @@ def test_a_norm_of_ones_own_steps_and_is_saved():
     SNGD([w], norm=Total(), momentum=0.9).load_state_dict(state)
     with pytest.raises(ValueError, match=r"^the norm of param group 0 is sign, but the saved one's is 'total'$"):
         SNGD([w], norm="sign", momentum=0.9).load_state_dict(state)
+
+
+@pytest.mark.parametrize("shape", [(12_000_000,), (3000, 4000), (1, 12_000_000)])
+def test_the_length_of_a_large_tensor_keeps_its_digits(shape):
+    """torch's single sum of so many squares in float32 is wrong by several parts in a thousand."""
+    v = torch.full(shape, 0.3)
+    norm = find_norm("layer(scaled=False)")
+    expected = 0.3 * 12_000_000**0.5
+    assert norm.size(v).item() == pytest.approx(expected, rel=1e-4)
+    assert norm.unit(v).double().norm().item() == pytest.approx(1, rel=1e-4)
+    w = torch.nn.Parameter(torch.zeros(shape))
+    w.grad = v
+    SNGD([w], lr=1.0, norm=norm, foreach=False).step()
+    assert w.detach().double().norm().item() == pytest.approx(1, rel=1e-4)

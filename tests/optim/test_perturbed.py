@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sngd import SNGD
+from sngd import SNGD, RandomIterate
+from sngd.estimators import SCSG
 from sngd.optim.perturbed import Perturbed
 
 
@@ -186,3 +187,15 @@ def test_hooks_run_around_the_perturbed_step_and_its_state_dict():
 def test_bad_arguments_are_named(options, message):
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Perturbed(SNGD([weights()]), **options)
+
+
+def test_what_is_drawn_on_the_cpu_is_so_under_another_default_device():
+    model = nn.Linear(3, 1)
+    torch.manual_seed(0)
+    with torch.device("meta"):  # as torch.set_default_device("cuda"), which draws from CPU generators would fail under
+        optimizer = Perturbed(SNGD(model.parameters(), lr=0.1), std=0.1)
+        optimizer._perturb()
+        RandomIterate(model.parameters()).update()
+        scsg = SCSG(model, anchor_batch_size=8, batch_size=2)
+        assert scsg._draw_period() >= 1
+    assert model.weight.isfinite().all()

@@ -291,6 +291,51 @@ def test_complex_parameters_step_as_pairs_of_reals(implementation):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_gradient_that_is_a_lazy_conjugate_is_resolved(implementation):
+    z = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    z.grad = torch.tensor([3.0 + 0j, 4j]).conj()
+    assert z.grad.is_conj()
+    sngd.SNGD([z], lr=1.0, **IMPLEMENTATIONS[implementation]).step()
+    torch.testing.assert_close(z.detach(), torch.tensor([-0.6 + 0j, 0.8j]))
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have their parameters' dtypes")
+@pytest.mark.parametrize("norm", ["l2", "layer"])
+@pytest.mark.parametrize("variant", ["plain", "nsgd-momentum", "sngm", "decay"])
+@pytest.mark.parametrize(
+    ("dtypes", "grad_dtypes"),
+    [
+        ((torch.bfloat16, torch.bfloat16), (torch.bfloat16, torch.float32)),
+        ((torch.float32, torch.float32), (torch.float32, torch.float64)),
+        ((torch.float64, torch.float64), (torch.float32, torch.float32)),
+        ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)),
+    ],
+)
+def test_gradients_of_other_dtypes_than_their_parameters(dtypes, grad_dtypes, variant, norm):
+    """As if each parameter were of its gradient's dtype, but for the rounding of weights and buffers."""
+    options, tolerance = {"lr": 0.1, "norm": norm, **VARIANTS[variant]}, 0.02 if torch.bfloat16 in dtypes else 1e-6
+    for implementation in ("loop", "default"):
+        params = [nn.Parameter(torch.ones(4, dtype=dtype)) for dtype in dtypes]
+        twins = [nn.Parameter(torch.ones(4, dtype=torch.float64)) for _ in dtypes]
+        for param, dtype in zip(params, grad_dtypes, strict=True):
+            param.grad_dtype = dtype
+        ours, theirs = (sngd.SNGD(ps, **options, **IMPLEMENTATIONS[implementation]) for ps in (params, twins))
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(30):  # past the first steps, in which gradients are watched
+            for param, twin, dtype in zip(params, twins, grad_dtypes, strict=True):
+                param.grad = torch.randn(4, generator=generator, dtype=torch.float64).to(dtype)
+                twin.grad = param.grad.double()
+            kept = [param.grad.clone() for param in params]
+            ours.step()
+            theirs.step()
+            assert all(torch.equal(param.grad, grad) for param, grad in zip(params, kept, strict=True))
+            with torch.no_grad():  # so that roundings do not add up
+                for param, twin in zip(params, twins, strict=True):
+                    torch.testing.assert_close(param.detach().double(), twin.detach(), rtol=tolerance, atol=tolerance)
+                    twin.copy_(param)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_the_gradient_is_left_as_it_was(implementation):
     for options in VARIANTS.values():
         params = parameters([torch.float32])
@@ -379,6 +424,35 @@ def test_the_count_goes_through_a_state_dict_and_older_ones_load():
     w.grad = torch.ones(2)
     fresh.step()
     assert w.tolist() == pytest.approx([1 - 0.1 / 2**0.5] * 2)
+
+
+def test_a_hook_may_adapt_a_saved_state_before_it_is_checked():
+    """As torch's recipe for pre-hooks does, when a model registers its parameters in another order than before."""
+    model = nn.Linear(4, 3)
+    optimizer = sngd.SNGD(model.parameters(), momentum=0.9)
+    saved = optimizer.state_dict() | {"skipped_steps": 7}
+    saved["state"] = {0: {"momentum_buffer": torch.ones(3)}, 1: {"momentum_buffer": torch.ones(3, 4)}}
+    with pytest.raises(ValueError, match=r"momentum_buffer must have shape \(3, 4\) for parameter 0, got \(3,\)"):
+        optimizer.load_state_dict(saved)
+    assert not optimizer.state
+    optimizer.register_load_state_dict_pre_hook(
+        lambda _, state: {**state, "state": {0: state["state"][1], 1: state["state"][0]}}
+    )
+    for _ in range(2):  # the check of the first time is gone
+        optimizer.load_state_dict(saved)
+    assert [optimizer.state[p]["momentum_buffer"].shape for p in model.parameters()] == [(3, 4), (3,)]
+    assert optimizer.skipped_steps == 7
+    assert len(optimizer._optimizer_load_state_dict_pre_hooks) == 1
+
+
+def test_a_norm_that_was_spelled_otherwise_is_saved_as_usual():
+    w = nn.Parameter(torch.ones(2, 2))
+    optimizer = sngd.SNGD([w], norm="row")
+    optimizer.param_groups[0]["norm"] = "row( table=True )"
+    saved = optimizer.state_dict()
+    assert saved["param_groups"][0]["norm"] == "row(table=True)"
+    optimizer.load_state_dict(saved)
+    sngd.SNGD([w], norm="row(table=True)").load_state_dict(saved)
 
 
 def test_a_scheduler_drives_lr_also_as_a_tensor():

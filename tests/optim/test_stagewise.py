@@ -53,6 +53,21 @@ def test_other_groups_keep_their_ratio_to_the_first():
     assert play(optimizer, StagewiseLR(optimizer, PLAN), 10) == [[lr, 2 * lr, 0.0] for lr in NAIVE]
 
 
+def test_a_group_that_is_added_later_keeps_its_ratio_too():
+    optimizer = torch.optim.SGD([param()], lr=0.25)
+    scheduler = StagewiseLR(optimizer, PLAN)
+    play(optimizer, scheduler, 2)
+    optimizer.add_param_group({"params": [param()], "lr": 0.5})
+    optimizer.step()
+    scheduler.step()
+    assert play(optimizer, scheduler, 7) == [[lr, 2 * lr] for lr in NAIVE[3:]]
+    twin = torch.optim.SGD([{"params": [param()]}, {"params": [param()], "lr": 0.5}], lr=0.25)
+    resumed = StagewiseLR(twin, PLAN)
+    resumed.load_state_dict(scheduler.state_dict())
+    assert [group["lr"] for group in twin.param_groups] == [group["lr"] for group in optimizer.param_groups]
+    scheduler.load_state_dict(resumed.state_dict())
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tensor_lr_is_filled_in_place(dtype):
     lr = torch.tensor(0.7, dtype=dtype)

@@ -154,7 +154,7 @@ def lanczos(
     basis = torch.empty(most, dim, dtype=torch.float64, device=device)
     projected = torch.zeros(most, most, dtype=torch.float64)  # VᵀHV as computed, its upper triangle
     betas = torch.zeros(most, dtype=torch.float64)
-    rest = torch.randn(dim, dtype=torch.float64, generator=generator).to(device)
+    rest = torch.randn(dim, dtype=torch.float64, generator=generator, device="cpu").to(device)
     for k in range(1, most + 1):
         basis[k - 1] = rest / rest.norm()
         product = matvec(basis[k - 1])

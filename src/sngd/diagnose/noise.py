@@ -129,7 +129,7 @@ def gradient_noise(
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}")
     batch_size = count("batch_size", batch_size)
-    drawn = torch.randperm(objective.n, generator=generator)[: count("samples", samples)]
+    drawn = torch.randperm(objective.n, generator=generator, device="cpu")[: count("samples", samples)]
     calls = objective.oracle_calls
     if method == "auto":
         method, groups = _either(objective, drawn, batch_size)

@@ -63,7 +63,7 @@ class Objective:
 
     def draw(self, size: int, generator: torch.Generator) -> Batch:
         """``size`` ≤ n different samples, drawn uniformly by a CPU generator."""
-        return self.batch(torch.randperm(self.n, generator=generator)[:size])
+        return self.batch(torch.randperm(self.n, generator=generator, device="cpu")[:size])
 
     def gradient(self, batch: Batch | None = None) -> Tensor:
         """Mean gradient over ``batch`` (None: all samples), of shape (d,): one oracle call a sample."""

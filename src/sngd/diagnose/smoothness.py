@@ -164,7 +164,7 @@ def _unit(vector: Tensor) -> Tensor:
 
 def _orthogonal(u: Tensor, generator: torch.Generator) -> Tensor:
     """A random unit vector orthogonal to the unit vector u, uniform among all."""
-    v = torch.randn(len(u), generator=generator).to(u)
+    v = torch.randn(len(u), generator=generator, device="cpu").to(u)
     for _ in range(2):  # once more for what rounding left
         v = v - (u @ v) * u
         v = v / v.norm()

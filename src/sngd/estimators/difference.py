@@ -28,7 +28,8 @@ class DifferenceEstimator(Estimator):
     ``state_dict`` is read, or when the next estimate begins. There it waits for an accelerator, once an estimate.
 
     The reference and the gradient are sharded like the weights, and follow them to another dtype or device. They take
-    the memory of two copies of the weights, beside ``p.grad``.
+    the memory of two copies of the weights, beside ``p.grad``. If parameters are frozen or unfrozen, the next estimate
+    is an anchor.
     """
 
     _anchor_argument = "anchor_batch_size"  # the constructor's name for the size of an anchor
@@ -41,14 +42,25 @@ class DifferenceEstimator(Estimator):
         self.batch_size = count("batch_size", batch_size)
         self.period = count("period", period)
         self.chunk_size = check_chunk_size(chunk_size)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Let the next estimate be an anchor, of the parameters that are trained now."""
         self._age = 0
         self._failed: Tensor | None = None  # 0-d bool on the parameters' device: the stored gradient is not finite
         self._reference = [torch.zeros_like(p, requires_grad=False) for p in self.params]
         self._gradient = [torch.zeros_like(p, requires_grad=False) for p in self.params]
 
+    def _follow_freezing(self) -> bool:
+        changed = super()._follow_freezing()
+        if changed:
+            self._begin()
+        return changed
+
     @property
     def age(self) -> int:
         """Steps since the anchor; 0 means that the next estimate is an anchor."""
+        self._follow_freezing()
         if self._age > 0 and self._failed is not None and self._failed.item():
             self._age = 0
         self._failed = None  # so that the host waits only once
@@ -138,6 +150,7 @@ class DifferenceEstimator(Estimator):
         self._load(state, self.period)
 
     def _load(self, state: dict[str, Any], period: int) -> None:
+        self._follow_freezing()
         check_keys(state, "age", "reference", "gradient")
         age = saved_count(state, "age", 0, period - 1)
         reference, gradient = (saved_tensors(state, k, self.params, self._names) for k in ("reference", "gradient"))

@@ -26,6 +26,8 @@ class Estimator:
     ``loss`` calls the wrapped model, which averages gradients over the ranks. Batch sizes and oracle calls are those of
     one rank.
 
+    Parameters may be frozen or unfrozen between two estimates, by ``requires_grad``. Frozen ones have no ``grad``.
+
     Examples:
         A ``DataLoader`` gives batches of one size, here 20. SPIDER's anchor takes 100 samples, five of them:
 
@@ -63,6 +65,8 @@ class Estimator:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.params, self._names = trainable(model)
+        self._every = list(model.parameters())
+        self._trained = [p.requires_grad for p in self._every]
         self.oracle_calls = 0
 
     @property
@@ -106,8 +110,20 @@ class Estimator:
         check_keys(state, "oracle_calls")
         self.oracle_calls = saved_count(state, "oracle_calls")
 
+    def _follow_freezing(self) -> bool:
+        """Whether parameters were frozen or unfrozen since the last call; ``params`` are those trained now."""
+        trained = [p.requires_grad for p in self._every]
+        if trained == self._trained:
+            return False
+        for param in self._every:  # an optimizer would go on to move a frozen one by the gradient that it has
+            param.grad = None
+        self.params, self._names = trainable(self.model)
+        self._trained = trained
+        return True
+
     def _backward(self, loss: Loss, batch: Batch, chunk_size: int | None = None) -> Tensor:
         """Set ``p.grad`` to the mean gradient over ``batch``, evaluated in chunks of ``chunk_size`` if it is larger."""
+        self._follow_freezing()
         for param in self.params:
             param.grad = None
         n = size_of(batch)

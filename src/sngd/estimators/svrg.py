@@ -100,7 +100,7 @@ class SCSG(SVRG):
         chance = self.batch_size / self.anchor_batch_size  # of each step to be the period's last
         if chance == 1:
             return 1
-        return int(torch.empty((), dtype=torch.float64).geometric_(chance, generator=self.generator))
+        return int(torch.empty((), dtype=torch.float64, device="cpu").geometric_(chance, generator=self.generator))
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "period": self.period, "generator": self.generator.get_state()}

@@ -17,8 +17,10 @@ from sngd.norms.global_norm import (
     exponent_of_largest,
     has_room,
     host_may_read,
+    is_long,
     ldexp,
     merged,
+    norm_by_rows,
     times_power_of_two,
 )
 from sngd.norms.lengths import divisors, lengths
@@ -255,13 +257,22 @@ def _norm_and_peak(m: Tensor, dim: int | tuple[int, ...]) -> tuple[Tensor, Tenso
 
     Squares of m / peak stay in the dtype's range. Where those of m do so too, ‖m‖₂ and None.
     """
-    norm = torch.linalg.vector_norm(m, dim=dim, keepdim=True)
+    norm = _norm(m, dim)
     low, high = ROOM[torch.float32]
     if host_may_read(norm) and bool(((norm > low) & (norm < high)).all()):
         return norm, None
     peak = m.abs().amax(dim, keepdim=True)
     peak = torch.where(peak == 0, 1, peak)
-    return torch.linalg.vector_norm(m / peak, dim=dim, keepdim=True), peak
+    return _norm(m / peak, dim), peak
+
+
+def _norm(m: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """‖m‖₂ over ``dim``, which is kept; of a long matrix row by row, for the digits that one sum would lose."""
+    long = m.is_cpu and is_long(m.numel(), m.itemsize) and not torch.compiler.is_compiling()
+    if long and m.dim() == 2 and dim == (-2, -1):
+        return norm_by_rows(m, m.dtype).view(1, 1)
+    norm: Tensor = torch.linalg.vector_norm(m, dim=dim, keepdim=True)
+    return norm
 
 
 def inner(vs: Sequence[Tensor], us: Sequence[Tensor]) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sngd.checks import non_negative, shown
+from sngd.norms import find_norm
 from sngd.state import check_fits
 
 Number = float | Tensor
@@ -31,6 +32,16 @@ def check_options(options: dict[str, Any]) -> None:
         raise ValueError("foreach and fused cannot both be True: choose one")
 
 
+def check_saved(groups: Sequence[dict[str, Any]], saved: Mapping[str, Any]) -> None:
+    """ValueError if a saved optimizer's norms or buffers do not fit these param groups."""
+    check_norms(groups, saved)
+    indices = [index for group in saved["param_groups"] for index in group["params"]]
+    params = [param for group in groups for param in group["params"]]
+    if len(indices) == len(params):  # else torch refuses it
+        state = {param: saved["state"].get(index, {}) for index, param in zip(indices, params, strict=True)}
+        check_buffers(groups, state)  # before torch casts them
+
+
 def check_norms(groups: Sequence[dict[str, Any]], saved: Mapping[str, Any]) -> None:
     """ValueError if a saved param group was made with another norm.
 
@@ -40,7 +51,7 @@ def check_norms(groups: Sequence[dict[str, Any]], saved: Mapping[str, Any]) -> N
     default = "l2" if "skipped_steps" in saved else None
     pairs = zip(groups, saved["param_groups"], strict=False)  # torch checks their number
     for index, (group, other) in enumerate(pairs):
-        own, loaded = str(group["norm"]), other.get("norm", default)
+        own, loaded = str(find_norm(group["norm"])), other.get("norm", default)
         if loaded is not None and str(loaded) != own:
             raise ValueError(f"the norm of param group {index} is {own}, but the saved one's is {shown(loaded)}")
 

@@ -89,7 +89,7 @@ class Perturbed(Optimizer):
         for group in self.param_groups:
             for param in group["params"]:
                 if param.requires_grad:
-                    noise = torch.randn(param.shape, generator=self.generator, dtype=param.dtype)
+                    noise = torch.randn(param.shape, generator=self.generator, dtype=param.dtype, device="cpu")
                     local(param).add_(local(placed_like(noise, param)), alpha=self.std)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

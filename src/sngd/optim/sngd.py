@@ -24,14 +24,14 @@ from sngd.optim.options import (
     Number,
     check_buffers,
     check_lrs,
-    check_norms,
     check_options,
+    check_saved,
     check_shapes,
     feels_the_scale,
     is_zero,
 )
 from sngd.optim.part import Part
-from sngd.optim.usual import shapes_if_usual, with_gradients
+from sngd.optim.usual import in_one_dtype, shapes_if_usual, with_gradients
 from sngd.optim.whole_norm import Everywhere, is_no_direction, norms_of
 from sngd.sharding import (
     Groups,
@@ -334,6 +334,7 @@ class SNGD(Optimizer):
             buffers, dropped = self._buffers(group, params, params[0].dtype)
             if shapes_if_usual(params, grads, buffers, dropped) is None:
                 return None
+            grads = in_one_dtype(grads, params[0].dtype)
             kind = Part if isinstance(find_norm(group["norm"]), L2) else BallPart
             part = kind(group, params, grads, buffers, dropped, spread=(None, ()), directions=_foreach_directions)
             part.by_pieces = params[0].is_cpu and not self.defaults["capturable"] and part.may_take_pieces()
@@ -361,6 +362,7 @@ class SNGD(Optimizer):
                     f"SNGD does not support sparse gradients, and a parameter of shape {tuple(grad.shape)} has one: "
                     "build its layer with sparse=False"
                 )
+        grads = in_one_dtype(grads, kind[0].dtype)
         lists = [params, grads, *self._buffers(group, params, kind[0].dtype)]
         if sharding is not None:
             lists = [all_local(tensors) for tensors in lists]
@@ -372,7 +374,7 @@ class SNGD(Optimizer):
                     f"norm {group['norm']} does not support complex parameters, and one of shape "
                     f"{tuple(kind[0].shape)} is {str(kind[0].dtype).removeprefix('torch.')}: use norm l2"
                 )
-            lists = [list(map(torch.view_as_real, tensors)) for tensors in lists]
+            lists = [[torch.view_as_real(t.resolve_conj()) for t in tensors] for tensors in lists]
         if scale is not None:
             lists[1] = _unscaled(lists[1], scale)
         loop = group["foreach"] is False and not group["fused"]
@@ -418,7 +420,7 @@ class SNGD(Optimizer):
         """``torch.optim``'s state dict, with norms as text and ``skipped_steps`` added."""
         self._norm_groups.take_from(self.param_groups)
         state = super().state_dict()
-        groups = [{**group, "norm": str(group["norm"])} for group in state["param_groups"]]
+        groups = [{**group, "norm": str(find_norm(group["norm"]))} for group in state["param_groups"]]
         return {**state, "param_groups": groups, "skipped_steps": self.skipped_steps}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -427,14 +429,19 @@ class SNGD(Optimizer):
         Norms are not loaded: they must be those of this optimizer.
         """
         self._norm_groups.take_from(self.param_groups)
-        check_norms(self.param_groups, state_dict)
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        own = [param for group in self.param_groups for param in group["params"]]
-        if len(saved) == len(own):  # else torch refuses it
-            state = {param: state_dict["state"].get(index, {}) for index, param in zip(saved, own, strict=True)}
-            check_buffers(self.param_groups, state)  # before torch casts them
-        super().load_state_dict(state_dict)
-        self._last["skipped"].fill_(state_dict.get("skipped_steps", 0))
+        skipped = 0
+
+        def check(_: Optimizer, adapted: dict[str, Any]) -> None:
+            nonlocal skipped
+            check_saved(self.param_groups, adapted)
+            skipped = adapted.get("skipped_steps", 0)
+
+        last = self.register_load_state_dict_pre_hook(check)  # the others may adapt what was saved
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        self._last["skipped"].fill_(skipped)
 
     def __getstate__(self) -> dict[str, Any]:
         self._norm_groups.take_from(self.param_groups)

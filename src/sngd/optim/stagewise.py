@@ -17,8 +17,8 @@ class StagewiseLR(LRScheduler):
 
     This is the plan of Algorithm 2 of Zhao, Xie, Li 2021. The first param group gets the plan's learning rate, whatever
     learning rate the optimizer was made with. Every other group keeps its ratio to the first one: groups made with 0.1
-    and 0.2 run at α_t and 2 α_t. If a learning rate is a 0-d tensor its value is changed in place. After the plan's
-    last step the last learning rate stays.
+    and 0.2 run at α_t and 2 α_t. So does a group that is added later with 0.2, from the next call of `step` on. If a
+    learning rate is a 0-d tensor its value is changed in place. After the plan's last step the last rate stays.
 
     A plan whose stages have a momentum sets the groups' `momentum` too. The optimizer must be made with one then.
 
@@ -66,7 +66,11 @@ class StagewiseLR(LRScheduler):
             for group in self.optimizer.param_groups:
                 group["momentum"] = self._plan[self.stage].momentum
         lr = self._plan.lr_at(self.last_epoch)
+        self._take_in_new_groups()
         return [lr * ratio for ratio in self._ratios]
+
+    def _take_in_new_groups(self) -> None:
+        self._ratios += _ratios_to_first(self.optimizer)[len(self._ratios) :]
 
     def state_dict(self) -> dict[str, Any]:
         """Position and plan, as plain values: `torch.load(..., weights_only=True)` reads them back."""
@@ -88,6 +92,7 @@ class StagewiseLR(LRScheduler):
         _check_momentum(self.optimizer, plan)
         for count in ("last_epoch", "_step_count"):
             saved_count(state_dict, count)
+        self._take_in_new_groups()
         ratios = state_dict["_ratios"]
         groups = len(self._ratios)
         if not isinstance(ratios, list) or len(ratios) != groups or not all(map(_is_ratio, ratios)):

@@ -1,6 +1,7 @@
 """The usual case, in which a step need not look at each tensor: plain tensors on one device that fit each other."""
 
 from collections.abc import Sequence
+from functools import reduce
 from operator import attrgetter
 from typing import Any
 
@@ -40,6 +41,17 @@ def _on_one_device(tensors: Sequence[Tensor]) -> bool:
     if tensors[0].is_cpu:
         return all(map(_IS_CPU, tensors))
     return all(map(_IS_CUDA, tensors)) and len({*map(Tensor.get_device, tensors)}) == 1
+
+
+def in_one_dtype(grads: list[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    """Gradients of parameters of ``dtype`` in the narrowest dtype that holds all of them and ``dtype``.
+
+    A parameter's ``grad_dtype`` lets gradients differ from it, and from each other.
+    """
+    if all(grad.dtype is dtype for grad in grads):
+        return grads
+    wide = reduce(torch.promote_types, [grad.dtype for grad in grads], dtype)
+    return [grad.to(wide) for grad in grads]
 
 
 def with_gradients(params: list[Tensor]) -> tuple[list[Tensor], list[Any]]:
