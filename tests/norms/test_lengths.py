@@ -78,3 +78,8 @@ def test_joined_parts_have_the_length_of_the_whole():
     whole = lengths([v], (-2,))[0]
     torch.testing.assert_close(joined([lengths([part], (-2,))[0] for part in v.split(8)]), whole)
     assert joined([whole]) is whole
+
+
+def test_the_column_that_a_long_vector_is_keeps_its_digits():
+    (length,) = lengths([torch.full((4_000_000,), 0.3)], OVER["col"])
+    assert length.item() == pytest.approx(0.3 * 2000, rel=1e-5)

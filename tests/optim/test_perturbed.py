@@ -199,3 +199,14 @@ def test_what_is_drawn_on_the_cpu_is_so_under_another_default_device():
         scsg = SCSG(model, anchor_batch_size=8, batch_size=2)
         assert scsg._draw_period() >= 1
     assert model.weight.isfinite().all()
+
+
+def test_a_state_that_is_loaded_into_the_wrapped_optimizer_is_shared():
+    w = weights()
+    wrapped = SNGD([w], lr=0.1)
+    optimizer = Perturbed(wrapped, std=0.0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.1)
+    wrapped.load_state_dict(copy.deepcopy(wrapped.state_dict()))
+    steps(optimizer, w, 1)
+    scheduler.step()
+    assert wrapped.param_groups[0]["lr"] == optimizer.param_groups[0]["lr"] == pytest.approx(0.01)

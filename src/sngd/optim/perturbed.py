@@ -69,6 +69,7 @@ class Perturbed(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Let the wrapped optimizer take its step, then add noise if this is a perturbed step."""
+        self._share()  # again, for a state that was loaded into the wrapped optimizer
         if closure is None and self._is_void():
             return self.optimizer.step()
         loss = self.optimizer.step(closure)
