@@ -88,9 +88,10 @@ class SNGD(Optimizer):
     this check nor the norm makes the host wait for an accelerator.
 
     On the CPU every finite gradient that is not zero takes its step, even if its entries are subnormal numbers or the
-    largest ones: if squares would leave the dtype's range, g is first multiplied by a power of two. On an accelerator
-    and in a compiled graph the host does not read the norm. There a step is skipped and counted if the norm lies
-    outside about 3e-16 … 1e19 (float64: 1e-146 … 1e154).
+    largest ones: if squares would leave the dtype's range, g is first multiplied by a power of two. This is the same
+    for all tensors, so one whose entries are more than 1e38 times smaller than another's loses digits, or stays where
+    it is. On an accelerator and in a compiled graph the host does not read the norm. There a step is skipped and
+    counted if the norm lies outside about 3e-16 … 1e19 (float64: 1e-146 … 1e154).
 
     Norms are summed in float32 or wider, whatever the weights' dtype. But bfloat16 weights lose a step shorter than
     about ‖w‖/2⁹ to rounding (float16: 2¹²). With ``kahan_sum`` they follow steps down to about ‖w‖/2¹⁷ (float16: 2²³).
