@@ -299,7 +299,7 @@ def test_a_gradient_that_is_a_lazy_conjugate_is_resolved(implementation):
     torch.testing.assert_close(z.detach(), torch.tensor([-0.6 + 0j, 0.8j]))
 
 
-@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have their parameters' dtypes")
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="torch before 2.10 has no grad_dtype")
 @pytest.mark.parametrize("norm", ["l2", "layer"])
 @pytest.mark.parametrize("variant", ["plain", "nsgd-momentum", "sngm", "decay"])
 @pytest.mark.parametrize(

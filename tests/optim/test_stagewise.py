@@ -53,6 +53,15 @@ def test_other_groups_keep_their_ratio_to_the_first():
     assert play(optimizer, StagewiseLR(optimizer, PLAN), 10) == [[lr, 2 * lr, 0.0] for lr in NAIVE]
 
 
+def test_a_step_does_not_read_the_optimizers_learning_rates(monkeypatch):
+    """Where they are tensors on a GPU, the host would wait for it."""
+    optimizer = torch.optim.SGD([param()], lr=torch.tensor(0.25))
+    scheduler = StagewiseLR(optimizer, PLAN)
+    monkeypatch.setattr("sngd.optim.stagewise._ratios_to_first", lambda _: pytest.fail("they were read"))
+    for _ in range(8):
+        step(optimizer, scheduler)
+
+
 def test_a_group_that_is_added_later_keeps_its_ratio_too():
     optimizer = torch.optim.SGD([param()], lr=0.25)
     scheduler = StagewiseLR(optimizer, PLAN)

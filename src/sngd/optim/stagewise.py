@@ -70,7 +70,8 @@ class StagewiseLR(LRScheduler):
         return [lr * ratio for ratio in self._ratios]
 
     def _take_in_new_groups(self) -> None:
-        self._ratios += _ratios_to_first(self.optimizer)[len(self._ratios) :]
+        if len(self._ratios) < len(self.optimizer.param_groups):  # or the host would wait for rates on a GPU
+            self._ratios += _ratios_to_first(self.optimizer)[len(self._ratios) :]
 
     def state_dict(self) -> dict[str, Any]:
         """Position and plan, as plain values: `torch.load(..., weights_only=True)` reads them back."""
