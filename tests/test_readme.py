@@ -78,6 +78,11 @@ def test_the_table_of_peers_is_the_studys():
         assert f"| {label} | {lr} | 4.998 | 3 | {numbers} |" in study
 
 
+def test_the_smaller_torch_is_of_the_pinned_version():
+    (version,) = re.findall(r"pip install torch==([\d.]+) ", README)
+    assert f"torch=={version}" in (ROOT / "constraints.txt").read_text().splitlines()
+
+
 @pytest.mark.parametrize("target", re.findall(r"\]\((?!https?:)([^)#]+)\)", README))
 def test_every_link_leads_somewhere(target):
     assert (ROOT / target).exists()

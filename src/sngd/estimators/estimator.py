@@ -111,7 +111,7 @@ class Estimator:
         self.oracle_calls = saved_count(state, "oracle_calls")
 
     def _follow_freezing(self) -> bool:
-        """Whether parameters were frozen or unfrozen since the last call; ``params`` are those trained now."""
+        """Let ``params`` be those that are trained now; returns whether some were frozen or unfrozen meanwhile."""
         trained = [p.requires_grad for p in self._every]
         if trained == self._trained:
             return False

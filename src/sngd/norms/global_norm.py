@@ -236,10 +236,7 @@ def _norms(
     if not on_cpu:
         return torch._foreach_norm(merged(made), 2, dtype)
     if compiling:  # it makes code for single norms, and calls the list kernel
-        return [
-            norm_by_rows(t, dtype) if is_long(t.numel(), t.itemsize) else torch.linalg.vector_norm(t, dtype=dtype)
-            for t in made
-        ]
+        return [norm_of_one(t, dtype) for t in made]
     small, short, long = _by_length(tuple(shapes or [t.shape for t in made]), made[0].itemsize)
     if len(short) == len(made):
         return torch._foreach_norm(made, 2, dtype)
@@ -280,6 +277,14 @@ def _by_length(shapes: tuple[torch.Size, ...], itemsize: int) -> tuple[list[int]
 def is_long(numel: int, itemsize: int) -> bool:
     """Whether the norm of so many entries of so many bytes is summed row by row."""
     return numel > _LONG.get(itemsize, math.inf)
+
+
+def norm_of_one(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """‖tensor‖₂, 0-d, with the digits that a single sum of a long tensor would lose on the CPU."""
+    if is_long(tensor.numel(), tensor.itemsize):
+        return norm_by_rows(tensor, dtype)
+    norm: Tensor = torch.linalg.vector_norm(tensor, dtype=dtype)
+    return norm
 
 
 def norm_by_rows(tensor: Tensor | Unmade, dtype: torch.dtype) -> Tensor:

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sngd.norms.global_norm import ROOM, is_long, norm_by_rows
+from sngd.norms.global_norm import ROOM, is_long, norm_by_rows, norm_of_one
 
 _CHUNK = 2**17  # entries of a sum of squares by columns, which stays in the cache
 
@@ -35,7 +35,7 @@ def lengths(vs: Sequence[Tensor], over: Sequence[int]) -> list[Tensor] | None:
     else:
         short = [v for v in vs if not is_long(v.numel(), v.itemsize)]
         norms = iter(torch._foreach_norm(short) if short else [])
-        found = [_of_long(v) if is_long(v.numel(), v.itemsize) else next(norms) for v in vs]
+        found = [norm_by_rows(v, v.dtype) if is_long(v.numel(), v.itemsize) else next(norms) for v in vs]
     if not _flat(found).all() and any(map(_is_lost, vs, found)):
         return None
     return found
@@ -50,10 +50,6 @@ def _is_lost(v: Tensor, length: Tensor) -> bool:
     return not length.all() and bool((v.ne(0) & length.eq(0)).any())
 
 
-def _of_long(v: Tensor) -> Tensor:
-    return norm_by_rows(v, v.dtype)
-
-
 def _of_rows(v: Tensor) -> Tensor:
     """A vector is a column, whose rows have one entry."""
     inner = tuple(range(1, v.dim()))
@@ -63,7 +59,7 @@ def _of_rows(v: Tensor) -> Tensor:
 def _of_columns(v: Tensor) -> Tensor:
     """torch's own norm of columns takes several times as long, and adds up all squares of a column one by one."""
     if v.dim() < 2:
-        return _of_long(v) if is_long(v.numel(), v.itemsize) else torch._foreach_norm([v])[0]
+        return norm_of_one(v, v.dtype)
     first, *others = [v] if v.numel() <= _CHUNK else v.split(max(1, _CHUNK * len(v) // v.numel()))
     squares = first.square()
     for chunk in others:

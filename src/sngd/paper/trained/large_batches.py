@@ -39,7 +39,7 @@ from sngd.paper.trained.comparing import (
     final_test_losses,
     has_arms,
 )
-from sngd.paper.trained.experiments import FIG4, FIG4_PAPER, FIG4_SMALL, FRESH, POLY, Arm, Experiment
+from sngd.paper.trained.experiments import FIG4, FIG4_PAPER, FIG4_SMALL, FRESH, POLY, Arm, Experiment, papers_own
 from sngd.paper.trained.pictures import page_of, starred
 from sngd.paper.trained.runs import ArmMeasured, ExperimentMeasured, FigureMeasured
 from sngd.paper.trained.sharpness import Sharpness, measure_sharpness, stored_sharpness
@@ -71,14 +71,16 @@ def _experiment(problem: str, batch_size: int, epochs: float = 40, seeds: int = 
     )
 
 
-def _again(experiment: Experiment, name: str, lr: float, seeds: int, first_seed: int) -> Experiment:
-    """The two methods of the claims with other seeds, at the learning rate that was best for both."""
-    arms = tuple(replace(arm, lr=lr) for arm in experiment.arms if arm.label in (WINNER, LOSER))
-    return replace(experiment, name=name, arms=arms, grid=(), seeds=seeds, first_seed=first_seed)
-
-
+# Other seeds of the two methods of the claims, at the learning rate that was best for both.
+FIG4_AGAIN = replace(
+    FIG4_SMALL,
+    name="large-batch-again",
+    arms=tuple(replace(arm, lr=1.0) for arm in papers_own(FIG4_SMALL)),
+    grid=(),
+    seeds=21,
+    first_seed=200,
+)
 BATCH_SIZES = (128, 512, 2048, 8192)
-FIG4_AGAIN = _again(FIG4_SMALL, "large-batch-again", lr=1.0, seeds=21, first_seed=200)
 EXPERIMENTS = {
     "quick": [_experiment("digits-mlp", b, 8, 2) for b in (64, 256)],
     "small": [*(_experiment("mnist-mlp", b) for b in BATCH_SIZES), FIG4_SMALL, FIG4_AGAIN],
@@ -142,14 +144,14 @@ def judge_sharpness(measured: LargeBatches) -> Evidence:
     has no sharpness, and its seed is left out. Nothing is required of an experiment that other seeds replace.
     """
     experiments = {key: e for key, e in measured["experiments"].items() if has_arms(e, WINNER, LOSER)}
-    by_key = {key: partial(_compare_sharpness, key, e, measured["sharpness"]) for key, e in experiments.items()}
-    replaced = {key: by_key.pop(key) for key, again in _REPLACED.items() if again in experiments and key in by_key}
-    earlier = [as_context(compare_earlier(LEVEL)) for compare_earlier in replaced.values()]
+    comparisons = {key: partial(_compare_sharpness, key, e, measured["sharpness"]) for key, e in experiments.items()}
+    replaced = [comparisons.pop(key) for key in experiments if _REPLACED.get(key) in experiments]
+    earlier = [as_context(compare_earlier(LEVEL)) for compare_earlier in replaced]
     losses = [as_context(_compare_losses(key, e)) for key, e in experiments.items()]
     found = [quantity for quantity in (*earlier, *losses) if quantity]
     context = [*found, *_mean_sharpness(experiments, measured["sharpness"])]
     notes = [_SEEDS_REPLACED] if replaced else []
-    return _evidence(measured, list(by_key.values()), context, notes, looks=1 + len(replaced))
+    return _evidence(measured, list(comparisons.values()), context, notes, looks=1 + len(replaced))
 
 
 # By experiment, the one whose seeds replace its own when sharpness is compared.
