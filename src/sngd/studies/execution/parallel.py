@@ -1,20 +1,12 @@
 """Do many runs in parallel processes; each can be killed at any moment and resumed."""
 
-import atexit
 import multiprocessing
 import os
-import signal
-import sys
-import threading
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from multiprocessing.queues import Queue
-from multiprocessing.synchronize import Event
-from typing import Any
 
 import torch
 
@@ -22,7 +14,8 @@ from sngd.studies.execution.execution import Execution, OnProgress
 from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.ray_runs import run_on_ray
 from sngd.studies.execution.task import Task, check_there, do_tasks, examine, finished
-from sngd.training import Interrupted, Progress, RunConfig
+from sngd.studies.execution.workers import News, Worker, ignore_interrupts, start_worker, this_worker
+from sngd.training import Interrupted, RunConfig
 from sngd.training.folder_lock import make_folder
 from sngd.training.metrics import Row
 from sngd.training.replicas.alike import Limit
@@ -63,7 +56,7 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     threads = max(1, cores // jobs)
     context = multiprocessing.get_context("spawn")
     stop, messages = context.Event(), context.Queue()
-    pool = ProcessPoolExecutor(jobs, context, _start_worker, (stop, messages, threads))
+    pool = ProcessPoolExecutor(jobs, context, start_worker, (Worker(stop, messages, threads),))
     futures: dict[Future[list[Row]], list[int]] = {}
     ended: set[int] = set()
 
@@ -83,7 +76,7 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     pending: set[Future[list[Row]]] = set()
     try:
         groups = _grouped(pool, tasks, execution, jobs, threads)
-        with _ignore_interrupts():
+        with ignore_interrupts():
             for group in groups:
                 own = {index: tasks[index] for index in group}
                 futures[pool.submit(_work, own, execution.portable())] = group
@@ -137,7 +130,7 @@ def _examined(
     pool: ProcessPoolExecutor, configs: Sequence[RunConfig], execution: Execution, jobs: int
 ) -> list[Limit] | None:
     """The limits of runs of these kinds; None: asked to stop. Each worker loads the problem, as it must anyway."""
-    with _ignore_interrupts():
+    with ignore_interrupts():
         futures = {pool.submit(_examine, configs, execution.portable()) for _ in range(jobs)}
     done: set[Future[list[Limit]]] = set()
     while not done:
@@ -161,58 +154,21 @@ def _results(futures: Mapping[Future[list[Row]], Sequence[int]], tasks: Sequence
     return [rows[index] for index in range(len(tasks))]
 
 
-@contextmanager
-def _ignore_interrupts() -> Iterator[None]:
-    """Processes that are started inside ignore Ctrl-C: it reaches them through ``stop``, so that they can save."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which they inherit
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-_worker: dict[str, Any] = {}  # Any: the arguments of _start_worker, which a spawned process has no other place for
-
-
-def _start_worker(stop: Event, messages: "Queue[tuple[int, Progress | str]]", threads: int) -> None:
-    _worker.update(stop=stop, messages=messages, threads=threads)
-    atexit.register(_leave, messages)
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
-
-
-def _leave(messages: "Queue[tuple[int, Progress | str]]") -> None:
-    """End the process when all is sent. Python and torch would take most of a second to clear up their memory."""
-    messages.close()
-    messages.join_thread()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)
-
-
-def _exit_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)  # a checkpoint is enough to go on from
-
-
 def _examine(configs: Sequence[RunConfig], execution: Execution) -> list[Limit]:
-    torch.set_num_threads(_worker["threads"])
+    torch.set_num_threads(this_worker().threads)
     return [examine(config, execution) for config in configs]
 
 
 def _work(tasks: Mapping[int, Task], execution: Execution) -> list[Row]:
-    if _worker["stop"].is_set():
+    worker = this_worker()
+    if worker.stop.is_set():
         raise Interrupted("not started")
     for task in tasks.values():
         check_there(task)
     indices = list(tasks)
 
-    def tell(place: int, news: Progress | str) -> None:
-        _worker["messages"].put((indices[place], news))
+    def tell(place: int, news: News) -> None:
+        worker.messages.put((indices[place], news))
 
-    execution = replace(execution, on_warning=partial(tell, 0), should_stop=_worker["stop"].is_set)
-    return do_tasks(list(tasks.values()), execution, _worker["threads"], tell)
+    execution = replace(execution, on_warning=partial(tell, 0), should_stop=worker.stop.is_set)
+    return do_tasks(list(tasks.values()), execution, worker.threads, tell)
