@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import settings
@@ -25,16 +24,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forked_workers() -> Iterator[None]:
-    """A study that a test does here has forked workers; those of a command line in a process of its own are spawned."""
-    import multiprocessing
+def one_server() -> Iterator[None]:
+    """The processes of tests and the workers of studies are forked from one server, whichever comes first."""
+    from forked import PRELOADED
+    from sngd.studies.execution import server
 
-    from forked import FORKED
-    from sngd.studies.execution import parallel
-
-    forking = SimpleNamespace(get_context=lambda _: FORKED, parent_process=multiprocessing.parent_process)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(parallel, "multiprocessing", forking)
+        patch.setattr(server, "PRELOADED", PRELOADED)
         yield
 
 

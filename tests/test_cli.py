@@ -1029,10 +1029,25 @@ def test_imports_are_few():
 import sys
 for name in {hidden!r}: sys.modules[name] = None
 import sngd
-assert 'sngd.problems' not in sys.modules
+assert 'torch' not in sys.modules
+from sngd import *
+assert 'torch' in sys.modules and 'sngd.problems' not in sys.modules
 import sngd.training
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.2, 1.0, 1.6, 2.4])
+def test_ctrl_c_at_the_beginning_ends_the_command_in_a_line(tmp_path, seconds):
+    """While it is imported, while the server of the workers is, and afterwards; all of its processes get the signal."""
+    command = [sys.executable, "-m", "sngd", "compare", "digits-mlp", "--methods", "sgd", "--epochs", "9999"]
+    run = subprocess.Popen(command, cwd=tmp_path, text=True, stderr=subprocess.PIPE, start_new_session=True)
+    time.sleep(seconds)
+    os.killpg(run.pid, signal.SIGINT)
+    _, error = run.communicate(timeout=60)
+    assert run.returncode == 130
+    assert "Traceback" not in error
 
 
 @pytest.mark.parametrize("words", [("compare", "digits-mlp"), ("reproduce", "fig1"), ("diagnose", "digits-mlp")])

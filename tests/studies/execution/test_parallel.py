@@ -1,12 +1,15 @@
 """Runs in parallel processes: in order, in spite of one another, and when a process dies."""
 
+import sys
 from dataclasses import replace
 
 import pytest
 
+from sngd.studies.execution import workers
 from sngd.studies.execution.execution import Execution
 from sngd.studies.execution.parallel import run_all
 from sngd.studies.execution.task import Task
+from sngd.studies.execution.workers import can_fork
 from sngd.training import Interrupted, RunConfig
 
 
@@ -47,3 +50,33 @@ def test_asked_to_stop_nothing_is_left_half_done(tmp_path):
             run_all(tasks(tmp_path), Execution(jobs=1, replicas=replicas, should_stop=lambda: True))
     rows = run_all(tasks(tmp_path), Execution(jobs=1))
     assert all(row["final"] for row in rows)
+
+
+@pytest.mark.slow
+def test_workers_have_the_environment_variables_of_now(tmp_path, monkeypatch):
+    """They are forked from a server, which has those of its start."""
+    (tmp_path / "told.py").write_text(
+        "import os\nfrom sngd.problems import load_problem\n\n\n"
+        "def factory():\n    return load_problem(os.environ['TOLD'])\n"
+    )
+    problem = f"{tmp_path}/told.py:factory"
+    monkeypatch.setenv("TOLD", "before")
+    with pytest.raises(ValueError, match="before"):
+        run_all(tasks(tmp_path, problem, count=2), Execution(jobs=1))
+    monkeypatch.setenv("TOLD", "digits-mlp")
+    run_all(tasks(tmp_path, problem, count=2), Execution(jobs=1))
+
+
+def test_only_runs_on_the_cpu_have_forked_workers():
+    """What a server asks a GPU's driver would make the GPU useless in the processes forked from it."""
+    assert can_fork("cpu") == (sys.platform == "linux")
+    assert not can_fork("cuda:0")
+
+
+@pytest.mark.slow
+def test_where_workers_cannot_be_forked_they_start_anew(tmp_path, monkeypatch):
+    rows = run_all(tasks(tmp_path / "forked", count=2), Execution(jobs=1))
+    monkeypatch.setattr(workers, "THERE_IS_ONE", False)
+    monkeypatch.setattr(workers, "start_server", lambda: pytest.fail("there is none"))
+    again = run_all(tasks(tmp_path / "spawned", count=2), Execution(jobs=1))
+    assert [row["train_loss"] for row in again] == [row["train_loss"] for row in rows]

@@ -1,9 +1,8 @@
 """Do many runs in parallel processes; each can be killed at any moment and resumed."""
 
-import multiprocessing
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
@@ -14,7 +13,7 @@ from sngd.studies.execution.execution import Execution, OnProgress
 from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.ray_runs import run_on_ray
 from sngd.studies.execution.task import Task, check_there, do_tasks, examine, finished
-from sngd.studies.execution.workers import News, Worker, ignore_interrupts, start_worker, this_worker
+from sngd.studies.execution.workers import News, Workers, can_fork, this_worker
 from sngd.training import Interrupted, RunConfig
 from sngd.training.folder_lock import make_folder
 from sngd.training.metrics import Row
@@ -54,15 +53,13 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     cores = os.cpu_count() or 1
     jobs = min(execution.jobs or cores, max(1, len(tasks)))
     threads = max(1, cores // jobs)
-    context = multiprocessing.get_context("spawn")
-    stop, messages = context.Event(), context.Queue()
-    pool = ProcessPoolExecutor(jobs, context, start_worker, (Worker(stop, messages, threads),))
+    workers = Workers(jobs, threads, forked=all(can_fork(task.config.device) for task in tasks))
     futures: dict[Future[list[Row]], list[int]] = {}
     ended: set[int] = set()
 
     def tell(done: set[Future[list[Row]]]) -> None:
-        while not messages.empty():
-            index, news = messages.get()
+        while not workers.messages.empty():
+            index, news = workers.messages.get()
             if isinstance(news, str):
                 execution.on_warning(news)
             elif index not in ended:
@@ -75,11 +72,10 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
 
     pending: set[Future[list[Row]]] = set()
     try:
-        groups = _grouped(pool, tasks, execution, jobs, threads)
-        with ignore_interrupts():
-            for group in groups:
-                own = {index: tasks[index] for index in group}
-                futures[pool.submit(_work, own, execution.portable())] = group
+        groups = _grouped(workers, tasks, execution, jobs, threads)
+        for group in groups:
+            own = {index: tasks[index] for index in group}
+            futures[workers.submit(_work, own, execution.portable())] = group
         pending = set(futures)
         while pending and not execution.should_stop():
             done, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
@@ -89,8 +85,8 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     except BrokenProcessPool:
         raise Interrupted(_KILLED) from None
     finally:
-        stop.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        workers.stop.set()
+        workers.shutdown(wait=True, cancel_futures=True)
     tell(pending)  # those that ended while the others were stopping
     return _results(futures, tasks)
 
@@ -98,9 +94,7 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
 _KILLED = "a worker process was killed; the same command goes on from the last checkpoints"
 
 
-def _grouped(
-    pool: ProcessPoolExecutor, tasks: Sequence[Task], execution: Execution, jobs: int, threads: int
-) -> list[list[int]]:
+def _grouped(workers: Workers, tasks: Sequence[Task], execution: Execution, jobs: int, threads: int) -> list[list[int]]:
     """The tasks that a worker trains as one, by index. Says what is done, unless all runs have ended."""
     kinds = alike(tasks)
     ended = {index for index, task in enumerate(tasks) if _has_ended(task, execution)}
@@ -108,7 +102,7 @@ def _grouped(
     limits: dict[Hashable, Limit] = {}
     if open_kinds and execution.replicas != 1:
         configs = [tasks[indices[0]].config for indices in open_kinds.values()]
-        answers = _examined(pool, configs, execution, jobs)
+        answers = _examined(workers, configs, execution, jobs)
         if answers is None:
             raise Interrupted(f"stopped with {len(ended)} of {len(tasks)} runs finished; the same command goes on")
         limits = dict(zip(open_kinds, answers, strict=True))
@@ -126,12 +120,9 @@ def _has_ended(task: Task, execution: Execution) -> bool:
         return False
 
 
-def _examined(
-    pool: ProcessPoolExecutor, configs: Sequence[RunConfig], execution: Execution, jobs: int
-) -> list[Limit] | None:
+def _examined(workers: Workers, configs: Sequence[RunConfig], execution: Execution, jobs: int) -> list[Limit] | None:
     """The limits of runs of these kinds; None: asked to stop. Each worker loads the problem, as it must anyway."""
-    with ignore_interrupts():
-        futures = {pool.submit(_examine, configs, execution.portable()) for _ in range(jobs)}
+    futures = {workers.submit(_examine, configs, execution.portable()) for _ in range(jobs)}
     done: set[Future[list[Limit]]] = set()
     while not done:
         done, _ = wait(futures, POLL_SECONDS, FIRST_COMPLETED)
