@@ -85,10 +85,11 @@ def _reason_in_trial(problem: Problem) -> str | None:
     weights = losses.layout.matrix([list(model.parameters()) for model in models])
     together = torch.zeros_like(weights)
     inputs, targets = zip(*batches, strict=True)
-    losses.gradient(weights, Batch(torch.stack(inputs), torch.stack(targets)), together)
+    pieces = losses.layout.pieces(weights)
+    losses.gradient(pieces, Batch(torch.stack(inputs), torch.stack(targets)), losses.layout.pieces(together))
     for model in models:
         model.eval()
-    evaluated, _ = losses.losses(weights, Batch(*batches[0], shared=True))
+    evaluated, _ = losses.losses(pieces, Batch(*batches[0], shared=True))
     expected = torch.stack([problem.mean_loss(model, batches[0]).detach() for model in models])
     if not (_alike(together, losses.layout.matrix(alone)) and _alike(evaluated, expected)):
         return "its losses or gradients come out differently when models are batched"

@@ -40,8 +40,8 @@ class Means:
     def __init__(
         self, estimators: Sequence[MiniBatch | Full], losses: Losses, weights: Tensor, gradient: Tensor, draw: Draw
     ) -> None:
-        self.estimators, self.losses, self.weights, self.gradient = estimators, losses, weights, gradient
-        self.draw, self.in_step = draw, True
+        self.estimators, self.losses, self.draw, self.in_step = estimators, losses, draw, True
+        self.weights, self.gradient = losses.layout.pieces(weights), losses.layout.pieces(gradient)
         self.matrices: list[Tensor] = []
 
     def estimate(self, rows: Sequence[int]) -> Tensor:
@@ -79,6 +79,7 @@ class Differences:
         plans = {(e.anchor_batch_size, e.period, e.chunk_size) for e in estimators}
         self.in_step = len(plans) == 1 and not isinstance(estimators[0], SCSG)
         self._there = torch.zeros_like(gradient)
+        self._pieces = [layout.pieces(matrix) for matrix in (weights, gradient, self.reference, self._there)]
 
     def estimate(self, rows: Sequence[int]) -> Tensor:
         anchors = {row: self.estimators[row].age == 0 for row in rows}
@@ -97,7 +98,8 @@ class Differences:
         first = self.estimators[rows[0]]
         weights, gradient = self.weights[part], self.gradient[part]
         batch = self.draw(rows, first.next_batch_size, part)
-        losses = self.losses.gradient(weights, batch, gradient, first.chunk_size)
+        pieces = self.losses.layout.pieces
+        losses = self.losses.gradient(pieces(weights), batch, pieces(gradient), first.chunk_size)
         self.stored[part] = gradient
         self.reference[part] = weights
         return losses
@@ -105,8 +107,9 @@ class Differences:
     def _build(self, rows: Sequence[int]) -> Tensor:
         """g ← ∇f_I(w) − ∇f_I(w_ref) + the stored gradient; Spider stores the sum, and the weights as w_ref."""
         batch = self.draw(rows, self.estimators[rows[0]].batch_size)
-        losses = self.losses.gradient(self.weights, batch, self.gradient)
-        self.losses.gradient(self.reference, batch, self._there)
+        here, gradient, reference, there = self._pieces
+        losses = self.losses.gradient(here, batch, gradient)
+        self.losses.gradient(reference, batch, there)
         self.gradient.sub_(self._there)
         self.gradient.add_(self.stored)
         if isinstance(self.estimators[0], Spider):

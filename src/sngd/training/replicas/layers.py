@@ -4,7 +4,7 @@ For a small network a graph of the whole pass costs as much time as the products
 one, and the gradients of weights are written where they are wanted.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,7 +28,8 @@ class _Passed(NamedTuple):
 class Layers:
     """A model of ``Linear`` layers and activations that ends in a cross-entropy of class labels.
 
-    Inputs are (R, b, d), or (b, d) if they are the same for all R replicas; labels are (R, b) or (b,).
+    Inputs are (R, b, d), or (b, d) if they are the same for all R replicas; labels are (R, b) or (b,). Inside, samples
+    come last, (R, d, b): so W x needs no transposition, and the softmax of a few classes is ten times as fast.
 
     Args:
         layers: in the order of the pass.
@@ -38,48 +39,59 @@ class Layers:
         self.layers = layers
 
     @torch.no_grad()
-    def losses(self, weights: Sequence[Tensor], x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, weights: Sequence[Tensor], inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Mean losses, (R,), and outputs, (R, b, classes); ``weights`` are stacks (R, …) by parameter."""
-        outputs = list(self._pass(weights, x))[-1].y
-        return _cross_entropy(outputs.log_softmax(-1), labels.expand(outputs.shape[:2])), outputs
+        outputs = self._pass(weights, inputs)[-1].y
+        logs = outputs.log_softmax(1)
+        return _cross_entropy(logs, _places(labels, logs)), outputs.mT
 
     @torch.no_grad()
     def add_gradient(
-        self, weights: Sequence[Tensor], x: Tensor, labels: Tensor, into: Sequence[Tensor], *, share: float, add: bool
+        self,
+        weights: Sequence[Tensor],
+        inputs: Tensor,
+        labels: Tensor,
+        into: Sequence[Tensor],
+        *,
+        share: float,
+        add: bool,
     ) -> tuple[Tensor, Tensor]:
         """As ``losses``, times ``share``; ``into`` gets or, with ``add``, adds the gradients of these losses."""
-        passed = list(self._pass(weights, x))
+        passed = self._pass(weights, inputs, differentiate=True)
         outputs = passed[-1].y
-        logs, labels = outputs.log_softmax(-1), labels.expand(outputs.shape[:2])
-        losses = _cross_entropy(logs, labels) * share
-        back, places = logs.exp(), labels.unsqueeze(2)
-        back.scatter_(2, places, back.gather(2, places) - 1).mul_(share / labels.shape[1])
-        for position, (layer, given, gave, own) in reversed(list(enumerate(passed))):
+        logs = outputs.log_softmax(1)
+        places = _places(labels, logs)
+        losses = _cross_entropy(logs, places) * share
+        back = logs.exp_()
+        back.scatter_add_(1, places, back.new_full((1, 1, 1), -1).expand_as(places)).mul_(share / labels.shape[-1])
+        for position, (layer, x, y, own) in reversed(list(enumerate(passed))):
             if not isinstance(layer, nn.Linear):
-                (back,) = torch.autograd.grad(gave, given, back)
+                back = _through(y, back)
                 continue
-            _write(into[own[0]], given, back, add)
+            into[own[0]].baddbmm_(back, x.mT, beta=int(add))
             for place in own[1:]:
-                sums = back.sum(1)
-                into[place].add_(sums) if add else into[place].copy_(sums)
+                into[place].add_(back.sum(2)) if add else torch.sum(back, 2, out=into[place])
             if position > 0:
-                back = back.bmm(weights[own[0]])
-        return losses, outputs
+                back = weights[own[0]].mT.bmm(back)
+        return losses, outputs.mT
 
-    def _pass(self, weights: Sequence[Tensor], x: Tensor) -> Iterator[_Passed]:
-        start = 0
+    def _pass(self, weights: Sequence[Tensor], inputs: Tensor, *, differentiate: bool = False) -> list[_Passed]:
+        passed: list[_Passed] = []
+        x, start = inputs.mT.expand(len(weights[0]), -1, -1), 0
         for layer in self.layers:
-            given = x.detach()
+            places: tuple[int, ...] = ()
             if isinstance(layer, nn.Linear):
                 places = tuple(range(start, start + (1 if layer.bias is None else 2)))
                 start += len(places)
-                gave = _linear(given, *[weights[place] for place in places])
-            else:
-                places = ()
+                y = _linear(x, *[weights[place] for place in places])
+            elif differentiate:
                 with torch.enable_grad():
-                    gave = layer(given.requires_grad_())
-            yield _Passed(layer, given, gave, places)
-            x = gave
+                    y = layer(x.detach().requires_grad_())
+            else:
+                y = layer(x)
+            passed.append(_Passed(layer, x, y, places))
+            x = y.detach()
+        return passed
 
 
 def layers_of(model: nn.Module, problem: Problem) -> Layers | None:
@@ -104,24 +116,24 @@ def _are_known(samples: Samples | None) -> bool:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x Wᵀ + bias for each row, (R, b, out)."""
-    if x.dim() == 3:
-        return x @ weight.mT if bias is None else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-    every = weight.flatten(0, 1).T  # (in, R · out): one product for all rows
-    wide = x @ every if bias is None else torch.addmm(bias.flatten(), x, every)
-    outputs: Tensor = wide.unflatten(1, weight.shape[:2])
-    return outputs.transpose(0, 1)
+    """W x + bias for each row, (R, out, b)."""
+    return weight.bmm(x) if bias is None else torch.baddbmm(bias.unsqueeze(2), weight, x)
 
 
-def _write(into: Tensor, x: Tensor, back: Tensor, add: bool) -> None:
-    """The gradients of weights, backᵀ x for each row."""
-    if x.dim() == 3:
-        into.baddbmm_(back.mT, x, beta=int(add))
-        return
-    new = (back.transpose(0, 1).flatten(1).T @ x).view_as(into)
-    into.add_(new) if add else into.copy_(new)
+def _through(y: Tensor, back: Tensor) -> Tensor:
+    """The gradient with respect to an activation's input, from that with respect to ``y``: by autograd's own function.
+
+    To call it costs a sixth of ``torch.autograd.grad``.
+    """
+    function: Callable[[Tensor], Tensor] | None = y.grad_fn  # type: ignore[assignment]  # torch's stubs lack the call
+    return back if function is None else function(back)  # Identity has none
 
 
-def _cross_entropy(logs: Tensor, labels: Tensor) -> Tensor:
-    """Mean of −log p over the samples, (R,), from logarithms (R, b, classes)."""
-    return -logs.gather(2, labels.unsqueeze(2)).squeeze(2).mean(1)
+def _places(labels: Tensor, logs: Tensor) -> Tensor:
+    """Where the labels' entries are in (R, classes, b): (R, 1, b)."""
+    return labels.expand(len(logs), -1).unsqueeze(1)
+
+
+def _cross_entropy(logs: Tensor, places: Tensor) -> Tensor:
+    """Mean of −log p over the samples, (R,)."""
+    return -logs.gather(1, places).mean((1, 2))

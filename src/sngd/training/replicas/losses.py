@@ -4,6 +4,7 @@ The sum of the losses is differentiated. The loss of a replica depends on its ow
 sum with respect to these weights is the gradient of the replica's own loss.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,8 @@ from torch.func import functional_call, vmap
 from sngd.problems import Problem
 from sngd.training.replicas.layers import layers_of
 from sngd.training.replicas.layout import Layout
+
+Pieces = Sequence[Tensor]  # for each parameter, the stack (R, …) of those of all rows; see ``Layout.pieces``
 
 
 class Batch(NamedTuple):
@@ -54,50 +57,50 @@ class Losses:
         self._layers = layers_of(model, problem)
         self._batched = {shared: vmap(self._one, (0, *[None if shared else 0] * 2)) for shared in (True, False)}
 
-    def gradient(self, weights: Tensor, batch: Batch, into: Tensor, chunk_size: int | None = None) -> Tensor:
+    def gradient(self, weights: Pieces, batch: Batch, into: Pieces, chunk_size: int | None = None) -> Tensor:
         """Fill ``into`` with the gradients of all rows' mean losses.
 
         Args:
-            weights: (R, width), a matrix of ``layout``.
+            weights: of all rows.
             batch: b samples for each row.
-            into: (R, width), overwritten.
+            into: as ``weights``, overwritten.
             chunk_size: samples evaluated at a time; None: all b.
 
         Returns:
             The mean losses, (R,).
         """
         b = batch.size
-        total = weights.new_zeros(len(weights))
-        for start in range(0, b, chunk_size or b):
-            part = batch.part(start, start + (chunk_size or b))
-            losses, _ = self.add_gradient(weights, part, into, share=part.size / b, add=start > 0)
-            total += losses
-        return total
+        if chunk_size is None:
+            return self.add_gradient(weights, batch, into, share=1, add=False)[0]
+        parts = [batch.part(start, start + chunk_size) for start in range(0, b, chunk_size)]
+        losses = [
+            self.add_gradient(weights, part, into, share=part.size / b, add=position > 0)[0]
+            for position, part in enumerate(parts)
+        ]
+        return torch.stack(losses).sum(0)
 
     def add_gradient(
-        self, weights: Tensor, batch: Batch, into: Tensor, *, share: float, add: bool
+        self, weights: Pieces, batch: Batch, into: Pieces, *, share: float, add: bool
     ) -> tuple[Tensor, Tensor]:
         """Losses times ``share``, (R,), and the models' outputs; ``into`` gets or, with ``add``, adds the gradients."""
-        pieces, gradients = self.layout.pieces(weights), self.layout.pieces(into)
         inputs, targets, shared = batch
         if self._layers is not None:
-            return self._layers.add_gradient(pieces, inputs, targets, gradients, share=share, add=add)
-        pieces = [piece.detach().requires_grad_() for piece in pieces]
+            return self._layers.add_gradient(weights, inputs, targets, into, share=share, add=add)
+        pieces = [piece.detach().requires_grad_() for piece in weights]
         losses, outputs = self._batched[shared](dict(zip(self._names, pieces, strict=True)), inputs, targets)
         found = torch.autograd.grad((losses * share).sum(), pieces, allow_unused=True)
-        for total, piece, gradient in zip(gradients, pieces, found, strict=True):
+        for total, piece, gradient in zip(into, pieces, found, strict=True):
             new = torch.zeros_like(piece) if gradient is None else gradient
             total.add_(new) if add else total.copy_(new)
         return losses.detach() * share, outputs.detach()
 
     @torch.no_grad()
-    def losses(self, weights: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def losses(self, weights: Pieces, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean losses, (R,), and the models' outputs, (R, b, …)."""
-        pieces = self.layout.pieces(weights)
         inputs, targets, shared = batch
         if self._layers is not None:
-            return self._layers.losses(pieces, inputs, targets)
-        return self._batched[shared](dict(zip(self._names, pieces, strict=True)), inputs, targets)
+            return self._layers.losses(weights, inputs, targets)
+        return self._batched[shared](dict(zip(self._names, weights, strict=True)), inputs, targets)
 
     def _one(self, weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss and the outputs of one replica."""

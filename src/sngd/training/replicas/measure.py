@@ -36,6 +36,7 @@ def _measure(
     losses: Losses, weights: Tensor, samples: Samples, gradient: Tensor | None
 ) -> list[tuple[float | None, float | None]]:
     """Loss and accuracy of each row; ``gradient`` is filled with the losses' gradients."""
+    pieces, into = losses.layout.pieces(weights), None if gradient is None else losses.layout.pieces(gradient)
     whole = Batch(*samples, shared=True)
     loss = torch.zeros(len(weights), dtype=torch.float64, device=weights.device)
     correct, labels = torch.zeros(len(weights), dtype=torch.int64, device=weights.device), 0
@@ -43,11 +44,11 @@ def _measure(
     for start in range(0, whole.size, size):
         part = whole.part(start, start + size)
         share = part.size / whole.size
-        if gradient is None:
-            values, outputs = losses.losses(weights, part)
+        if into is None:
+            values, outputs = losses.losses(pieces, part)
             loss += values.double() * share
         else:
-            values, outputs = losses.add_gradient(weights, part, gradient, share=share, add=start > 0)
+            values, outputs = losses.add_gradient(pieces, part, into, share=share, add=start > 0)
             loss += values.double()
         if classifies(outputs[0], part.targets):
             correct += (outputs.argmax(-1) == part.targets).flatten(1).sum(1)

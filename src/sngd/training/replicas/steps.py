@@ -156,11 +156,8 @@ class NormalizedRule(_Stacked):
     def _out_of_range(self, rows: Sequence[int], norms: Tensor) -> list[int]:
         """Those of ``rows`` whose squares, or whose 1/‖v‖, may have lost digits."""
         low, high = ROOM[norms.dtype]
-        good = (norms > low) & (norms < high)
-        if good.all():
-            return []
-        flags = good.flatten().tolist()
-        return [row for row in rows if not flags[row]]
+        each = norms.flatten().tolist()
+        return [row for row in rows if not low < each[row] < high]
 
 
 class AdamRule(_Stacked):
