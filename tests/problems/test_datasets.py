@@ -18,7 +18,8 @@ import requests
 import torch
 from torch import Tensor
 
-from sngd.problems import DataError, datasets
+from sngd.problems import DataError, datasets, load_problem
+from sngd.problems.augment import unit_interval
 from sngd.problems.datasets import _digits_of_sklearn, digits, fashion_mnist, mnist
 
 NAMES = "train-images-idx3-ubyte, train-labels-idx1-ubyte, t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte"
@@ -42,19 +43,22 @@ def message_of(load: Callable[[], object]) -> str:
 def test_shapes_types_and_ranges(load: Callable[..., object], name: str, mnist_like: Fill, tmp_path: Path) -> None:
     mnist_like(tmp_path / name)
     (images, labels), (test_images, test_labels) = load(tmp_path)
-    assert (images.shape, images.dtype) == ((6, 784), torch.float32)
+    assert (images.shape, images.dtype) == ((6, 784), torch.uint8)
     assert (labels.tolist(), labels.dtype) == ([0, 1, 2, 3, 4, 5], torch.int64)
     assert (test_images.shape, test_labels.tolist()) == ((3, 784), [0, 1, 2])
     assert images.min() == 0
-    assert images.max() == 1
+    assert images.max() == 255
 
 
-def test_pixels_are_row_major_and_divided_by_255(mnist_like: Fill, idx_bytes: Encode, tmp_path: Path) -> None:
+def test_pixels_are_row_major_and_divided_by_255_when_they_are_used(
+    mnist_like: Fill, idx_bytes: Encode, tmp_path: Path
+) -> None:
     folder = mnist_like(tmp_path / "mnist")
     image = torch.zeros(6, 28, 28, dtype=torch.uint8)
     image[2, 1, 3] = 51
     (folder / "train-images-idx3-ubyte").write_bytes(idx_bytes(image))  # a plain file goes before its .gz
-    (images, _), _ = mnist(tmp_path)
+    problem = load_problem("mnist-mlp", tmp_path)
+    images = problem.prepared(problem.train[0])
     assert images.nonzero().tolist() == [[2, 31]]
     assert images[2, 31].item() == pytest.approx(0.2)
 
@@ -81,8 +85,9 @@ def test_real_mnist() -> None:
         pytest.skip(f"needs MNIST's files under mnist/ in the folder SNGD_DATA names, now {data!r}")
     (images, labels), (test_images, test_labels) = mnist()
     assert (images.shape, test_images.shape) == ((60000, 784), (10000, 784))
-    assert images.mean().item() == pytest.approx(0.1307, abs=5e-5)
-    assert images.std().item() == pytest.approx(0.3081, abs=5e-5)
+    pixels = unit_interval(images)
+    assert pixels.mean().item() == pytest.approx(0.1307, abs=5e-5)
+    assert pixels.std().item() == pytest.approx(0.3081, abs=5e-5)
     assert labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert labels.bincount().tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
     assert test_labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]

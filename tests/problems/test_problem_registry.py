@@ -27,8 +27,8 @@ def test_every_perceptron_trains(
     assert problem.test is not None
     model = problem.build_model()
     assert [tuple(p.shape) for p in model.parameters()] == [(100, inputs), (100,), (10, 100), (10,)]
-    assert classifies(model(problem.train[0]), problem.train[1])
-    loss = problem.loss(model(problem.train[0]), problem.train[1])
+    assert classifies(problem.outputs(model, problem.train[0]), problem.train[1])
+    loss = problem.mean_loss(model, problem.train)
     assert loss.shape == ()
     assert loss.item() == pytest.approx(2.3026, abs=0.3)  # log 10: knows nothing yet
 

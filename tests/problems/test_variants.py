@@ -1,14 +1,15 @@
 """Slices and other variations of a problem, spelled after its name."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
 
 from sngd.problems import Problem, load_problem
-from sngd.problems.augment import random_crop_and_flip
-from sngd.problems.cifar10 import prepare
-from sngd.problems.variants import VARIANTS, first, normalized, unaugmented, unnormalized, vary
+from sngd.problems.augment import random_crop_and_flip, unit_interval
+from sngd.problems.cifar10 import prepare as cifar10_prepare
+from sngd.problems.variants import VARIANTS, first, normalized, prepared, unaugmented, unnormalized, vary
 
 WORDS = "must be a number of samples or one of unaugmented, normalized, unnormalized"
 
@@ -25,7 +26,9 @@ def photographs() -> Problem:
 
     build = torch.nn.Identity
     loss = torch.nn.functional.mse_loss
-    return Problem(lambda: build(), loss, samples(30), samples(20), augment=random_crop_and_flip, prepare=prepare)
+    return Problem(
+        lambda: build(), loss, samples(30), samples(20), augment=random_crop_and_flip, prepare=cifar10_prepare
+    )
 
 
 def test_a_slice_is_the_first_samples_and_a_fifth_as_many_of_the_test_set() -> None:
@@ -56,6 +59,24 @@ def test_normalized_inputs_have_mean_0_and_variance_1() -> None:
     assert inputs.var(correction=0).item() == pytest.approx(1, abs=1e-6)
     mean, std = plain.train[0].mean(), plain.train[0].std(correction=0)
     torch.testing.assert_close(problem.test[0] * std + mean, plain.test[0])  # by the training inputs' two numbers
+
+
+def test_bytes_are_normalized_as_the_numbers_that_they_stand_for(photographs: Problem) -> None:
+    stored = replace(photographs, prepare=unit_interval, augment=None)
+    floats = replace(stored, train=(stored.train[0] / 255, stored.train[1]), test=None, prepare=None)
+    problem, expected = normalized(stored), normalized(floats)
+    assert problem.prepare is None
+    assert torch.equal(problem.train[0], expected.train[0])
+    assert problem.test is not None
+
+
+def test_inputs_prepared_once_are_those_that_the_model_takes(photographs: Problem) -> None:
+    once = prepared(photographs)
+    assert once.prepare is None
+    for ours, theirs in ((once.train, photographs.train), (once.test, photographs.test)):
+        assert torch.equal(ours[0], photographs.prepared(theirs[0]))
+        assert ours[1] is theirs[1]
+    assert prepared(load_problem("saddle")).test is None
 
 
 def test_unnormalized_inputs_are_in_0_to_1(photographs: Problem) -> None:
@@ -96,6 +117,10 @@ def test_mistakes_are_named(spec: str, message: str) -> None:
 def test_prepared_inputs_are_not_normalized_again(photographs: Problem) -> None:
     with pytest.raises(ValueError, match=r"^has inputs that are prepared already$"):
         normalized(photographs)
+    with pytest.raises(ValueError, match=r"^has inputs that are no floats$"):
+        normalized(replace(photographs, prepare=None))
+    with pytest.raises(ValueError, match=r"^has pixels in \[0, 1\] already$"):
+        unnormalized(unnormalized(photographs))
 
 
 def test_every_variant_is_documented() -> None:

@@ -19,7 +19,9 @@ from sngd.bench import plain_loop
 from sngd.bench.result import Comparison, Result, compared
 from sngd.bench.timing import Call, interleaved
 from sngd.problems import Problem, load_problem
+from sngd.problems.augment import unit_interval
 from sngd.problems.registry import default_batch_size
+from sngd.problems.variants import prepared
 from sngd.training import RunConfig
 from sngd.training.run_state import RunState
 
@@ -128,6 +130,8 @@ def _first(problem: Problem, samples: int | None) -> Problem:
 class Sides:
     """The same pass twice: by the engine, and by a plain loop with the same weights, batches and random numbers.
 
+    Where the engine keeps bytes and makes numbers in [0, 1] of a batch, the plain loop has these from the beginning.
+
     ``usual_layout``: the plain loop's inputs lie in memory as torch makes them, whatever the engine does. Otherwise
     they lie as the engine's, so that sums are rounded alike.
     """
@@ -139,6 +143,7 @@ class Sides:
         config = replace(config.resolved(problem.n), curve_samples=0, grad_norm=False)  # as the plain loop
         self.case, self.problem, self.steps = case, problem, problem.n // case.batch_size
         self.usual_layout = usual_layout
+        self.plain = prepared(problem) if problem.prepare is unit_interval else problem
         self.run, twin = RunState(config, problem), RunState(config, problem)
         self.model, self.augmentation = twin.model, twin.augmentation
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
@@ -151,16 +156,16 @@ class Sides:
             self.run.evaluate()
 
     def loop(self, steps: int | None = None) -> None:
-        prepare = self._contiguous if self.usual_layout else self.problem.prepared
-        loader = DataLoader(TensorDataset(*self.problem.train), batch_sampler=self.order[:steps])
+        prepare = self._contiguous if self.usual_layout else self.plain.prepared
+        loader = DataLoader(TensorDataset(*self.plain.train), batch_sampler=self.order[:steps])
         plain_loop.train_pass(loader, self.model, self.optimizer, self.problem.loss, self._varied, prepare)
         if self.case.evaluates:
-            for samples in (self.problem.train, self.problem.test):
+            for samples in (self.plain.train, self.plain.test):
                 if samples is not None:
                     plain_loop.evaluated(samples, self.model, self.problem.loss, prepare)
 
     def _contiguous(self, x: Tensor) -> Tensor:
-        return self.problem.prepared(x).contiguous()
+        return self.plain.prepared(x).contiguous()
 
     def _varied(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         return self.problem.augmented((x, y), self.augmentation)
@@ -231,7 +236,8 @@ def _study(problem: Problem, data: Path | None) -> Comparison:
     accuracies: dict[str, float] = {}
     with TemporaryDirectory() as folder:
         path = Path(folder, "data.pt")
-        torch.save((problem.train, problem.test), path)
+        plain = prepared(problem)
+        torch.save((plain.train, plain.test), path)
 
         def study() -> None:
             accuracies[STUDY] = _compare(Path(folder, "study"), jobs, data)

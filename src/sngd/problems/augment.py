@@ -98,6 +98,11 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
     return images.to(torch.float32).sub_(shift).div_(scale)
 
 
+def unit_interval(images: Tensor) -> Tensor:
+    """Bytes to float32 in [0, 1], of any shape."""
+    return images.to(torch.float32).div_(255)
+
+
 @cache  # because a copy to a GPU waits for all of its work
 def _per_channel(fractions: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor([255 * fraction for fraction in fractions], dtype=torch.float32, device=device).view(-1, 1, 1)

@@ -59,8 +59,7 @@ def mnist(data: str | os.PathLike[str] | None = None) -> tuple[Samples, Samples]
             the one SNGD_DATA names; if unset, a cache folder that is filled by a checksummed download.
 
     Returns:
-        (train, test), each a pair of images, float32 in [0, 1] of shape (n, 784), and labels, int64 in
-        0 … 9 of shape (n,).
+        (train, test), each a pair of images, uint8 of shape (n, 784), and labels, int64 in 0 … 9 of shape (n,).
 
     Raises:
         DataError: files are absent and cannot be downloaded, or hold something else, or more than 70000 images.
@@ -126,7 +125,7 @@ def _read_samples(images_path: Path, labels_path: Path) -> Samples:
     images = read_idx(images_path, ndim=3)
     labels = read_idx(labels_path, ndim=1)
     check_labels(labels, labels_path)
-    return images.reshape(count, 784).to(torch.float32).div_(255), labels.to(torch.int64)
+    return images.reshape(count, 784), labels.to(torch.int64)
 
 
 def _locate(source: _Source, data: str | os.PathLike[str] | None) -> list[Path]:

@@ -12,7 +12,7 @@ from torch import nn
 from sngd.checks import suggestion
 from sngd.problems import cifar10, datasets
 from sngd.problems.analytic import Analytic, relaxed_smooth, sharp_and_flat, strict_saddle, tensor_decomposition
-from sngd.problems.augment import random_crop_and_flip
+from sngd.problems.augment import random_crop_and_flip, unit_interval
 from sngd.problems.imbalanced import imbalanced
 from sngd.problems.models import mlp
 from sngd.problems.problem import Problem, Samples
@@ -43,6 +43,10 @@ class Row(NamedTuple):
 def _classification(build_model: Callable[[], nn.Module], samples: tuple[Samples, Samples]) -> Problem:
     train, test = samples
     return Problem(build_model, nn.functional.cross_entropy, train, test)
+
+
+def _bytes_mlp(samples: tuple[Samples, Samples]) -> Problem:
+    return replace(_classification(partial(mlp, 784, 100, 10), samples), prepare=unit_interval)
 
 
 def _cifar10_resnet(depth: int, data: Path | None) -> Problem:
@@ -96,12 +100,12 @@ PROBLEMS: dict[str, Row] = {
         Row(
             "mnist-mlp",
             "MNIST handwritten digits, perceptron 784–100–10 with ELU, as in the paper",
-            lambda data: _classification(partial(mlp, 784, 100, 10), datasets.mnist(data)),
+            lambda data: _bytes_mlp(datasets.mnist(data)),
         ),
         Row(
             "fashion-mlp",
             "Fashion-MNIST clothes, perceptron 784–100–10 with ELU",
-            lambda data: _classification(partial(mlp, 784, 100, 10), datasets.fashion_mnist(data)),
+            lambda data: _bytes_mlp(datasets.fashion_mnist(data)),
         ),
         Row(
             "cifar10-resnet8",

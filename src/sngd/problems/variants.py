@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from sngd.problems.augment import unit_interval
 from sngd.problems.problem import Problem
 
 
@@ -53,25 +54,33 @@ def unaugmented(problem: Problem) -> Problem:
 
 def normalized(problem: Problem) -> Problem:
     """Inputs shifted and scaled by two numbers, so that all of the training inputs have mean 0 and variance 1."""
-    if problem.prepare is not None or not problem.train[0].is_floating_point():
+    if problem.prepare not in (None, unit_interval):
         raise ValueError("has inputs that are prepared already")
-    mean, std = problem.train[0].mean(), problem.train[0].std(correction=0)
+    plain = prepared(problem)
+    if not plain.train[0].is_floating_point():
+        raise ValueError("has inputs that are no floats")
+    mean, std = plain.train[0].mean(), plain.train[0].std(correction=0)
+    return _changed(plain, lambda inputs: (inputs - mean) / std)
 
-    def normalize(samples: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        return (samples[0] - mean) / std, samples[1]
 
-    return replace(problem, train=normalize(problem.train), test=problem.test and normalize(problem.test))
+def prepared(problem: Problem) -> Problem:
+    """The same with inputs kept as the model takes them, instead of being prepared at every evaluation."""
+    return replace(_changed(problem, problem.prepared), prepare=None)
+
+
+def _changed(problem: Problem, change: Callable[[Tensor], Tensor]) -> Problem:
+    """Other inputs, in training and test."""
+    train, test = (samples and (change(samples[0]), samples[1]) for samples in (problem.train, problem.test))
+    return replace(problem, train=train, test=test)
 
 
 def unnormalized(problem: Problem) -> Problem:
     """Pixels scaled to [0, 1], and no more."""
     if problem.train[0].dtype != torch.uint8:
         raise ValueError("has inputs that are no bytes")
-    return replace(problem, prepare=_unit)
-
-
-def _unit(images: Tensor) -> Tensor:
-    return images.to(torch.float32).div_(255)
+    if problem.prepare is unit_interval:
+        raise ValueError("has pixels in [0, 1] already")
+    return replace(problem, prepare=unit_interval)
 
 
 VARIANTS: dict[str, Callable[[Problem], Problem]] = {

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sngd.problems import Problem
+from sngd.problems.augment import unit_interval
 from sngd.problems.problem import Samples
 
 _BY_ENTRY = (nn.ELU, nn.GELU, nn.Identity, nn.LeakyReLU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Tanh)
@@ -33,10 +34,11 @@ class Layers:
 
     Args:
         layers: in the order of the pass.
+        prepared: makes the model's inputs of those that are given, each number by itself.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self.layers = layers
+    def __init__(self, layers: Sequence[nn.Module], prepared: Callable[[Tensor], Tensor]) -> None:
+        self.layers, self.prepared = layers, prepared
 
     @torch.no_grad()
     def losses(self, weights: Sequence[Tensor], inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,7 +79,7 @@ class Layers:
 
     def _pass(self, weights: Sequence[Tensor], inputs: Tensor, *, differentiate: bool = False) -> list[_Passed]:
         passed: list[_Passed] = []
-        x, start = inputs.mT.expand(len(weights[0]), -1, -1), 0
+        x, start = self.prepared(inputs).mT.expand(len(weights[0]), -1, -1), 0
         for layer in self.layers:
             places: tuple[int, ...] = ()
             if isinstance(layer, nn.Linear):
@@ -102,9 +104,9 @@ def layers_of(model: nn.Module, problem: Problem) -> Layers | None:
         return None
     if any(getattr(layer, "inplace", False) for layer in layers) or len(set(weights)) < len(weights):
         return None
-    if problem.loss is not nn.functional.cross_entropy or problem.prepare is not None:
+    if problem.loss is not nn.functional.cross_entropy or problem.prepare not in (None, unit_interval):
         return None
-    return Layers(layers) if _are_known(problem.train) and _are_known(problem.test) else None
+    return Layers(layers, problem.prepared) if _are_known(problem.train) and _are_known(problem.test) else None
 
 
 def _are_known(samples: Samples | None) -> bool:
