@@ -147,6 +147,7 @@ class Sides:
         self.run, twin = RunState(config, problem), RunState(config, problem)
         self.model, self.augmentation = twin.model, twin.augmentation
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.1)
+        self.run.write_out()
         self.order = [twin.samples.draw(case.batch_size).tolist() for _ in range(self.steps)]
 
     def engine(self, steps: int | None = None) -> None:

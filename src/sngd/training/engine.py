@@ -95,6 +95,8 @@ def train(
         on_progress(found.state.progress)
         if found.state.config.compile:
             _compile(found, on_warning, should_stop)
+        else:
+            found.state.write_out()
         if _records(found.state):
             _record(found, on_warning)
         return _loop(found, on_progress, on_warning, should_stop)

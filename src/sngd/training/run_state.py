@@ -31,6 +31,8 @@ from sngd.training.loop import Composed, step_norm
 from sngd.training.methods import Setting, find_method
 from sngd.training.metrics import Row
 from sngd.training.ranks import ALONE, Forward, Ranks
+from sngd.training.replicas.layers import layers_of
+from sngd.training.replicas.stack import Stack
 from sngd.training.sampler import SAMPLERS, Sampler
 from sngd.training.tracking import Tracker, tracked_names, training_objective
 
@@ -88,6 +90,7 @@ class RunState:
         self.compiled: CompiledLoss | None = None
         self.graphed: GraphedLoss | None = None
         self.whole: WholeSteps | None = None
+        self.stack: Stack | None = None  # of this run alone
         self.norm = step_norm(self.loop, [p for p in self.model.parameters() if p.requires_grad])
         self.tracker = None
         if config.track:
@@ -120,6 +123,8 @@ class RunState:
 
     @property
     def progress(self) -> Progress:
+        if self.stack is not None:
+            self.stack.settle()
         loss = None if self.loss is None else self.loss.item()
         return Progress(self.loop.oracle_calls, self.budget, loss)
 
@@ -130,6 +135,9 @@ class RunState:
 
     def step(self) -> None:
         """Offer the iterate to the random output, then let the method take one step."""
+        if self.stack is not None:
+            self.stack.step([0])
+            return
         started = time.perf_counter()
         if self.ranks.size > 1:  # seeds each rank's own dropout masks; checkpoints need not store the generators
             torch.manual_seed(_seed(self.config.seed, f"rank {self.ranks.rank} at step {self.steps}"))
@@ -181,6 +189,15 @@ class RunState:
                     return reason
         self.compiled = compiled
         return None
+
+    def write_out(self) -> None:
+        """Let steps be those of a stack of this run alone from now on, if its model's passes are written out there.
+
+        They take a sixth to a quarter less time on the CPU than with autograd. Call it when all is loaded.
+        """
+        usual = self.device.type == "cpu" and self.config.precision == "float32" and self.tracker is None
+        if usual and not self._why_one_by_one() and layers_of(self.model, self.problem) is not None:
+            self.stack = Stack([self])
 
     def record(self) -> str | None:
         """Let steps repeat recorded CUDA graphs from now on; or why that cannot be, as the end of a sentence."""
@@ -311,6 +328,8 @@ class RunState:
 
     def state_dict(self, finished: bool) -> dict[str, Any]:
         """What a bit-for-bit continuation needs; ``torch.load(…, weights_only=True)`` reads it."""
+        if self.stack is not None:
+            self.stack.settle()
         return {
             "finished": finished,
             "model": self.model.state_dict(),

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from sngd.problems import Problem
 from sngd.problems.augment import unit_interval
-from sngd.problems.problem import Samples
 
 _BY_ENTRY = (nn.ELU, nn.GELU, nn.Identity, nn.LeakyReLU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Tanh)
 
@@ -100,20 +99,39 @@ def layers_of(model: nn.Module, problem: Problem) -> Layers | None:
     """The model's layers if it is one that ``Layers`` knows, with inputs and targets that it takes; else None."""
     layers = list(model) if type(model) is nn.Sequential else [model]
     weights = [param for layer in layers for param in layer.parameters()]
-    if type(layers[0]) is not nn.Linear or not all(type(layer) in (nn.Linear, *_BY_ENTRY) for layer in layers):
+    if type(layers[0]) is not nn.Linear or not all(_is_known(layer) for layer in layers) or _is_watched(model):
         return None
-    if any(getattr(layer, "inplace", False) for layer in layers) or len(set(weights)) < len(weights):
+    if len(set(weights)) < len(weights) or not all(_is_usual(param) for param in weights):
         return None
     if problem.loss is not nn.functional.cross_entropy or problem.prepare not in (None, unit_interval):
         return None
     return Layers(layers, problem.prepared) if _are_known(problem.train) and _are_known(problem.test) else None
 
 
-def _are_known(samples: Samples | None) -> bool:
+def _is_known(layer: nn.Module) -> bool:
+    return type(layer) in (nn.Linear, *_BY_ENTRY) and not getattr(layer, "inplace", False) and not _is_watched(layer)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether functions of a user's are called in its passes."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, name) for name in hooks)
+
+
+def _is_usual(param: nn.Parameter) -> bool:
+    """Whether it is trained, in numbers that are not short, and no function of a user's looks at its gradient."""
+    hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    usual = param.requires_grad and param.dtype in (torch.float32, torch.float64)
+    return usual and not any(getattr(param, name) for name in hooks)
+
+
+def _are_known(samples: tuple[object, object] | None) -> bool:
     """Whether inputs are vectors, and targets a class each, of which none is negative: that would mean to ignore it."""
     if samples is None:
         return True
     inputs, targets = samples
+    if not (isinstance(inputs, Tensor) and isinstance(targets, Tensor)):  # columns, which are read when they are needed
+        return False
     return inputs.dim() == 2 and targets.dim() == 1 and targets.dtype == torch.int64 and int(targets.min()) >= 0
 
 

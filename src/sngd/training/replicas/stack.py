@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,7 +14,9 @@ from sngd.training.replicas.estimates import estimates_of
 from sngd.training.replicas.losses import Batch, Losses
 from sngd.training.replicas.measure import measure
 from sngd.training.replicas.steps import rule_of
-from sngd.training.run_state import RunState
+
+if TYPE_CHECKING:
+    from sngd.training.run_state import RunState
 
 
 class Stack:
@@ -26,7 +29,7 @@ class Stack:
         runs: runs of one problem and method whose settings may differ in seed, learning rate and parameters.
     """
 
-    def __init__(self, runs: Sequence[RunState]) -> None:
+    def __init__(self, runs: Sequence["RunState"]) -> None:
         self.runs, self.problem = list(runs), runs[0].problem
         self.loops = [run.loop for run in runs if isinstance(run.loop, Composed)]
         self._losses = Losses(self.problem, runs[0].model)
