@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from sngd.checks import cut
+from sngd.paper.at_once import reproduce_at_once
 from sngd.paper.closed_form import conformance, escape, relaxed, variance
-from sngd.paper.reproduce import FIGURES, Measurements, Provenance, provenance, reproduce, stored
+from sngd.paper.closed_form.share_done import say
+from sngd.paper.reproduce import FIGURES, Figure, Measurements, Provenance, provenance, reproduce, stored
 from sngd.paper.trained import judges, large_batches, reduced_variance, spider_sizes, variation
 from sngd.paper.trained.alternatives import Alternatives, ReadingMeasured
 from sngd.paper.trained.counting import BY_STEP, COUNTINGS, recount
@@ -193,11 +195,8 @@ def reproduce_claims(
     else:
         make_folder(out)
     with locked(out, _FILES) as lock:
-        figures = [] if stored_only else _figures(chosen)
-        for index, figure in enumerate(figures):
-            on_progress(figure, index, len(figures))
-            lock.check()
-            reproduce(figure, profile, out / figure, command, execution, reuse=True)
+        if not stored_only:
+            _reproduce_each(_figures(chosen), profile, out, command, execution, on_progress, lock)
         return _judged(out, profile, command, only, lock)
 
 
@@ -250,11 +249,38 @@ def reproduce_all(
         raise ValueError(f"unknown profile {profile!r}; claims have {', '.join(PROFILES)}")
     make_folder(out)
     with locked(out, _FILES) as lock:
-        for index, figure in enumerate(FIGURES):
-            on_progress(figure, index, len(FIGURES))
-            lock.check()
-            reproduce(figure, profile, out / figure, command, execution, reuse=True)
+        _reproduce_each(list(FIGURES), profile, out, command, execution, on_progress, lock)
         return _judged(out, profile, command, (), lock)
+
+
+def _reproduce_each(
+    figures: Sequence[str],
+    profile: str,
+    out: Path,
+    command: str,
+    execution: Execution,
+    on_progress: OnFigure,
+    lock: FolderLock,
+) -> None:
+    """First those that are not made of runs, several at once; training runs share the processes themselves."""
+
+    def tell(present: Sequence[str], done: float) -> None:
+        lock.check()
+        on_progress(", ".join(present), int(done), len(figures))
+        say(done % 1)
+
+    def is_missing(figure: str) -> bool:
+        return execution.overwrite or stored(figure, out / figure, profile) is None
+
+    apart = [figure for figure in figures if isinstance(FIGURES[figure], Figure) and is_missing(figure)]
+    if len(apart) > 1:
+        reproduce_at_once(apart, profile, out, command, execution, on_progress=tell)
+    else:
+        apart = []
+    for index, figure in enumerate(sorted(set(figures) - set(apart), key=figures.index), len(apart)):
+        on_progress(figure, index, len(figures))
+        lock.check()
+        reproduce(figure, profile, out / figure, command, execution, reuse=True)
 
 
 def judge(folder: Path, only: Sequence[str] = ()) -> list[Verdict]:

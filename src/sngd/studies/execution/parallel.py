@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, FIRST_EXCEPTION, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
@@ -13,14 +13,12 @@ from sngd.studies.execution.execution import Execution, OnProgress
 from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.ray_runs import run_on_ray
 from sngd.studies.execution.task import Task, check_there, do_tasks, examine, finished
-from sngd.studies.execution.workers import News, Workers, can_fork, this_worker
-from sngd.training import Interrupted, RunConfig
+from sngd.studies.execution.workers import KILLED, POLL_SECONDS, Workers, can_fork, raise_first_error, this_worker
+from sngd.training import Interrupted, Progress, RunConfig
 from sngd.training.folder_lock import make_folder
 from sngd.training.metrics import Row
 from sngd.training.replicas.alike import Limit
 from sngd.training.run_folder import RunFolder
-
-POLL_SECONDS = 0.1
 
 
 def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: str = "runs") -> list[Row]:
@@ -53,7 +51,6 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     cores = os.cpu_count() or 1
     jobs = min(execution.jobs or cores, max(1, len(tasks)))
     threads = max(1, cores // jobs)
-    workers = Workers(jobs, threads, forked=all(can_fork(task.config.device) for task in tasks))
     futures: dict[Future[list[Row]], list[int]] = {}
     ended: set[int] = set()
 
@@ -70,28 +67,16 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
                     ended.add(index)
                     on_progress(index, finished(row))
 
-    pending: set[Future[list[Row]]] = set()
     try:
-        groups = _grouped(workers, tasks, execution, jobs, threads)
-        for group in groups:
-            own = {index: tasks[index] for index in group}
-            futures[workers.submit(_work, own, execution.portable())] = group
-        pending = set(futures)
-        while pending and not execution.should_stop():
-            done, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
-            tell(done)
-            if any(future.exception() for future in done):
-                break
+        with Workers(jobs, threads, forked=all(can_fork(task.config.device) for task in tasks)) as workers:
+            for group in _grouped(workers, tasks, execution, jobs, threads):
+                own = {index: tasks[index] for index in group}
+                futures[workers.submit(_work, own, execution.portable())] = group
+            pending = workers.follow(futures, execution.should_stop, tell)
     except BrokenProcessPool:
-        raise Interrupted(_KILLED) from None
-    finally:
-        workers.stop.set()
-        workers.shutdown(wait=True, cancel_futures=True)
+        raise Interrupted(KILLED) from None
     tell(pending)  # those that ended while the others were stopping
     return _results(futures, tasks)
-
-
-_KILLED = "a worker process was killed; the same command goes on from the last checkpoints"
 
 
 def _grouped(workers: Workers, tasks: Sequence[Task], execution: Execution, jobs: int, threads: int) -> list[list[int]]:
@@ -132,12 +117,7 @@ def _examined(workers: Workers, configs: Sequence[RunConfig], execution: Executi
 
 
 def _results(futures: Mapping[Future[list[Row]], Sequence[int]], tasks: Sequence[Task]) -> list[Row]:
-    errors = [error for f in futures if not f.cancelled() and (error := f.exception())]
-    for error in errors:
-        if isinstance(error, BrokenProcessPool):
-            raise Interrupted(_KILLED)
-        if not isinstance(error, Interrupted):
-            raise error
+    raise_first_error(futures)
     ended = [future for future in futures if not future.cancelled() and not future.exception()]
     rows = {i: row for future in ended for i, row in zip(futures[future], future.result(), strict=True)}
     if len(rows) < len(tasks):
@@ -158,7 +138,7 @@ def _work(tasks: Mapping[int, Task], execution: Execution) -> list[Row]:
         check_there(task)
     indices = list(tasks)
 
-    def tell(place: int, news: News) -> None:
+    def tell(place: int, news: Progress | str) -> None:
         worker.messages.put((indices[place], news))
 
     execution = replace(execution, on_warning=partial(tell, 0), should_stop=worker.stop.is_set)

@@ -6,18 +6,19 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
 from sngd.studies.execution.server import THERE_IS_ONE, ignored_interrupts, start_server
-from sngd.training import Progress
+from sngd.training import Interrupted
 
-News = Progress | str  # how far a run is, or a warning
+POLL_SECONDS = 0.1
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -26,13 +27,15 @@ class Worker(NamedTuple):
     """What a worker process knows: when to stop, where its news go, its threads and its environment variables."""
 
     stop: Event
-    messages: "Queue[tuple[int, News]]"
+    messages: "Queue[tuple[int, Any]]"  # Any: whatever the work tells, with the index of what it is about
     threads: int
     variables: Mapping[str, str]
 
 
 class Workers(ProcessPoolExecutor):
     """Worker processes. They start when there is something to do, and ignore Ctrl-C: ``stop`` tells them, so they save.
+
+    As a context manager: at its end they are told to stop, and waited for.
 
     Args:
         jobs: the most processes at a time.
@@ -44,7 +47,7 @@ class Workers(ProcessPoolExecutor):
         context = start_server() if forked else multiprocessing.get_context("spawn")
         self._inherits = context.get_start_method() == "spawn"
         self.stop: Event = context.Event()
-        self.messages: Queue[tuple[int, News]] = context.Queue()
+        self.messages: Queue[tuple[int, Any]] = context.Queue()  # Any: see Worker
         worker = Worker(self.stop, self.messages, threads, dict(os.environ))
         super().__init__(jobs, context, _start_worker, (worker,))
 
@@ -54,6 +57,45 @@ class Workers(ProcessPoolExecutor):
             return super().submit(fn, *args, **kwargs)
         with ignored_interrupts():
             return super().submit(fn, *args, **kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
+        """Tell the workers to stop, too."""
+        self.stop.set()
+        super().shutdown(wait, cancel_futures=cancel_futures)
+
+    def follow(
+        self,
+        futures: Collection[Future[T]],
+        should_stop: Callable[[], bool],
+        tell: Callable[[set[Future[T]]], None],
+    ) -> set[Future[T]]:
+        """Wait until all are done, one has failed, or ``should_stop`` says so. Returns those that are not done.
+
+        ``tell`` is called ten times a second with those that are done since it was called.
+        """
+        pending = set(futures)
+        while pending and not should_stop():
+            done, pending = wait(pending, POLL_SECONDS, FIRST_EXCEPTION)
+            tell(done)
+            if any(future.exception() for future in done):
+                break
+        return pending
+
+
+def raise_first_error(futures: Collection[Future[T]]) -> None:
+    """An error of futures that are done, if there is one: rather what stopped others than ``Interrupted``.
+
+    Raises:
+        Interrupted: a worker process was killed.
+    """
+    for error in [error for f in futures if not f.cancelled() and (error := f.exception())]:
+        if isinstance(error, BrokenProcessPool):
+            raise Interrupted(KILLED)
+        if not isinstance(error, Interrupted):
+            raise error
+
+
+KILLED = "a worker process was killed; the same command goes on from the last checkpoints"
 
 
 def can_fork(device: str = "cpu") -> bool:
@@ -82,7 +124,7 @@ def _start_worker(worker: Worker) -> None:
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _leave(messages: "Queue[tuple[int, News]]") -> None:
+def _leave(messages: "Queue[tuple[int, Any]]") -> None:
     """End the process when all is sent. Python and torch would take most of a second to clear up their memory."""
     messages.close()
     messages.join_thread()
