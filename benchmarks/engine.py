@@ -22,7 +22,6 @@ import torch
 from sngd.problems import load_problem
 from sngd.training import RunConfig
 from sngd.training.environment import environment
-from sngd.training.evaluate import evaluate
 from sngd.training.run_folder import write_json
 from sngd.training.run_state import RunState
 
@@ -66,14 +65,15 @@ def measure(case: Case) -> dict[str, float | None]:
     problem = load_problem(case.problem)
     config = RunConfig(case.problem, "sngd", batch_size=case.batch_size, epochs=1e6, threads=1).resolved(problem.n)
     plain, compiled, again = (RunState(config, problem) for _ in range(3))
+    plain.write_out()
     compiling, from_the_cache = _seconds(lambda: _compile(compiled)), _seconds(lambda: _compile(again))
     inputs, targets = plain.problem.train
     some = replace(plain.problem, train=(inputs[: case.samples], targets[: case.samples]), test=None)
     sides: dict[str, tuple[int, Callable[[], object]]] = {
         "step": (case.steps, lambda: [plain.step() for _ in range(case.steps)]),
         "compiled_step": (case.steps, lambda: [compiled.step() for _ in range(case.steps)]),
-        "sample_with_gradient": (case.samples, lambda: evaluate(some, plain.model)),
-        "sample": (case.samples, lambda: evaluate(some, plain.model, grad_norm=False)),
+        "sample_with_gradient": (case.samples, lambda: plain.measured(some, grad_norm=True)),
+        "sample": (case.samples, lambda: plain.measured(some, grad_norm=False)),
     }
     found = _in_turn(sides)
     steps, test = problem.n / case.batch_size, found["sample"] * len(problem.test[0])
@@ -97,7 +97,7 @@ def measure(case: Case) -> dict[str, float | None]:
 def layouts(case: Case) -> dict[str, float]:
     """The time of a step with the problem's images over that with images that lie in memory as torch makes them."""
     problem = load_problem(case.problem)
-    if problem.prepare is None:
+    if problem.train[0].dim() != 4:  # no images
         return {}
     config = RunConfig(case.problem, "sngd", batch_size=case.batch_size, epochs=1e6, threads=1).resolved(problem.n)
     usual = RunState(config, replace(problem, prepare=lambda images: problem.prepared(images).contiguous()))

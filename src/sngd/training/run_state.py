@@ -281,9 +281,13 @@ class RunState:
         return rows
 
     def _measured(self) -> Measured:
-        config = self.config
-        norm, ranks = self.norm, self.ranks
-        return evaluate(self.row_samples, self.model, grad_norm=bool(config.grad_norm), norm=norm, ranks=ranks)
+        return self.measured(self.row_samples, grad_norm=bool(self.config.grad_norm))
+
+    def measured(self, samples: Problem, *, grad_norm: bool) -> Measured:
+        """What ``evaluate`` measures on these samples."""
+        if self.stack is not None:
+            return self.stack.measure(samples, grad_norm=grad_norm)[0]
+        return evaluate(samples, self.model, grad_norm=grad_norm, norm=self.norm, ranks=self.ranks)
 
     @property
     def row_samples(self) -> Problem:
