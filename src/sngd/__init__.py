@@ -13,35 +13,26 @@ __version__ = "0.1.0"  # pyproject.toml takes it from here
 
 __all__ = ["SNGD", "Perturbed", "RandomIterate", "StagewiseLR", "estimators", "groups", "norms", "stages", "theory"]
 
+_MODULES = ("estimators", "iterates", "norms", "optim", "param_groups", "stages", "theory")
 _HOMES = {
-    "SNGD": "sngd.optim",
-    "Perturbed": "sngd.optim",
-    "RandomIterate": "sngd.iterates",
-    "StagewiseLR": "sngd.optim",
-    "groups": "sngd.param_groups",
+    "SNGD": "optim",
+    "Perturbed": "optim",
+    "RandomIterate": "iterates",
+    "StagewiseLR": "optim",
+    "groups": "param_groups",
 }
 
 if not TYPE_CHECKING:  # a type checker would take any name then
 
     def __getattr__(name: str) -> object:
         """Import what is asked for, once. Torch takes a second, in which the command line starts its workers."""
-        found = getattr(import_module(_HOMES[name]), name) if name in _HOMES else _module(name)
-        globals()[name] = found
+        if name in _MODULES:
+            return import_module(f"{__name__}.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
         return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
-
-
-def _module(name: str) -> object:
-    """A module of this package, such as ``sngd.norms``; others than those in ``__all__`` are there too."""
-    unknown = AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name.startswith("_"):
-        raise unknown
-    try:
-        return import_module(f"{__name__}.{name}")
-    except ModuleNotFoundError as error:
-        if error.name != f"{__name__}.{name}":
-            raise
-        raise unknown from None
+    return sorted({*__all__, *_MODULES, *(name for name in globals() if name.startswith("__"))})

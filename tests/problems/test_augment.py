@@ -16,6 +16,7 @@ from sngd.problems.augment import (
     cropped_and_flipped,
     normalize,
     random_crop_and_flip,
+    unit_interval,
 )
 from sngd.problems.shakespeare import moved_on
 
@@ -96,3 +97,11 @@ def test_normalize() -> None:
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, expected)
     assert images[0].flatten().tolist() == [0, 51, 255]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_unit_interval_leaves_its_argument_alone(dtype):
+    images = torch.tensor([[0, 51, 255]], dtype=dtype)
+    prepared = unit_interval(images)
+    torch.testing.assert_close(prepared, torch.tensor([[0.0, 0.2, 1.0]]))
+    assert images.tolist() == [[0, 51, 255]]

@@ -99,8 +99,8 @@ def normalize(images: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 
 def unit_interval(images: Tensor) -> Tensor:
-    """Bytes to float32 in [0, 1], of any shape."""
-    return images.to(torch.float32).div_(255)
+    """Bytes, or other numbers from 0 to 255, to float32 in [0, 1], of any shape."""
+    return images.to(torch.float32, copy=True).div_(255)
 
 
 @cache  # because a copy to a GPU waits for all of its work

@@ -435,6 +435,9 @@ METHODS: dict[str, Method] = {
 }
 
 
+BUILT_IN = tuple(METHODS.values())  # METHODS may get more
+
+
 def find_method(name: str) -> Method:
     """The row called ``name``; ValueError with the nearest name if there is none."""
     if name not in METHODS:

@@ -20,6 +20,7 @@ from sngd.iterates import RandomIterate
 from sngd.norms.global_norm import at_least_float32
 from sngd.problems import Problem
 from sngd.problems.columns import materialized
+from sngd.problems.models import mlp
 from sngd.problems.problem import Samples
 from sngd.state import saved_generator
 from sngd.training.compiled import CompiledLoss, pays
@@ -31,6 +32,7 @@ from sngd.training.loop import Composed, step_norm
 from sngd.training.methods import Setting, find_method
 from sngd.training.metrics import Row
 from sngd.training.ranks import ALONE, Forward, Ranks
+from sngd.training.replicas.alike import reason_against_method
 from sngd.training.replicas.layers import layers_of
 from sngd.training.replicas.stack import Stack
 from sngd.training.sampler import SAMPLERS, Sampler
@@ -193,10 +195,15 @@ class RunState:
     def write_out(self) -> None:
         """Let steps be those of a stack of this run alone from now on, if its model's passes are written out there.
 
-        They take a sixth to a quarter less time on the CPU than with autograd. Call it when all is loaded.
+        They take a sixth to a quarter less time on the CPU than with autograd. Call it when all is loaded. Only a model
+        that no user has made or can get hold of is trained so, because a change of it during the run would go unseen.
         """
+        build = self.problem.build_model
+        own_model = isinstance(build, partial) and build.func is mlp
         usual = self.device.type == "cpu" and self.config.precision == "float32" and self.tracker is None
-        if usual and not self._why_one_by_one() and layers_of(self.model, self.problem) is not None:
+        if not (own_model and usual) or self._why_one_by_one() or reason_against_method(self.config.method):
+            return
+        if layers_of(self.model, self.problem) is not None:
             self.stack = Stack([self])
 
     def record(self) -> str | None:

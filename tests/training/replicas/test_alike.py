@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from sngd.problems import Problem, load_problem
-from sngd.training import RunConfig
+from sngd.training import METHODS, RunConfig
 from sngd.training.replicas.alike import Limit, kind, limit, most_replicas, reason_against
 
 CONFIG = RunConfig("some", "sngd", batch_size=7)
@@ -23,6 +23,18 @@ def problem_of(build_model, loss=nn.functional.cross_entropy, **settings):
 def with_frozen_weights():
     model = nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3))
     model[0].requires_grad_(False)
+    return model
+
+
+def with_shared_memory():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight.data = model[0].weight.data
+    return model
+
+
+def with_transposed_weight():
+    model = nn.Linear(4, 4)
+    model.weight.data = torch.randn(4, 4).T
     return model
 
 
@@ -57,6 +69,8 @@ REASONS = {
     "changes buffers while it trains": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
     "draws random numbers while it trains": lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.01)),
     "some of its weights are not trained": with_frozen_weights,
+    "some of its weights share memory": with_shared_memory,
+    "or do not lie in one piece": with_transposed_weight,
     "not all float32 or all float64": lambda: nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3).bfloat16()),
     "buffers that depend on the seed": WithBuffer,
     "torch.func.vmap cannot batch its model or loss": WithItem,
@@ -82,6 +96,19 @@ def test_a_loss_that_cannot_be_batched(recwarn):
 )
 def test_a_run_that_cannot_be_a_replica(settings, reason):
     assert reason in reason_against(replace(CONFIG, **settings), problem_of(lambda: nn.Linear(4, 3)))
+
+
+def test_a_method_with_an_estimator_of_its_own_trains_run_by_run(monkeypatch):
+    """Replicas would replace it by the mean over a batch."""
+    plain = METHODS["sngd"]
+    for name, changed in {
+        "median": replace(plain, name="median", estimate=plain.estimate._replace()),
+        "other-step": replace(plain, name="other-step", step_rule=plain.step_rule._replace()),
+    }.items():
+        monkeypatch.setitem(METHODS, name, changed)
+    problem = problem_of(lambda: nn.Linear(4, 3))
+    assert reason_against(replace(CONFIG, method="median"), problem) == "median has an estimator of its own"
+    assert reason_against(replace(CONFIG, method="other-step"), problem) is None
 
 
 @pytest.mark.parametrize(

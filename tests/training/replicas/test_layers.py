@@ -6,7 +6,7 @@ from torch import nn
 
 from sngd.problems import Problem
 from sngd.problems.augment import unit_interval
-from sngd.training.replicas.layers import _BY_ENTRY
+from sngd.training.replicas.layers import _BY_ENTRY, layers_of
 from sngd.training.replicas.losses import Batch, Losses
 
 ROWS, SIZE, CLASSES = 3, 5, 4
@@ -73,17 +73,77 @@ def test_bytes_and_one_layer(shared, ends_in):
     torch.testing.assert_close(*compared(problem_of(model, dtype=torch.float32), shared=shared))
 
 
+USUAL = problem_of(lambda: nn.Linear(6, CLASSES, dtype=torch.float64))
+
+
 @pytest.mark.parametrize(
     "change",
     [
         {"prepare": lambda x: x.flip(0)},  # not each number by itself
+        {"augment": lambda x, _: x},  # which may change targets, too
         {"loss": nn.functional.multi_margin_loss},
         {"build_model": lambda: nn.Sequential(nn.Linear(6, CLASSES), nn.ReLU(inplace=True))},
         {"build_model": lambda: nn.Sequential(nn.ReLU(), nn.Linear(6, CLASSES))},
+        {"build_model": nn.Sequential},
     ],
 )
 def test_what_is_not_known_goes_another_way(change):
-    usual = problem_of(lambda: nn.Linear(6, CLASSES, dtype=torch.float64))
-    settings = {"build_model": usual.build_model, "loss": usual.loss, "train": usual.train} | change
-    assert Losses(usual, usual.build_model())._layers is not None
-    assert Losses(Problem(**settings), settings["build_model"]())._layers is None
+    settings = {"build_model": USUAL.build_model, "loss": USUAL.loss, "train": USUAL.train} | change
+    assert layers_of(USUAL.build_model(), USUAL) is not None
+    assert layers_of(settings["build_model"](), Problem(**settings)) is None
+
+
+def ignore(*_):
+    return None
+
+
+def registered_again(model):
+    weight = model[0].weight
+    del model[0].weight
+    model[0].weight = weight  # behind the bias
+
+
+def bias_as_buffer(model):
+    bias = model[0].bias.detach()
+    del model[0].bias
+    model[0].register_buffer("bias", bias)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda model: model.register_forward_hook(ignore),
+        lambda model: model[1].register_forward_pre_hook(ignore),
+        lambda model: model[0].register_full_backward_hook(ignore),
+        lambda model: model[0].weight.register_hook(ignore),
+        lambda model: model[2].bias.register_post_accumulate_grad_hook(ignore),
+        lambda model: model[2].bias.requires_grad_(False),
+        lambda model: nn.utils.parametrizations.weight_norm(model[0]),
+        lambda model: model.register_parameter("scale", nn.Parameter(torch.ones(4, 6))),
+        lambda model: model[1].register_parameter("scale", nn.Parameter(torch.ones(4, 6))),
+        lambda model: model[0].add_module("more", nn.Linear(2, 2)),
+        lambda model: setattr(model, "forward", ignore),
+        lambda model: setattr(model[0], "forward", ignore),
+        lambda model: setattr(model[0].weight, "data", model[0].weight.data.double()),
+        lambda model: setattr(model[2].bias, "data", torch.ones(0)),
+        registered_again,
+        bias_as_buffer,
+    ],
+)
+def test_what_a_user_changed_in_a_model_is_not_passed_over(change):
+    inputs = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    problem = Problem(nn.Identity, nn.functional.cross_entropy, (inputs, (inputs[:, 0] > 0).long()))
+    model = nn.Sequential(nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 4))
+    assert layers_of(model, problem) is not None
+    change(model)
+    assert layers_of(model, problem) is None
+
+
+def test_what_a_user_set_for_all_modules_is_not_passed_over():
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layers_of(USUAL.build_model(), USUAL) is None
+    hook = nn.modules.module.register_module_forward_hook(ignore)
+    try:
+        assert layers_of(USUAL.build_model(), USUAL) is None
+    finally:
+        hook.remove()

@@ -10,9 +10,10 @@ import torch
 from outcomes import assert_bitwise_equal, assert_equal_to_rounding, outcome
 from torch import nn
 
+from sngd.optim import SNGD, Perturbed
 from sngd.problems import Problem, load_problem
 from sngd.training import METHODS, Interrupted, RunConfig, engine, train
-from sngd.training.methods import Method
+from sngd.training.methods import Method, StepRule
 from sngd.training.replicas.stack import Stack
 from sngd.training.replicas.train import train_together
 from sngd.training.run_folder import RunFolder
@@ -150,6 +151,36 @@ def test_augmented_and_prepared_inputs(tmp_path):
         configs = differing(config_of(method, epochs=4))
         _, alone, together = alone_and_together(configs, tmp_path / method, lambda: problem)
         assert_equal_to_rounding(alone, together)
+
+
+def some_weights(setting):
+    return torch.optim.SGD(setting.params[:2], setting.lr, momentum=0.9)
+
+
+def other_order(setting):
+    return SNGD(setting.params[::-1], setting.lr, momentum=0.9)
+
+
+def with_hook(setting):
+    def triple(optimizer, *_):
+        optimizer.param_groups[0]["params"][0].grad.mul_(3)
+
+    optimizer = torch.optim.SGD(setting.params, setting.lr)
+    optimizer.register_step_pre_hook(triple)
+    return optimizer
+
+
+def perturbed_with_hook(setting):
+    return Perturbed(with_hook(setting), 0.1, generator=setting.generator("noise"))
+
+
+@pytest.mark.parametrize("build", [some_weights, other_order, with_hook, perturbed_with_hook])
+def test_a_step_rule_of_a_user_s(tmp_path, plain, monkeypatch, build):
+    method = replace(METHODS["sgd"], name="mine", step_rule=StepRule("mine", build))
+    monkeypatch.setitem(METHODS, "mine", method)
+    configs = differing(config_of("mine", weight_decay=0.0))
+    _, alone, together = alone_and_together(configs, tmp_path, plain)
+    assert_equal_to_rounding(alone, together)
 
 
 def test_one_that_diverges_leaves_the_others_alone(tmp_path, plain):

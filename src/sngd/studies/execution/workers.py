@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import torch
 
-from sngd.studies.execution.server import THERE_IS_ONE, ignored_interrupts, start_server
+from sngd.studies.execution.server import deaf_children, start_server
 from sngd.training import Interrupted
 
 POLL_SECONDS = 0.1
@@ -40,11 +40,11 @@ class Workers(ProcessPoolExecutor):
     Args:
         jobs: the most processes at a time.
         threads: the CPU threads of each.
-        forked: fork them from a server, if all runs are on a device that ``can_fork``; otherwise each starts anew.
+        forked: fork them from a server, where there can be one; otherwise each starts anew.
     """
 
     def __init__(self, jobs: int, threads: int, *, forked: bool) -> None:
-        context = start_server() if forked else multiprocessing.get_context("spawn")
+        context = (start_server() if forked else None) or multiprocessing.get_context("spawn")
         self._inherits = context.get_start_method() == "spawn"
         self.stop: Event = context.Event()
         self.messages: Queue[tuple[int, Any]] = context.Queue()  # Any: see Worker
@@ -55,7 +55,7 @@ class Workers(ProcessPoolExecutor):
         """As of any executor. It may wait for the server; Ctrl-C is heard in it then."""
         if not self._inherits:
             return super().submit(fn, *args, **kwargs)
-        with ignored_interrupts():
+        with deaf_children():
             return super().submit(fn, *args, **kwargs)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
@@ -99,12 +99,11 @@ KILLED = "a worker process was killed; the same command goes on from the last ch
 
 
 def can_fork(device: str = "cpu") -> bool:
-    """Whether workers of runs on this device are forked: on Linux, on the CPU.
+    """Whether workers of runs on this device may be forked from a server: those on the CPU.
 
-    An accelerator cannot be used in a forked process if the server has asked its driver for anything. Other systems'
-    libraries do not allow it.
+    An accelerator cannot be used in a forked process if the server has asked its driver for anything.
     """
-    return THERE_IS_ONE and torch.device(device).type == "cpu"
+    return torch.device(device).type == "cpu"
 
 
 _this: list[Worker] = []
@@ -116,7 +115,7 @@ def this_worker() -> Worker:
 
 
 def _start_worker(worker: Worker) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # unless it did so from the beginning
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # in case the server was started by other code
     _this.append(worker)
     os.environ.clear()  # the server may have been started with others
     os.environ.update(worker.variables)

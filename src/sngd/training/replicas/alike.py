@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from sngd.problems import Problem
 from sngd.problems.problem import Samples
 from sngd.training.config import RunConfig
-from sngd.training.methods import Method, find_method
+from sngd.training.methods import BUILT_IN, Method, find_method
+from sngd.training.replicas.layout import apart
 from sngd.training.replicas.losses import Batch, Losses
 
 _OPERATIONS = 9e7  # of a forward pass: with more, less than a tenth of the time is saved
@@ -53,8 +54,8 @@ def reason_against(config: RunConfig, problem: Problem) -> str | None:
     """
     if config.precision != "float32":
         return f"its products are rounded to {config.precision}"
-    if type(find_method(config.method)) is not Method:
-        return f"{config.method} has a loop of its own"
+    if reason := reason_against_method(config.method):
+        return reason
     if config.track is not None:
         return "--track measures each run by itself"
     with torch.random.fork_rng(devices=[]):
@@ -65,6 +66,16 @@ def reason_against(config: RunConfig, problem: Problem) -> str | None:
             return f"torch.func.vmap cannot batch its model or loss ({first_line or type(error).__name__})"
 
 
+def reason_against_method(name: str) -> str | None:
+    """Why replicas cannot take this method's steps."""
+    method = find_method(name)
+    if type(method) is not Method:
+        return f"{name} has a loop of its own"
+    if not any(method.estimate is own.estimate for own in BUILT_IN):
+        return f"{name} has an estimator of its own"
+    return None
+
+
 def _reason_in_trial(problem: Problem) -> str | None:
     models = [_seeded(problem, seed) for seed in (0, 1)]
     params = list(models[0].parameters())
@@ -72,6 +83,8 @@ def _reason_in_trial(problem: Problem) -> str | None:
         return "some of its weights are not trained"
     if len({param.dtype for param in params}) > 1 or params[0].dtype not in _TOLERANCE:
         return "its weights are not all float32 or all float64"
+    if not apart(params):
+        return "some of its weights share memory, or do not lie in one piece"
     if _differ(*models):
         return "its models have buffers that depend on the seed"
     batches = [_batch(problem, seed) for seed in (0, 1)]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from sngd.problems import Problem
 from sngd.problems.augment import unit_interval
@@ -97,31 +98,38 @@ class Layers:
 
 def layers_of(model: nn.Module, problem: Problem) -> Layers | None:
     """The model's layers if it is one that ``Layers`` knows, with inputs and targets that it takes; else None."""
-    layers = list(model) if type(model) is nn.Sequential else [model]
-    weights = [param for layer in layers for param in layer.parameters()]
-    if type(layers[0]) is not nn.Linear or not all(_is_known(layer) for layer in layers) or _is_watched(model):
+    if problem.loss is not nn.functional.cross_entropy or problem.augment is not None:  # which may change targets
         return None
-    if len(set(weights)) < len(weights) or not all(_is_usual(param) for param in weights):
+    if problem.prepare not in (None, unit_interval) or _has_any_global_hook() or torch.is_autocast_enabled("cpu"):
         return None
-    if problem.loss is not nn.functional.cross_entropy or problem.prepare not in (None, unit_interval):
+    layers = list(model) if type(model) is nn.Sequential and _is_plain(model) else [model]
+    if not (layers and type(layers[0]) is nn.Linear and all(_is_known(layer) for layer in layers)):
+        return None
+    linear = [layer for layer in layers if isinstance(layer, nn.Linear)]
+    weights = [param for layer in linear for param in (layer.weight, layer.bias) if param is not None]
+    if [*map(id, model.parameters())] != [*map(id, weights)] or any(True for _ in model.buffers()):
+        return None
+    if not all(_is_usual(param) for param in weights) or len({param.dtype for param in weights}) > 1:
         return None
     return Layers(layers, problem.prepared) if _are_known(problem.train) and _are_known(problem.test) else None
 
 
 def _is_known(layer: nn.Module) -> bool:
-    return type(layer) in (nn.Linear, *_BY_ENTRY) and not getattr(layer, "inplace", False) and not _is_watched(layer)
+    if type(layer) not in (nn.Linear, *_BY_ENTRY) or getattr(layer, "inplace", False):
+        return False
+    return _is_plain(layer) and not any(True for _ in layer.children())
 
 
-def _is_watched(module: nn.Module) -> bool:
-    """Whether functions of a user's are called in its passes."""
+def _is_plain(module: nn.Module) -> bool:
+    """Whether no function of a user's is called in its passes."""
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return any(getattr(module, name) for name in hooks)
+    return "forward" not in vars(module) and not any(getattr(module, name) for name in hooks)
 
 
-def _is_usual(param: nn.Parameter) -> bool:
+def _is_usual(param: Tensor) -> bool:
     """Whether it is trained, in numbers that are not short, and no function of a user's looks at its gradient."""
     hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")
-    usual = param.requires_grad and param.dtype in (torch.float32, torch.float64)
+    usual = param.requires_grad and param.dtype in (torch.float32, torch.float64) and param.numel() > 0
     return usual and not any(getattr(param, name) for name in hooks)
 
 

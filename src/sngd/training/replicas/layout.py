@@ -56,5 +56,11 @@ class Layout:
         return norms
 
 
+def apart(tensors: Sequence[Tensor]) -> bool:
+    """Whether each tensor has memory of its own, which copies in rows have, too."""
+    places = {tensor.untyped_storage().data_ptr() for tensor in tensors}
+    return len(places) == len(tensors) and all(tensor.is_contiguous() for tensor in tensors)
+
+
 def _up(number: int, multiple: int) -> int:
     return -(-number // multiple) * multiple

@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sngd.norms import L2, find_norm
 from sngd.norms.global_norm import ROOM
@@ -218,15 +219,29 @@ class PerturbedRule(Rule):
 
 def rule_of(optimizers: Sequence[Optimizer], layout: Layout, weights: Tensor, gradient: Tensor) -> Rule:
     """The rule of optimizers of one kind; their own steps if there is no quicker one."""
+    return _kind_of(optimizers, layout, weights)(optimizers, layout, weights, gradient)
+
+
+def _kind_of(optimizers: Sequence[Optimizer], layout: Layout, weights: Tensor) -> type[Rule]:
     first = optimizers[0]
-    rule: type[Rule] = Rule
+    if not all(_moves_all(optimizer, layout.views(row)) for optimizer, row in zip(optimizers, weights, strict=True)):
+        return Rule
     if isinstance(first, Perturbed):
-        rule = PerturbedRule
-    elif len(first.param_groups) == 1 and not any(first.param_groups[0].get(name) for name in _UNKNOWN):
-        rule = _RULES.get(type(first), Rule)
-    if rule is NormalizedRule and not isinstance(find_norm(first.param_groups[0]["norm"]), L2):
-        rule = Rule
-    return rule(optimizers, layout, weights, gradient)
+        return PerturbedRule
+    group, *others = first.param_groups
+    if others or any(group.get(name) for name in _UNKNOWN):
+        return Rule
+    if isinstance(first, SNGD) and not isinstance(find_norm(group["norm"]), L2):
+        return Rule
+    return _RULES.get(type(first), Rule)
+
+
+def _moves_all(optimizer: Optimizer, views: Sequence[Tensor]) -> bool:
+    """Whether its parameters are all of a row, in the same order, and its steps call no function of a user's."""
+    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+    if any(hooks) or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return False
+    return [param.data_ptr() for param in _params(optimizer)] == [view.data_ptr() for view in views]
 
 
 _RULES: dict[type[Optimizer], type[Rule]] = {SGD: GradientRule, SNGD: NormalizedRule, AdamW: AdamRule}
