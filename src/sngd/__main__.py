@@ -1,6 +1,7 @@
 """The command ``sngd``: what takes long to start is started first."""
 
 import gc
+import os
 import sys
 
 from sngd.studies.execution.server import end_server, late_interrupts, start_server
@@ -14,13 +15,24 @@ def main() -> None:
         gc.disable()  # nothing that is imported is garbage, and to look for it takes a quarter of the time
         with late_interrupts():  # libraries that are imported may take one for a reason to do without a part
             from sngd.cli import main as run
+        gc.freeze()  # nor need it be looked through when the process ends
         gc.enable()
         run()
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as stop:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not isinstance(stop.code, str):
+            _leave(stop.code or 0)
+        raise
     finally:
         end_server()
-        gc.freeze()  # no need to look through all that was imported when it ends
+
+
+def _leave(code: int) -> None:
+    """End a process of torchrun's at once. Threads of torch.distributed sometimes abort one that ends as usual."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":
