@@ -22,7 +22,7 @@ from attacks.sandbox import run
 from attacks.target import CRASH, DIFFERENCE, ERROR, Chance, Found, Target
 from sngd.paper.reproduce import reproduce
 from sngd.studies import compare
-from sngd.studies.execution import parallel
+from sngd.studies.execution import workers
 from sngd.studies.execution.execution import Execution
 
 PROBLEM = Path(__file__).with_name("problem.py")
@@ -45,8 +45,7 @@ def targets(where: Path) -> dict[str, Target]:
 
 
 def _compare(folder: Path) -> None:
-    spawning = multiprocessing.get_context
-    parallel.multiprocessing.get_context = lambda _method: spawning("fork")  # type: ignore[assignment]  # forked, see above
+    workers.start_server = lambda: multiprocessing.get_context("fork")  # type: ignore[assignment]  # forked, see above
     base = samples.config_of("sgd", problem=f"{PROBLEM}:tiny", epochs=6)
     arms = compare.parse_arms(ARMS, base)
     compare.compare(arms, SEEDS, folder, Execution(jobs=2, on_warning=lambda _text: None), grid=GRID)

@@ -9,7 +9,7 @@ from pathlib import Path
 from sngd.paper.closed_form.share_done import listening
 from sngd.paper.reproduce import reproduce
 from sngd.studies.execution.execution import Execution
-from sngd.studies.execution.workers import Workers, can_fork, raise_first_error, this_worker
+from sngd.studies.execution.workers import Workers, raise_first_error, this_worker
 from sngd.training import Interrupted
 
 _SECONDS = 0.1  # between what a worker tells
@@ -48,7 +48,7 @@ def reproduce_at_once(
         on_progress(left[:jobs], sum(shares.values()))
 
     jobs = min(execution.jobs or os.cpu_count() or 1, len(figures))
-    with Workers(jobs, 1, forked=can_fork()) as workers:
+    with Workers(jobs, 1, forked=True) as workers:
         for index, figure in enumerate(figures):
             given = (profile, out / figure, command, execution.portable())
             futures[workers.submit(_study, index, figure, *given)] = index

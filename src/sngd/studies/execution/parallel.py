@@ -3,7 +3,6 @@
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 
@@ -13,7 +12,7 @@ from sngd.studies.execution.execution import Execution, OnProgress
 from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.ray_runs import run_on_ray
 from sngd.studies.execution.task import Task, check_there, do_tasks, examine, finished
-from sngd.studies.execution.workers import KILLED, POLL_SECONDS, Workers, can_fork, raise_first_error, this_worker
+from sngd.studies.execution.workers import POLL_SECONDS, Workers, can_fork, raise_first_error, this_worker
 from sngd.training import Interrupted, Progress, RunConfig
 from sngd.training.folder_lock import make_folder
 from sngd.training.metrics import Row
@@ -67,14 +66,11 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
                     ended.add(index)
                     on_progress(index, finished(row))
 
-    try:
-        with Workers(jobs, threads, forked=all(can_fork(task.config.device) for task in tasks)) as workers:
-            for group in _grouped(workers, tasks, execution, jobs, threads):
-                own = {index: tasks[index] for index in group}
-                futures[workers.submit(_work, own, execution.portable())] = group
-            pending = workers.follow(futures, execution.should_stop, tell)
-    except BrokenProcessPool:
-        raise Interrupted(KILLED) from None
+    with Workers(jobs, threads, forked=all(can_fork(task.config.device) for task in tasks)) as workers:
+        for group in _grouped(workers, tasks, execution, jobs, threads):
+            own = {index: tasks[index] for index in group}
+            futures[workers.submit(_work, own, execution.portable())] = group
+        pending = workers.follow(futures, execution.should_stop, tell)
     tell(pending)  # those that ended while the others were stopping
     return _results(futures, tasks)
 
@@ -113,6 +109,7 @@ def _examined(workers: Workers, configs: Sequence[RunConfig], execution: Executi
         done, _ = wait(futures, POLL_SECONDS, FIRST_COMPLETED)
         if execution.should_stop():
             return None
+    raise_first_error(done)
     return next(iter(done)).result()
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Event
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -45,18 +46,23 @@ class Workers(ProcessPoolExecutor):
 
     def __init__(self, jobs: int, threads: int, *, forked: bool) -> None:
         context = (start_server() if forked else None) or multiprocessing.get_context("spawn")
-        self._inherits = context.get_start_method() == "spawn"
+        self._begin = nullcontext if context.get_start_method() == "forkserver" else deaf_children
         self.stop: Event = context.Event()
         self.messages: Queue[tuple[int, Any]] = context.Queue()  # Any: see Worker
         worker = Worker(self.stop, self.messages, threads, dict(os.environ))
         super().__init__(jobs, context, _start_worker, (worker,))
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """As of any executor. It may wait for the server; Ctrl-C is heard in it then."""
-        if not self._inherits:
-            return super().submit(fn, *args, **kwargs)
-        with deaf_children():
-            return super().submit(fn, *args, **kwargs)
+        """As of any executor. It may wait for the server; Ctrl-C is heard in it then.
+
+        Raises:
+            Interrupted: a worker process was killed.
+        """
+        try:
+            with self._begin():
+                return super().submit(fn, *args, **kwargs)
+        except BrokenProcessPool:
+            raise Interrupted(_KILLED) from None
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = True) -> None:
         """Tell the workers to stop, too."""
@@ -90,15 +96,15 @@ def raise_first_error(futures: Collection[Future[T]]) -> None:
     """
     for error in [error for f in futures if not f.cancelled() and (error := f.exception())]:
         if isinstance(error, BrokenProcessPool):
-            raise Interrupted(KILLED)
+            raise Interrupted(_KILLED)
         if not isinstance(error, Interrupted):
             raise error
 
 
-KILLED = "a worker process was killed; the same command goes on from the last checkpoints"
+_KILLED = "a worker process was killed; the same command goes on from the last checkpoints"
 
 
-def can_fork(device: str = "cpu") -> bool:
+def can_fork(device: str) -> bool:
     """Whether workers of runs on this device may be forked from a server: those on the CPU.
 
     An accelerator cannot be used in a forked process if the server has asked its driver for anything.
