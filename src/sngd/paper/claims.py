@@ -273,11 +273,11 @@ def _reproduce_each(
         return execution.overwrite or stored(figure, out / figure, profile) is None
 
     apart = [figure for figure in figures if isinstance(FIGURES[figure], Figure) and is_missing(figure)]
-    if len(apart) > 1:
+    if len(apart) == 1:
+        apart = []  # there is nothing to measure beside it
+    if apart:
         reproduce_at_once(apart, profile, out, command, execution, on_progress=tell)
-    else:
-        apart = []
-    for index, figure in enumerate(sorted(set(figures) - set(apart), key=figures.index), len(apart)):
+    for index, figure in enumerate([figure for figure in figures if figure not in apart], len(apart)):
         on_progress(figure, index, len(figures))
         lock.check()
         reproduce(figure, profile, out / figure, command, execution, reuse=True)
