@@ -1,5 +1,6 @@
 """The rooms import as they should, the picture of them is fresh, and the page answers with files that are there."""
 
+import ast
 import re
 import sys
 from pathlib import Path
@@ -19,6 +20,21 @@ PACKAGES = {  # that a room's import may import; any other waits until it is use
     **{room: set() for room in ("theory", "stages", "checks", "cost", "files", "slug")},
     **{room: {"torch", "numpy"} for room in ("problems", "training", "studies", "paper", "bench")},
     "cli": {"torch", "numpy", "typer", "rich"},
+}
+
+# Names of torch that it does not promise to keep. Each was looked up in torch 2.6, the oldest that is supported.
+PRIVATE = {
+    *(f"torch._foreach_{name}" for name in ("add", "add_", "addcdiv_", "copy_", "div", "lerp", "lerp_", "mul", "mul_")),
+    *(f"torch._foreach_{name}" for name in ("neg", "norm", "sign", "sub", "sub_")),
+    "torch._C._autograd._profiler_enabled",
+    "torch._C._current_graph_task_id",
+    "torch._dynamo.reset",
+    "torch._fused_sgd_",
+    "torch._utils._flatten_dense_tensors",
+    "torch.optim.optimizer._global_optimizer_post_hooks",
+    "torch.optim.optimizer._global_optimizer_pre_hooks",
+    "torch.utils._pytree.tree_leaves",
+    "torch.utils._pytree.tree_map",
 }
 
 
@@ -54,6 +70,23 @@ def test_the_package_itself_gives_the_library_alone():
 @pytest.mark.parametrize("room", sorted(architecture.FLOOR))
 def test_importing_a_room_needs_few_packages(room):
     assert architecture.packages(room) <= PACKAGES[room]
+
+
+def names_of_torch(source):
+    """Dotted names, as imported from torch or written out."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "torch":
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Attribute) and re.fullmatch(r"torch(\.\w+)+", name := ast.unparse(node)):
+            yield name
+
+
+def test_private_names_of_torch_are_known_to_its_oldest_version():
+    sources = (ROOT / "src" / "sngd").rglob("*.py")
+    names = {name for path in sources for name in names_of_torch(path.read_text(encoding="utf-8"))}
+    used = {name for name in names if re.search(r"\._[a-zA-Z]", name)}
+    beginnings = {name for name in used if any(known.startswith(f"{name}.") for known in PRIVATE)}
+    assert used - beginnings == PRIVATE
 
 
 def test_imports_are_read_wherever_they_stand(tmp_path):

@@ -19,7 +19,7 @@ try:
     from sngd.cli.settings import PLANS_HELP
     from sngd.cli.torchrun import first_rank_speaks
     from sngd.cli.train import train
-except ImportError as error:
+except ModuleNotFoundError as error:
     sys.exit(f"sngd: the command line needs the package {error.name}: pip install 'sngd[lab]'")
 
 from sngd import __version__

@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+from torch.nn.modules import module as torch_modules
 
 from sngd.problems import Problem
 from sngd.problems.augment import unit_interval
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # a module's
 _BY_ENTRY = (nn.ELU, nn.GELU, nn.Identity, nn.LeakyReLU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Tanh)
 
 
@@ -100,7 +101,9 @@ def layers_of(model: nn.Module, problem: Problem) -> Layers | None:
     """The model's layers if it is one that ``Layers`` knows, with inputs and targets that it takes; else None."""
     if problem.loss is not nn.functional.cross_entropy or problem.augment is not None:  # which may change targets
         return None
-    if problem.prepare not in (None, unit_interval) or _has_any_global_hook() or torch.is_autocast_enabled("cpu"):
+    if problem.prepare not in (None, unit_interval) or torch.is_autocast_enabled("cpu"):
+        return None
+    if any(getattr(torch_modules, f"_global{name}") for name in _HOOKS):
         return None
     layers = list(model) if type(model) is nn.Sequential and _is_plain(model) else [model]
     if not (layers and type(layers[0]) is nn.Linear and all(_is_known(layer) for layer in layers)):
@@ -122,8 +125,7 @@ def _is_known(layer: nn.Module) -> bool:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether no function of a user's is called in its passes."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return "forward" not in vars(module) and not any(getattr(module, name) for name in hooks)
+    return "forward" not in vars(module) and not any(getattr(module, name) for name in _HOOKS)
 
 
 def _is_usual(param: Tensor) -> bool:
