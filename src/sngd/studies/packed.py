@@ -248,7 +248,7 @@ def write_packed(folder: Path, packed: Packed) -> None:
     )
     smallest = lzma.PRESET_DEFAULT | lzma.PRESET_EXTREME  # a twentieth less, for seconds at most
     replace_file(folder / ROWS, lzma.compress(lines, lzma.FORMAT_XZ, preset=smallest))
-    write_json(folder / STUDY, content, compact=len(packed.comparisons) > 1)  # too many settings for a reader
+    write_json(folder / STUDY, content, compact=True)  # too many settings for a reader
 
 
 def _distinct(found: Iterable[_Dict]) -> list[_Dict]:
