@@ -321,8 +321,11 @@ class SNGD(Optimizer):
     def _usual_parts(self) -> list[Part] | None:
         """What ``_parts`` gives for all groups if all is usual (``shapes_if_usual``, foreach); else None.
 
-        ``_parts`` asks many questions of each tensor, which for a small network take longer than the arithmetic.
+        ``_parts`` asks many questions of each tensor, which for a small network take longer than the arithmetic. In a
+        compiled graph nothing is usual.
         """
+        if torch.compiler.is_compiling():
+            return None
         parts = []
         for group in self.param_groups:
             if group["foreach"] is False or not are_plain(group["params"]):

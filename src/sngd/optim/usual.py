@@ -21,9 +21,9 @@ def shapes_if_usual(params: Sequence[Tensor], *others: Sequence[Tensor]) -> list
     others are the caller's to check where that matters (``fused_is_right``).
 
     Returns:
-        None otherwise, and in a compiled graph, where nothing is usual.
+        None otherwise. In a compiled graph it must not be asked.
     """
-    if torch.compiler.is_compiling() or not {*map(type, params)} <= PLAIN or not params[0].is_floating_point():
+    if not {*map(type, params)} <= PLAIN or not params[0].is_floating_point():
         return None
     if len({*map(_DTYPE, params)}) > 1 or not _on_one_device(params):
         return None
