@@ -33,7 +33,7 @@ WORDS = {  # what each picture shows; a test sees that none is missing
     "results/small/fig1/fig1.png": "Figure 1: paths from a saddle and in a sharp minimum.",
     "results/small/fig1/fig1-map.png": "Who leaves which of 40 starts, at each of 21 learning rates.",
     "results/small/fig2/fig2.png": "Figure 2: SNGD and SPIDER-SFO on MNIST.",
-    "results/small/large-batches/large-batches.png": "Large batches: MNIST at four sizes, to the end, and CIFAR-10.",
+    "results/small/large-batches/large-batches.png": "Large batches: MNIST, Fashion-MNIST and CIFAR-10.",
     "results/small/reduced-variance/reduced-variance.png": "SPIDER-SFO, SVRG, SCSG and Natasha2 on MNIST, tuned alike.",
     "results/small/counting/counting.png": "Figure 2, with runs to the axis's end if SPIDER-SFO's steps count b each.",
     "results/small/spider-sizes/spider-sizes.png": "SPIDER-SFO with other anchors and periods, and SNGD, on MNIST.",

@@ -228,13 +228,15 @@ def draw_panel(ax: Axes, panel: Panel, curves: dict[str, Band], look: dict[str, 
 def plain_labels(axis: Axis, low: float, high: float) -> None:
     """Label a logarithmic axis, from ``low`` to ``high`` (> 0), with plain numbers if that is less than three decades.
 
-    Powers of ten alone would leave too few labels there, and within one decade 1, 2 and 5 would.
+    Powers of ten alone would leave too few labels there, and within one decade 1, 2 and 5 would. Labels at equal
+    distances stand too near to each other at the upper end of half a decade or more.
     """
     from matplotlib.ticker import AutoLocator, LogLocator, NullFormatter
 
     decades = math.log10(high / low)
     if decades < 3:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if decades > 1 else AutoLocator())
+        digits = (1, 2, 5) if decades > 1 else (1, 1.5, 2, 3, 5, 7)
+        axis.set_major_locator(LogLocator(subs=digits) if decades > 0.5 else AutoLocator())
         axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())
 

@@ -171,6 +171,8 @@ def test_c14_flips_with_the_sharpness(large):
     assert quantity(evidence, "mnist-mlp-128: final training loss, S-SGD / S-SNGD").value == pytest.approx(
         1.5, rel=0.01
     )
+    with_momentum = quantity(evidence, "mnist-mlp-128: sharpness at the end, SNGM / S-SNGD")
+    assert (with_momentum.value, with_momentum.answer) == (pytest.approx(1), None)
     arms = large["sharpness"]["mnist-mlp-128"]
     arms["S-SGD"], arms["S-SNGD"] = arms["S-SNGD"], arms["S-SGD"]
     assert outcome(judge_sharpness(large)) == CONTRADICTED
@@ -193,6 +195,20 @@ def test_c14_leaves_an_experiment_to_the_seeds_that_replace_it(large):
     assert (quantity(twice, f"large-batch: {name}").value, quantity(twice, f"large-batch: {name}").answer) == (1, None)
     assert any("large-batch-again replace the 8 of large-batch" in departure for departure in twice.departures)
     assert "Both allow for 2 looks" in twice.test
+
+
+def test_fashion_mnist_adds_comparisons_and_a_look(large):
+    """C14's stated rate, of two looks, holds for the third too: see the announcement."""
+    judges = (judge_large_batches, judge_growth, judge_sharpness)
+    assert [judge(large).error_rate for judge in judges] == [0.025, 0.025, 0.025]
+    for b in (128, 512, 2048, 8192):
+        arms = large["experiments"][f"mnist-mlp-{b}"]["arms"]
+        large["experiments"][f"fashion-mlp-{b}"] = fake_experiment(arms, "fashion-mlp", b)
+        large["sharpness"][f"fashion-mlp-{b}"] = large["sharpness"][f"mnist-mlp-{b}"]
+    found = [judge(large) for judge in judges]
+    assert [tally(evidence) for evidence in found] == [(8, 8, 0), (2, 2, 0), (8, 8, 0)]
+    assert [evidence.error_rate for evidence in found] == [0.05, 0.05, 0.025]
+    assert all("fashion-mlp's runs were added" in " ".join(evidence.departures) for evidence in found)
 
 
 def test_the_seeds_that_replace_others_are_those_announced():

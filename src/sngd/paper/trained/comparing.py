@@ -169,7 +169,7 @@ def evidence_of(
     extra: str = "",
     looks: int = 1,
 ) -> Evidence:
-    """``others`` are further requirements, or context; the claim was judged ``looks`` times, each by other runs."""
+    """``others`` are further requirements, or context; the claim was judged ``looks`` times, by other or more runs."""
     made = [(compare, found) for compare in comparisons if (found := compare(LEVEL))]
     wide = 1 - (1 - LEVEL) / max(1, len(made))  # allows for their number
     judged = [
