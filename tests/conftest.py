@@ -50,6 +50,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
         if not torch.cuda.is_available():
             pytest.skip("needs a CUDA device")
+    if "muon-adamw" in [value for value in _parameters(item).values() if isinstance(value, str)]:
+        import torch
+
+        if not hasattr(torch.optim, "Muon"):
+            pytest.skip("torch has Muon from 2.9 on")
+
+
+def _parameters(item: pytest.Item) -> dict[str, object]:
+    return item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
 
 
 @pytest.hookimpl(trylast=True)  # after hooks that add marks

@@ -369,7 +369,7 @@ def test_compiled_steps_have_the_same_numbers_and_go_on_bit_for_bit(tmp_path, me
 @pytest.mark.slow
 def test_more_runs_in_a_process_than_torch_compiles_one_function_are_all_compiled(plain):
     before = graphs()
-    with torch._dynamo.config.patch(recompile_limit=1):
+    with torch._dynamo.config.patch(cache_size_limit=1):
         for size in (5, 6, 7):
             assert RunState(replace(CONFIG, batch_size=size).resolved(60), plain()).compile() is None
     assert graphs() - before == 3

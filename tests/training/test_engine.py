@@ -150,7 +150,7 @@ def test_a_difference_sees_the_same_augmented_samples_at_both_points(tmp_path, t
 # --- what it costs
 
 
-@pytest.mark.parametrize("method", AVAILABLE)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("epochs", [3, 3.7])
 def test_the_budget_is_never_exceeded_and_leaves_less_than_a_step(tmp_path, tiny, method, epochs):
     row = train(replace(CONFIG, method=method, epochs=epochs), tmp_path, problem=tiny)

@@ -171,8 +171,6 @@ def test_a_missing_option_of_the_optimizer_is_refused(tmp_path, tiny):
 @pytest.mark.parametrize("value", [torch.ones(5056), -1.0, float("nan"), "0.1", None], ids=str)
 def test_a_learning_rate_that_is_none_is_refused(tmp_path, tiny, method, name, value):
     """The scheduler sets it again, but a tensor it fills in place; an attack with a tensor of many met it."""
-    if method == "muon-adamw" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch has Muon from 2.9 on")
     train(RunConfig("tiny", method, batch_size=7, epochs=2, threads=1), tmp_path, problem=tiny)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     state["loop"]["optimizer"]["param_groups"][0][name] = value

@@ -57,8 +57,6 @@ FAST = ("sngd", "spider-sfo", "adamw", "scion")  # the other methods are tried w
     "method", [pytest.param(method, marks=() if method in FAST else pytest.mark.slow) for method in TOGETHER]
 )
 def test_every_method_ends_as_separate_runs_do(tmp_path, plain, method):
-    if method == "muon-adamw" and not hasattr(torch.optim, "Muon"):
-        pytest.skip("torch has Muon from 2.9 on")
     rows, alone, together = alone_and_together(differing(config_of(method, output="random")), tmp_path, plain)
     assert_equal_to_rounding(alone, together)
     assert len({row["train_loss"] for row in rows}) == len(SEEDS)
