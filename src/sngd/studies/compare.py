@@ -9,6 +9,7 @@ from typing import Any, cast
 
 from sngd.problems import load_problem
 from sngd.slug import slug
+from sngd.studies import figures
 from sngd.studies.execution.execution import Execution
 from sngd.studies.execution.parallel import run_all
 from sngd.studies.execution.task import Task
@@ -104,6 +105,7 @@ def compare(
         lock.check()
         if execution.overwrite or not all(RunFolder(task.folder).final_rows() for task in tasks):
             _check_before_starting(arms, execution)
+            figures.prepare()
         try:
             rows = run_all(tasks, execution.also_stopping(lock.lost), title)
         finally:

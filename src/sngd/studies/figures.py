@@ -9,9 +9,11 @@ import io
 import math
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
+from importlib import import_module
 from pathlib import Path
 from textwrap import wrap
+from threading import Thread
 from typing import TYPE_CHECKING, NamedTuple
 
 from sngd.studies.runs import Band, Study, band
@@ -154,6 +156,19 @@ def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
         note = "\n".join(wrap(band_note(study) + left_out, _NOTE_WIDTH * len(panels)))
         figure.suptitle(f"{_literal(study.problem)}\n{note}", fontsize=10)
         return save(figure, Path(folder) / "curves")
+
+
+def prepare() -> None:
+    """Import what ``draw`` needs, in the background: while runs are waited for it is sooner done than after them.
+
+    The thread is no daemon, since Python may crash if it ends while one imports.
+    """
+
+    def work() -> None:
+        with suppress(ImportError):  # ``draw`` says it
+            import_module("matplotlib.figure")
+
+    Thread(target=work).start()
 
 
 def _best(study: Study) -> list[str]:
