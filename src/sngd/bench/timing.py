@@ -29,7 +29,8 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each call, again and again in turn, so that whatever slows the machine slows all of them.
 
-    Each round begins with another call, so that none always finds what the same other one has left in the cache.
+    The order changes from round to round (``turns``), so that no call always finds what the same other one has left in
+    the cache.
 
     Args:
         calls: what to time, by name.
@@ -38,20 +39,30 @@ def interleaved(
         warm_up: rounds before, which are not counted.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    order = list(calls)
+    names = list(calls)
+    orders = turns(len(names))
     began = time.perf_counter()
     for round_ in range(warm_up + most):
         if round_ == warm_up:
             began = time.perf_counter()
         if round_ >= warm_up + least and time.perf_counter() - began > seconds:
             break
-        for name in order:
+        for name in [names[place] for place in orders[round_ % len(orders)]]:
             started = time.perf_counter()
             calls[name]()
             if round_ >= warm_up:
                 times[name].append(time.perf_counter() - started)
-        order.append(order.pop(0))
     return times
+
+
+def turns(count: int) -> list[list[int]]:
+    """Orders of so many pieces of code, in which each follows each other one equally often (Williams 1949).
+
+    From one order to the next the same ones would have the same neighbours, if only the first were put last.
+    """
+    zigzag = [place // 2 if place % 2 == 0 else count - 1 - place // 2 for place in range(count)]
+    orders = [[(place + shift) % count for place in zigzag] for shift in range(count)]
+    return orders if count % 2 == 0 else orders + [order[::-1] for order in orders]
 
 
 def ratio(ours: list[float], theirs: list[float]) -> Spread:
