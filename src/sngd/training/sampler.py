@@ -44,10 +44,10 @@ class Shuffled:
             start = self.drawn % self.n
             if start == 0 and self.drawn > 0:
                 self._shuffle()
-            part = self._pass[start : start + size]
-            parts.append(part)
-            size -= len(part)
-            self.drawn += len(part)
+            taken = min(size, self.n - start)
+            parts.append(self._pass[start : start + taken])
+            size -= taken
+            self.drawn += taken
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def _shuffle(self) -> None:

@@ -3,7 +3,8 @@
 The estimators keep the counts: oracle calls, ages, periods. The tensors that they keep are rows of matrices here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -30,8 +31,8 @@ class Estimates(Protocol):
     matrices: list[Tensor]  # beside weights and gradients, what a step changes
     in_step: bool  # whether all replicas have spent as many oracle calls after as many steps
 
-    def estimate(self, rows: Sequence[int]) -> Tensor:
-        """Estimate all rows, of which only ``rows`` draw samples and count; return the mean losses, (R,)."""
+    def estimate(self, rows: Sequence[int]) -> Callable[[], Tensor]:
+        """Estimate all rows, of which only ``rows`` draw samples and count. Returns what computes the losses, (R,)."""
 
 
 class Means:
@@ -44,7 +45,7 @@ class Means:
         self.weights, self.gradient = losses.layout.pieces(weights), losses.layout.pieces(gradient)
         self.matrices: list[Tensor] = []
 
-    def estimate(self, rows: Sequence[int]) -> Tensor:
+    def estimate(self, rows: Sequence[int]) -> Callable[[], Tensor]:
         first = self.estimators[rows[0]]
         batch = self.draw(rows, first.next_batch_size)
         chunk_size = first.chunk_size if isinstance(first, Full) else None
@@ -81,19 +82,21 @@ class Differences:
         self._there = torch.zeros_like(gradient)
         self._pieces = [layout.pieces(matrix) for matrix in (weights, gradient, self.reference, self._there)]
 
-    def estimate(self, rows: Sequence[int]) -> Tensor:
+    def estimate(self, rows: Sequence[int]) -> Callable[[], Tensor]:
         anchors = {row: self.estimators[row].age == 0 for row in rows}
         anchoring, between = ([row for row in rows if anchors[row] is yes] for yes in (True, False))
-        losses = self._build(between) if between else self.weights.new_zeros(len(self.weights))
+        losses = self._build(between) if between else partial(self.weights.new_zeros, len(self.weights))
         if self.in_step and not between:
             losses = self._anchor(anchoring, slice(None))
-        else:
+        elif anchoring:
+            each = losses()
             for row in anchoring:
-                losses[row] = self._anchor([row], slice(row, row + 1))[0]
+                each[row] = self._anchor([row], slice(row, row + 1))()[0]
+            losses = partial(Tensor.clone, each)
         self._count(anchoring, between)
         return losses
 
-    def _anchor(self, rows: Sequence[int], part: slice) -> Tensor:
+    def _anchor(self, rows: Sequence[int], part: slice) -> Callable[[], Tensor]:
         """Evaluate the rows in ``part`` on the anchor's samples; store weights and gradients."""
         first = self.estimators[rows[0]]
         weights, gradient = self.weights[part], self.gradient[part]
@@ -104,7 +107,7 @@ class Differences:
         self.reference[part] = weights
         return losses
 
-    def _build(self, rows: Sequence[int]) -> Tensor:
+    def _build(self, rows: Sequence[int]) -> Callable[[], Tensor]:
         """g ← ∇f_I(w) − ∇f_I(w_ref) + the stored gradient; Spider stores the sum, and the weights as w_ref."""
         batch = self.draw(rows, self.estimators[rows[0]].batch_size)
         here, gradient, reference, there = self._pieces

@@ -5,6 +5,7 @@ one, and the gradients of weights are written where they are wanted.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -46,7 +47,7 @@ class Layers:
         """Mean losses, (R,), and outputs, (R, b, classes); ``weights`` are stacks (R, …) by parameter."""
         outputs = self._pass(weights, inputs)[-1].y
         logs = outputs.log_softmax(1)
-        return _cross_entropy(logs, _places(labels, logs)), outputs.mT
+        return _cross_entropy(logs.gather(1, _places(labels, logs))), outputs.mT
 
     @torch.no_grad()
     def add_gradient(
@@ -58,15 +59,17 @@ class Layers:
         *,
         share: float,
         add: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """As ``losses``, times ``share``; ``into`` gets or, with ``add``, adds the gradients of these losses."""
+    ) -> tuple[Callable[[], Tensor], Tensor]:
+        """As ``losses``, times ``share``; ``into`` gets or, with ``add``, adds the gradients of these losses.
+
+        The losses are averaged when they are asked for: of most steps nobody does, and it takes a twentieth of one.
+        """
         passed = self._pass(weights, inputs, differentiate=True)
         outputs = passed[-1].y
         logs = outputs.log_softmax(1)
         places = _places(labels, logs)
-        losses = _cross_entropy(logs, places) * share
-        back = logs.exp_()
-        back.scatter_add_(1, places, back.new_full((1, 1, 1), -1).expand_as(places)).mul_(share / labels.shape[-1])
+        losses = partial(_cross_entropy, logs.gather(1, places), share)
+        back = logs.exp_().scatter_(1, places, -1, reduce="add").mul_(share / labels.shape[-1])
         for position, (layer, x, y, own) in reversed(list(enumerate(passed))):
             if not isinstance(layer, nn.Linear):
                 back = _through(y, back)
@@ -80,7 +83,9 @@ class Layers:
 
     def _pass(self, weights: Sequence[Tensor], inputs: Tensor, *, differentiate: bool = False) -> list[_Passed]:
         passed: list[_Passed] = []
-        x, start = self.prepared(inputs).mT.expand(len(weights[0]), -1, -1), 0
+        x, start = self.prepared(inputs).mT, 0
+        if x.dim() == 2:
+            x = x.expand(len(weights[0]), -1, -1)
         for layer in self.layers:
             places: tuple[int, ...] = ()
             if isinstance(layer, nn.Linear):
@@ -93,7 +98,7 @@ class Layers:
             else:
                 y = layer(x)
             passed.append(_Passed(layer, x, y, places))
-            x = y.detach()
+            x = y.detach() if y.requires_grad else y
         return passed
 
 
@@ -161,9 +166,9 @@ def _through(y: Tensor, back: Tensor) -> Tensor:
 
 def _places(labels: Tensor, logs: Tensor) -> Tensor:
     """Where the labels' entries are in (R, classes, b): (R, 1, b)."""
-    return labels.expand(len(logs), -1).unsqueeze(1)
+    return (labels if labels.dim() == 2 else labels.expand(len(logs), -1)).unsqueeze(1)
 
 
-def _cross_entropy(logs: Tensor, places: Tensor) -> Tensor:
-    """Mean of −log p over the samples, (R,)."""
-    return -logs.gather(1, places).mean((1, 2))
+def _cross_entropy(logs: Tensor, share: float = 1) -> Tensor:
+    """Mean of −log p over the samples, (R,), times ``share``; ``logs`` are those of the labels, (R, 1, b)."""
+    return -logs.mean((1, 2)) * share

@@ -51,7 +51,7 @@ class Layout:
     def norms(self, matrix: Tensor) -> Tensor:
         """‖row‖₂ of each row, (R,)."""
         if self.width > _LONG:
-            matrix = torch.linalg.vector_norm(matrix.unflatten(1, (-1, _PART)), dim=2)
+            matrix = torch.linalg.vector_norm(matrix.view(matrix.shape[0], -1, _PART), dim=2)
         norms: Tensor = torch.linalg.vector_norm(matrix, dim=1)
         return norms
 

@@ -4,7 +4,7 @@ The sum of the losses is differentiated. The loss of a replica depends on its ow
 sum with respect to these weights is the gradient of the replica's own loss.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,7 +57,9 @@ class Losses:
         self._layers = layers_of(model, problem)
         self._batched = {shared: vmap(self._one, (0, *[None if shared else 0] * 2)) for shared in (True, False)}
 
-    def gradient(self, weights: Pieces, batch: Batch, into: Pieces, chunk_size: int | None = None) -> Tensor:
+    def gradient(
+        self, weights: Pieces, batch: Batch, into: Pieces, chunk_size: int | None = None
+    ) -> Callable[[], Tensor]:
         """Fill ``into`` with the gradients of all rows' mean losses.
 
         Args:
@@ -67,7 +69,7 @@ class Losses:
             chunk_size: samples evaluated at a time; None: all b.
 
         Returns:
-            The mean losses, (R,).
+            Computes the mean losses, (R,).
         """
         b = batch.size
         if chunk_size is None:
@@ -77,12 +79,15 @@ class Losses:
             self.add_gradient(weights, part, into, share=part.size / b, add=position > 0)[0]
             for position, part in enumerate(parts)
         ]
-        return torch.stack(losses).sum(0)
+        return lambda: torch.stack([of_part() for of_part in losses]).sum(0)
 
     def add_gradient(
         self, weights: Pieces, batch: Batch, into: Pieces, *, share: float, add: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Losses times ``share``, (R,), and the models' outputs; ``into`` gets or, with ``add``, adds the gradients."""
+    ) -> tuple[Callable[[], Tensor], Tensor]:
+        """What computes the losses times ``share``, (R,), and the models' outputs.
+
+        ``into`` gets or, with ``add``, adds the gradients of these losses.
+        """
         inputs, targets, shared = batch
         if self._layers is not None:
             return self._layers.add_gradient(weights, inputs, targets, into, share=share, add=add)
@@ -92,7 +97,7 @@ class Losses:
         for total, piece, gradient in zip(into, pieces, found, strict=True):
             new = torch.zeros_like(piece) if gradient is None else gradient
             total.add_(new) if add else total.copy_(new)
-        return losses.detach() * share, outputs.detach()
+        return lambda: losses.detach() * share, outputs.detach()
 
     @torch.no_grad()
     def losses(self, weights: Pieces, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,8 @@ def _measure(
             values, outputs = losses.losses(pieces, part)
             loss += values.double() * share
         else:
-            values, outputs = losses.add_gradient(pieces, part, into, share=share, add=start > 0)
-            loss += values.double()
+            shares, outputs = losses.add_gradient(pieces, part, into, share=share, add=start > 0)
+            loss += shares().double()
         if classifies(outputs[0], part.targets):
             correct += (outputs.max(-1).indices == part.targets).flatten(1).sum(1)  # argmax takes ten times as long
             labels += part.targets.numel()

@@ -1,7 +1,7 @@
 """Several runs as the rows of matrices, which take their steps together."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,7 +44,7 @@ class Stack:
         estimators = [loop.estimator for loop in self.loops]
         self.estimates = estimates_of(estimators, self._losses, self.weights, self.gradient, self._draw)
         self.rule = rule_of([loop.optimizer for loop in self.loops], layout, self.weights, self.gradient)
-        self.losses: Tensor | None = None  # of the last batches
+        self.losses: Callable[[], Tensor] | None = None  # computes those of the last batches
 
     def step(self, rows: Sequence[int]) -> None:
         """Let the runs in ``rows``, which have taken as many steps as each other, take the next one."""
@@ -82,7 +82,7 @@ class Stack:
         """Make the runs' states complete, to be saved or shown."""
         self.rule.settle()
         if self.losses is not None:
-            for run, loss in zip(self.runs, self.losses, strict=True):
+            for run, loss in zip(self.runs, self.losses(), strict=True):
                 run.loss = loss
 
     @property
@@ -103,9 +103,10 @@ class Stack:
         if self.problem.augment is None:
             if size is None:
                 return Batch(inputs, targets, shared=True)
-            indices = torch.cat([drawn.get(row, drawn[rows[0]]) for row in members])
-            chosen = (part.index_select(0, indices).unflatten(0, (-1, size)) for part in (inputs, targets))
-            return Batch(*chosen)
+            of_rows = [drawn.get(row, drawn[rows[0]]) for row in members]
+            indices = torch.cat(of_rows) if len(of_rows) > 1 else of_rows[0]
+            chosen = (samples.index_select(0, indices) for samples in (inputs, targets))
+            return Batch(*(samples.view(-1, size, *samples.shape[1:]) for samples in chosen))
         varied = {}
         for row in rows:
             samples = (inputs, targets) if size is None else (inputs[drawn[row]], targets[drawn[row]])

@@ -133,11 +133,11 @@ class NormalizedRule(_Stacked):
         vectors = self.gradient if decoupled else self.decayed()
         if mean:
             vectors = self.matrices[0].lerp(vectors, self.column("1 − β", lambda group: 1 - group["momentum"]))
-        norms = self.layout.norms(vectors).unsqueeze(1)
+        norms = self.layout.norms(vectors)
         alone = self._out_of_range(rows, norms)
         before = [(matrix, matrix[alone]) for matrix in (self.weights, *self.matrices)] if alone else []
 
-        scale = norms.reciprocal()
+        scale = norms.reciprocal().unsqueeze(1)
         if any(group["max_scale"] < inf for group in self.groups):
             scale = torch.minimum(scale, self.column("cap", lambda group: group["max_scale"] / group["lr"]))
         if decoupled and self.has("weight_decay"):
@@ -157,7 +157,7 @@ class NormalizedRule(_Stacked):
     def _out_of_range(self, rows: Sequence[int], norms: Tensor) -> list[int]:
         """Those of ``rows`` whose squares, or whose 1/‖v‖, may have lost digits."""
         low, high = ROOM[norms.dtype]
-        each = norms.flatten().tolist()
+        each = norms.tolist()
         return [row for row in rows if not low < each[row] < high]
 
 
