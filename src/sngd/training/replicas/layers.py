@@ -22,7 +22,6 @@ _BY_ENTRY = (nn.ELU, nn.GELU, nn.Identity, nn.LeakyReLU, nn.ReLU, nn.Sigmoid, nn
 class _Passed(NamedTuple):
     """A layer in a forward pass: what it was given and gave, the places of its weights, the first being a matrix."""
 
-    layer: nn.Module
     x: Tensor
     y: Tensor
     places: tuple[int, ...]
@@ -40,7 +39,13 @@ class Layers:
     """
 
     def __init__(self, layers: Sequence[nn.Module], prepared: Callable[[Tensor], Tensor]) -> None:
-        self.layers, self.prepared = layers, prepared
+        self.prepared = prepared
+        self._layers: list[tuple[nn.Module, tuple[int, ...]]] = []  # with the places of their weights, if they have any
+        start = 0
+        for layer in layers:
+            count = len(list(layer.parameters()))
+            self._layers.append((layer, tuple(range(start, start + count))))
+            start += count
 
     @torch.no_grad()
     def losses(self, weights: Sequence[Tensor], inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,8 +75,8 @@ class Layers:
         places = _places(labels, logs)
         losses = partial(_cross_entropy, logs.gather(1, places), share)
         back = logs.exp_().scatter_(1, places, -1, reduce="add").mul_(share / labels.shape[-1])
-        for position, (layer, x, y, own) in reversed(list(enumerate(passed))):
-            if not isinstance(layer, nn.Linear):
+        for position, (x, y, own) in reversed(list(enumerate(passed))):
+            if not own:
                 back = _through(y, back)
                 continue
             into[own[0]].baddbmm_(back, x.mT, beta=int(add))
@@ -83,22 +88,20 @@ class Layers:
 
     def _pass(self, weights: Sequence[Tensor], inputs: Tensor, *, differentiate: bool = False) -> list[_Passed]:
         passed: list[_Passed] = []
-        x, start = self.prepared(inputs).mT, 0
+        x = self.prepared(inputs).mT
         if x.dim() == 2:
             x = x.expand(len(weights[0]), -1, -1)
-        for layer in self.layers:
-            places: tuple[int, ...] = ()
-            if isinstance(layer, nn.Linear):
-                places = tuple(range(start, start + (1 if layer.bias is None else 2)))
-                start += len(places)
-                y = _linear(x, *[weights[place] for place in places])
+        for layer, own in self._layers:
+            if own:
+                y = result = _linear(x, *[weights[place] for place in own])
             elif differentiate:
                 with torch.enable_grad():
-                    y = layer(x.detach().requires_grad_())
+                    y = layer(x.requires_grad_())
+                result = y.detach()
             else:
-                y = layer(x)
-            passed.append(_Passed(layer, x, y, places))
-            x = y.detach() if y.requires_grad else y
+                y = result = layer(x)
+            passed.append(_Passed(x, y, own))
+            x = result
         return passed
 
 

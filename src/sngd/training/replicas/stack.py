@@ -53,7 +53,7 @@ class Stack:
             run = self.runs[row]
             if run.iterate is not None:
                 run.iterate.update(run.loop.iterate_weight)
-        others = sorted(set(range(len(self.runs))) - set(rows))
+        others = sorted(set(range(len(self.runs))) - set(rows)) if len(rows) < len(self.runs) else []
         matrices = (self.weights, *self.estimates.matrices, *self.rule.matrices) if others else ()
         before = [matrix[others] for matrix in matrices]
         self.losses = self.estimates.estimate(rows)
