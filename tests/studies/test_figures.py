@@ -4,10 +4,11 @@ import sys
 import numpy as np
 import pytest
 from fake_runs import edit_rows, write_run, write_study
+from matplotlib.figure import Figure
 from PIL import Image
 
 from sngd.studies import figures
-from sngd.studies.figures import TEST_ACCURACY, TRAIN_LOSS, band_note, bands, draw, styles, wants_log
+from sngd.studies.figures import TEST_ACCURACY, TRAIN_LOSS, band_note, bands, draw, plain_labels, styles, wants_log
 from sngd.studies.runs import read_study
 
 
@@ -106,6 +107,37 @@ def test_the_note_counts_seeds(tmp_path):
     assert band_note(read_study(tmp_path)) == "line: mean of 2 seeds; band: lowest to highest seed"
     write_run(tmp_path / "b" / "0", "b", 0)
     assert band_note(read_study(tmp_path)) == "line: mean of 1 to 2 seeds; band: lowest to highest seed"
+
+
+def test_what_drawing_needs_is_imported_in_the_background(monkeypatch):
+    asked = []
+    monkeypatch.setattr(figures, "import_module", asked.append)
+    figures.prepare().join()
+    assert asked == ["matplotlib.figure"]
+
+
+def test_an_import_that_fails_is_left_to_drawing(monkeypatch, capsys):
+    def fail(_name):
+        raise OSError("no fonts")
+
+    monkeypatch.setattr(figures, "import_module", fail)
+    figures.prepare().join()
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("low", [0.21, 1.0, 1.51, 2.05, 2.7, 3.1, 9.0])
+@pytest.mark.parametrize("ratio", [1.1, 1.9, 3.2, 5.0, 9.0, 30.0, 900.0])
+def test_a_logarithmic_axis_has_plain_labels_in_both_halves(low, ratio):
+    ax = Figure().subplots()
+    ax.set(yscale="log", ylim=(low, low * ratio))
+    plain_labels(ax.yaxis, low, low * ratio)
+    ax.figure.draw_without_rendering()
+    shown = [
+        label.get_text() for label in ax.yaxis.get_majorticklabels() if low <= label.get_position()[1] <= low * ratio
+    ]
+    numbers = [float(text) for text in shown]
+    assert 3 <= len(numbers) <= 11
+    assert min(numbers) < low * ratio**0.5 < max(numbers)
 
 
 def test_pyplot_stays_out(tmp_path):

@@ -30,7 +30,7 @@ def interleaved(
     """Seconds of each call, again and again in turn, so that whatever slows the machine slows all of them.
 
     The order changes from round to round (``turns``), so that no call always finds what the same other one has left in
-    the cache.
+    the cache. Rounds follow each other without a pause, so the balance holds within rounds.
 
     Args:
         calls: what to time, by name.
@@ -56,9 +56,9 @@ def interleaved(
 
 
 def turns(count: int) -> list[list[int]]:
-    """Orders of so many pieces of code, in which each follows each other one equally often (Williams 1949).
+    """Balanced orders of so many pieces of code: every one follows every other one equally often (Williams 1949).
 
-    From one order to the next the same ones would have the same neighbours, if only the first were put last.
+    If each order only put the first of the last one behind the others, nearly all would keep their neighbours.
     """
     zigzag = [place // 2 if place % 2 == 0 else count - 1 - place // 2 for place in range(count)]
     orders = [[(place + shift) % count for place in zigzag] for shift in range(count)]

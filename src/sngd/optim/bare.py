@@ -47,7 +47,7 @@ def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str,
     """Take the step of all param groups, if all is usual and no option asks for more than this function does.
 
     It knows the l2 norm, ``max_scale``, weight decay and momentum. It changes weights and buffers as ``SNGD.step``
-    otherwise does, bit for bit. It is not for compiled graphs.
+    otherwise does, bit for bit. Compiled steps do not come here.
 
     Args:
         groups, state: the optimizer's.

@@ -21,7 +21,7 @@ def shapes_if_usual(params: Sequence[Tensor], *others: Sequence[Tensor]) -> list
     others are the caller's to check where that matters (``fused_is_right``).
 
     Returns:
-        None otherwise. In a compiled graph it must not be asked.
+        None otherwise. Compiled steps do not ask (``SNGD._usual_parts``).
     """
     if not {*map(type, params)} <= PLAIN or not params[0].is_floating_point():
         return None

@@ -158,17 +158,19 @@ def draw(study: Study, folder: str | os.PathLike[str]) -> list[Path]:
         return save(figure, Path(folder) / "curves")
 
 
-def prepare() -> None:
-    """Import what ``draw`` needs, in the background: while runs are waited for it is sooner done than after them.
+def prepare() -> Thread:
+    """Begin to import what ``draw`` needs, in a thread: while runs are waited for this takes less time than after them.
 
-    The thread is no daemon, since Python may crash if it ends while one imports.
+    It is no daemon, since Python may crash if it ends while one imports.
     """
 
     def work() -> None:
-        with suppress(ImportError):  # ``draw`` says it
+        with suppress(Exception):  # ``draw`` meets it again, and raises it
             import_module("matplotlib.figure")
 
-    Thread(target=work).start()
+    thread = Thread(target=work)
+    thread.start()
+    return thread
 
 
 def _best(study: Study) -> list[str]:
@@ -250,7 +252,7 @@ def plain_labels(axis: Axis, low: float, high: float) -> None:
 
     decades = math.log10(high / low)
     if decades < 3:
-        digits = (1, 2, 5) if decades > 1 else (1, 1.5, 2, 3, 5, 7)
+        digits = (1, 2, 5) if decades > 1 else (1, 1.5, 2, 3, 4, 5, 7)
         axis.set_major_locator(LogLocator(subs=digits) if decades > 0.5 else AutoLocator())
         axis.set_major_formatter("{x:g}")
     axis.set_minor_formatter(NullFormatter())

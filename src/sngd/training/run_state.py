@@ -195,9 +195,8 @@ class RunState:
     def write_out(self) -> None:
         """Let steps be those of a stack of this run alone from now on, if its model's passes are written out there.
 
-        They take a third less time than with autograd on MNIST with batch size 32, a fifth less with 128. Call it when
-        all is loaded. Only a model that no user has made or can get hold of is trained so, because a change of it
-        during the run would go unseen.
+        They take less time than with autograd. Call it when all is loaded. Only a model that no user has made or can
+        get hold of is trained so, because a change of it during the run would go unseen.
         """
         build = self.problem.build_model
         own_model = isinstance(build, partial) and build.func is mlp

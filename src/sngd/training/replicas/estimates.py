@@ -92,7 +92,7 @@ class Differences:
             each = losses()
             for row in anchoring:
                 each[row] = self._anchor([row], slice(row, row + 1))()[0]
-            losses = each.clone
+            losses = each.clone  # they are computed already
         self._count(anchoring, between)
         return losses
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_modules
+from torch.nn.modules import module as torch_modules  # whose private names are listed in tests/test_architecture.py
 
 from sngd.problems import Problem
 from sngd.problems.augment import unit_interval
@@ -28,7 +28,7 @@ class _Passed(NamedTuple):
 
 
 class Layers:
-    """A model of ``Linear`` layers and activations that ends in a cross-entropy of class labels.
+    """A model of ``Linear`` layers and activations that begins with a ``Linear`` and ends in a cross-entropy of labels.
 
     Inputs are (R, b, d), or (b, d) if they are the same for all R replicas; labels are (R, b) or (b,). Inside, samples
     come last, (R, d, b): so W x needs no transposition, and the softmax of a few classes is ten times as fast.
@@ -67,7 +67,7 @@ class Layers:
     ) -> tuple[Callable[[], Tensor], Tensor]:
         """As ``losses``, times ``share``; ``into`` gets or, with ``add``, adds the gradients of these losses.
 
-        The losses are averaged when they are asked for: of most steps nobody does, and it takes a twentieth of one.
+        The losses are averaged when they are asked for, which nobody does in most steps.
         """
         passed = self._pass(weights, inputs, differentiate=True)
         outputs = passed[-1].y
@@ -111,7 +111,8 @@ def layers_of(model: nn.Module, problem: Problem) -> Layers | None:
         return None
     if problem.prepare not in (None, unit_interval) or torch.is_autocast_enabled("cpu"):
         return None
-    if any(getattr(torch_modules, f"_global{name}") for name in _HOOKS):
+    hooks = torch_modules._global_forward_hooks, torch_modules._global_forward_pre_hooks
+    if any((*hooks, torch_modules._global_backward_hooks, torch_modules._global_backward_pre_hooks)):
         return None
     layers = list(model) if type(model) is nn.Sequential and _is_plain(model) else [model]
     if not (layers and type(layers[0]) is nn.Linear and all(_is_known(layer) for layer in layers)):

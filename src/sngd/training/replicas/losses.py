@@ -97,7 +97,8 @@ class Losses:
         for total, piece, gradient in zip(into, pieces, found, strict=True):
             new = torch.zeros_like(piece) if gradient is None else gradient
             total.add_(new) if add else total.copy_(new)
-        return lambda: losses.detach() * share, outputs.detach()
+        values = losses.detach()  # whose graph may go
+        return lambda: values * share, outputs.detach()
 
     @torch.no_grad()
     def losses(self, weights: Pieces, batch: Batch) -> tuple[Tensor, Tensor]:
