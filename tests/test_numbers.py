@@ -57,6 +57,13 @@ def to_the_end(problem="mnist-mlp"):
     return {e["batch_size"]: e for e in experiments if e["problem"] == problem}
 
 
+def lead(problem, size, measure, label, other):
+    """By how much the label ends lower than the other, and its interval; of accuracies, how many points higher."""
+    ends = [to_the_end(problem)[size]["arms"][name]["final"][measure] for name in (other, label)]
+    factor = -100 if measure == "test_accuracy" else 1
+    return mean_interval([factor * (a - b) for a, b in zip(*ends, strict=True)])
+
+
 @cache
 def verdicts():
     return {verdict.claim: verdict for verdict in judge(SMALL)}
@@ -650,18 +657,11 @@ def test_the_large_batches_on_fashion_mnist_are_as_told():
     losses = [x for e in experiments.values() for arm in e["arms"].values() for x in arm["final"]["train_loss"]]
     assert 0.09 < min(losses) < max(losses) < 0.51
     assert "Fashion-MNIST all end between 0.09 and 0.51." in text
-    assert (
-        min(x for e in to_the_end().values() for arm in e["arms"].values() for x in arm["final"]["train_loss"]) < 1e-7
-    )
-
-    def lead(size, measure, label="S-SNGD", other="S-SGD"):
-        """By how much the label's is lower, and its interval."""
-        ends = [experiments[size]["arms"][name]["final"][measure] for name in (other, label)]
-        sign = -1 if measure == "test_accuracy" else 1
-        return mean_interval([sign * (a - b) for a, b in zip(*ends, strict=True)])
-
-    assert [size for size in sizes if lead(size, "test_loss").low > 0] == sizes[1:]
-    assert lead(128, "test_loss").high < 0
+    on_mnist = [x for e in to_the_end().values() for arm in e["arms"].values() for x in arm["final"]["train_loss"]]
+    assert min(on_mnist) < 1e-7
+    assert "On MNIST some training losses end below 10⁻⁷." in text
+    assert [size for size in sizes if lead("fashion-mlp", size, "test_loss", "S-SNGD", "S-SGD").low > 0] == sizes[1:]
+    assert lead("fashion-mlp", 128, "test_loss", "S-SNGD", "S-SGD").high < 0
     assert "On Fashion-MNIST it is the higher one with 128 alone" in text
     ratios = [quantity("C14", f"fashion-mlp-{n}: final training loss, S-SGD / S-SNGD").value for n in sizes]
     assert sorted(ratios, reverse=True) == ratios
@@ -681,7 +681,7 @@ def test_the_large_batches_on_fashion_mnist_are_as_told():
     )
     for label in ("SNGM", "S-SGD with momentum"):
         for size in sizes:
-            assert lead(size, "train_loss", label, "S-SNGD").low > 0
+            assert lead("fashion-mlp", size, "train_loss", label, "S-SNGD").low > 0
             assert quantity("C14", SHARPNESS.format(size, label)).low > 1
     assert (
         "On Fashion-MNIST SNGM has the lowest training loss of the four at each batch size. With 2048 and 8192 it"
@@ -690,12 +690,14 @@ def test_the_large_batches_on_fashion_mnist_are_as_told():
     assert "it has the lowest test loss and test error too;" in text
     others = ("S-SGD", "S-SNGD", "S-SGD with momentum")
     for measure in ("train_loss", "test_loss", "test_accuracy"):
-        lowest = [size for size in sizes if all(lead(size, measure, "SNGM", other).low > 0 for other in others)]
+        lowest = [
+            size for size in sizes if all(lead("fashion-mlp", size, measure, "SNGM", other).low > 0 for other in others)
+        ]
         assert lowest == (sizes if measure == "train_loss" else [2048, 8192])
-    level = lead(512, "test_loss", "SNGM", "S-SGD")
+    level = lead("fashion-mlp", 512, "test_loss", "SNGM", "S-SGD")
     assert level.low < 0 < level.high
-    assert max(lead(128, "test_loss", "SNGM", other).high for other in others) < 0
-    assert max(lead(512, "test_loss", "SNGM", other).high for other in others[1:]) < 0
+    assert max(lead("fashion-mlp", 128, "test_loss", "SNGM", other).high for other in others) < 0
+    assert max(lead("fashion-mlp", 512, "test_loss", "SNGM", other).high for other in others[1:]) < 0
     assert "its test loss is the highest with 128, and level with S-SGD's and above the other two with 512." in text
     steps = [experiments[size]["epochs"] * experiments[size]["n"] // size for size in (128, 8192)]
     assert "fewer steps: {:,} with 128, and {:,} with 8192.".format(*steps) in text
@@ -716,14 +718,11 @@ def test_the_large_batches_on_fashion_mnist_are_as_told():
 def test_what_choosing_says_of_large_batches():
     text = flat((ROOT / "docs" / "choosing.md").read_text(encoding="utf-8"))
 
-    def lead(problem, size, measure, other):
-        """By how much SNGM's is lower, and its interval; of accuracies by how many percentage points it is higher."""
-        ends = [to_the_end(problem)[size]["arms"][name]["final"][measure] for name in (other, "SNGM")]
-        factor = -100 if measure == "test_accuracy" else 1
-        return mean_interval([factor * (a - b) for a, b in zip(*ends, strict=True)])
+    def ahead(problem, size, measure, other):
+        return lead(problem, size, measure, "SNGM", other)
 
     def told(sign, digits, *place):
-        value, low, high = (sign * x for x in lead(*place))
+        value, low, high = (sign * x for x in ahead(*place))
         return f"{value:.{digits}f} [{min(low, high):.{digits}f}, {max(low, high):.{digits}f}]"
 
     losses = [told(1, 4, "mnist-mlp", size, "train_loss", "S-SNGD") for size in (2048, 8192)]
@@ -739,18 +738,18 @@ def test_what_choosing_says_of_large_batches():
     momentum = "S-SGD with momentum"
     competitors = ("S-SGD", "S-SNGD", momentum)
     measures = ("train_loss", "test_loss", "test_accuracy")
-    assert all(lead("mnist-mlp", 8192, measure, momentum).low > 0 for measure in measures)
+    assert all(ahead("mnist-mlp", 8192, measure, momentum).low > 0 for measure in measures)
     for size in (2048, 8192):
-        leads = {other: lead("fashion-mlp", size, "test_accuracy", other).value for other in competitors}
+        leads = {other: ahead("fashion-mlp", size, "test_accuracy", other).value for other in competitors}
         assert min(leads, key=leads.__getitem__) == momentum
-        assert all(lead("fashion-mlp", size, measure, other).low > 0 for measure in measures for other in competitors)
+        assert all(ahead("fashion-mlp", size, measure, other).low > 0 for measure in measures for other in competitors)
     points = [told(1, 2, "fashion-mlp", size, "test_accuracy", momentum) for size in (2048, 8192)]
     assert "whose test accuracy is lower by {} and {} percentage points.".format(*points) in text
     for size in (128, 512):
-        level = lead("fashion-mlp", size, "test_accuracy", momentum)
+        level = ahead("fashion-mlp", size, "test_accuracy", momentum)
         assert level.low < 0 < level.high
-        assert lead("fashion-mlp", size, "test_loss", momentum).high < 0
-        assert all(lead("fashion-mlp", size, "train_loss", other).low > 0 for other in competitors)
+        assert ahead("fashion-mlp", size, "test_loss", momentum).high < 0
+        assert all(ahead("fashion-mlp", size, "train_loss", other).low > 0 for other in competitors)
 
 
 def ratios_of_sharpness(experiment):

@@ -15,7 +15,6 @@ from torch.nn.modules import module as torch_modules  # whose private names are 
 from sngd.problems import Problem
 from sngd.problems.augment import unit_interval
 
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")  # a module's
 _BY_ENTRY = (nn.ELU, nn.GELU, nn.Identity, nn.LeakyReLU, nn.ReLU, nn.Sigmoid, nn.SiLU, nn.Softplus, nn.Tanh)
 
 
@@ -134,7 +133,8 @@ def _is_known(layer: nn.Module) -> bool:
 
 def _is_plain(module: nn.Module) -> bool:
     """Whether no function of a user's is called in its passes."""
-    return "forward" not in vars(module) and not any(getattr(module, name) for name in _HOOKS)
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return "forward" not in vars(module) and not any(getattr(module, name) for name in hooks)
 
 
 def _is_usual(param: Tensor) -> bool:
