@@ -26,7 +26,7 @@ def git(folder, *words):
 
 def test_the_environment_is_plain_json():
     found = json.loads(json.dumps(environment()))
-    assert {"sngd", "commit", "torch", "python", "processor", "cores"} <= found.keys()
+    assert {"sngd", "commit", "torch", "python", "processor", "instructions", "cores"} <= found.keys()
 
 
 def test_the_commit_is_the_checkouts(package):
