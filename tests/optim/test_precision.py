@@ -2,6 +2,7 @@
 
 import copy
 import io
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sngd import SNGD, Perturbed
-from sngd.optim import pieces
+from sngd.optim import kahan, pieces
 from sngd.optim import sngd as implementations
 from sngd.optim.kahan import foreach_kahan_sub_, kahan_add_, rounded_by_sums, single_tensor_kahan_sub_
 
@@ -136,6 +137,7 @@ def test_rounding_by_sums_keeps_what_is_too_large_or_not_finite():
 def test_long_weights_are_never_converted_as_a_whole(foreach, monkeypatch):
     """The loop gets them in pieces, and ``kahan_add_`` cuts them itself."""
     monkeypatch.setattr(pieces, "_LENGTH", 1000)
+    monkeypatch.setattr(kahan, "_rooms", {})
     w = nn.Parameter(torch.ones(5000, dtype=torch.bfloat16))
     w.grad = torch.ones_like(w)
     sizes = []
@@ -145,6 +147,46 @@ def test_long_weights_are_never_converted_as_a_whole(foreach, monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *size, **_: sizes.append(size) or torch.zeros(*size))
     SNGD([w], kahan_sum=True, foreach=foreach).step()
     assert sizes == ([1000] * 5 if foreach is False else [5000, (2, 1000)])
+
+
+def test_rooms_are_used_again_and_few_are_kept(monkeypatch):
+    monkeypatch.setattr(kahan, "_rooms", {})
+    for size in range(1, 100):
+        for _ in range(3):
+            ws = [torch.ones(size, dtype=torch.bfloat16) for _ in range(3)]
+            kahan_add_(ws[:1], ws[1:2], ws[2:], 0.1)
+        assert [*map(len, kahan._rooms.values())] == [1] * len(kahan._rooms)
+    assert len(kahan._rooms) <= 16
+    monkeypatch.setattr(kahan, "_LONGEST_KEPT", 99)
+    kept = len(kahan._rooms)
+    long = [torch.ones(100, dtype=torch.bfloat16) for _ in range(3)]
+    kahan_add_(long[:1], long[1:2], long[2:], 0.1)
+    assert len(kahan._rooms) == kept
+
+
+def test_steps_of_several_threads_at_once_are_the_steps_alone():
+    def stepped(seed):
+        w = weights(torch.bfloat16, 100_000)
+        optimizer = SNGD([w], kahan_sum=True)
+        draws = generator(seed)
+        for _ in range(20):
+            w.grad = torch.randn(w.shape, generator=draws).bfloat16()
+            optimizer.step()
+        return w.detach()
+
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(stepped, range(8)))
+    for seed, w in enumerate(together):
+        assert torch.equal(w, stepped(seed))
+
+
+def test_a_step_in_inference_mode_leaves_others_as_they_are(monkeypatch):
+    monkeypatch.setattr(kahan, "_rooms", {})
+    w, v, k = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.bfloat16).clone()
+    with torch.inference_mode():
+        kahan_add_([w], [v], [k], -0.5)
+    kahan_add_([w], [v], [k], -0.25)
+    assert w.tolist() == [0.25, 1.25, 2.25]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.complex64], ids=str)

@@ -240,6 +240,31 @@ def test_a_bare_step_is_the_general_one_bit_for_bit(rule, dtype, capped, monkeyp
         assert_same_bits(optimizers[0].state[a].values(), optimizers[1].state[b].values())
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("options", [{}, {"max_scale": 1e-3}], ids=["", "capped"])
+def test_so_it_is_with_kahan_summation(dtype, options, monkeypatch):
+    bare, other = weights(dtype), weights(dtype)
+    optimizers = SNGD(bare, kahan_sum=True, **options), general(SNGD(other, kahan_sum=True, **options), monkeypatch)
+    taken = []
+    monkeypatch.setattr("sngd.optim.sngd.bare_step", lambda *args: taken.append(bare_step(*args)) or taken[-1])
+    for step in range(4):
+        for params, optimizer in zip((bare, other), optimizers, strict=True):
+            with_gradients(params, step)
+            optimizer.step()
+        assert_same_bits(bare, other)
+        assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
+    assert [norm is not None for norm in taken] == [False, True, True, True]  # the general step makes the buffers
+    for a, b in zip(bare, other, strict=True):
+        assert_same_bits(optimizers[0].state[a].values(), optimizers[1].state[b].values())
+
+
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"weight_decay": 0.1}, {"maximize": True}], ids=str)
+def test_it_leaves_kahan_summation_with_these_to_the_general_step(options):
+    assert taken_bare(weights(torch.bfloat16), {"kahan_sum": True})
+    assert not taken_bare(weights(torch.bfloat16), {"kahan_sum": True, **options})
+    assert not taken_bare(weights(torch.float16), {})
+
+
 @pytest.mark.parametrize("rule", OTHERS)
 def test_it_leaves_these_to_the_general_step(rule):
     assert not taken_bare(weights(), OTHERS[rule])

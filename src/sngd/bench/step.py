@@ -145,7 +145,7 @@ def groups(case: str, device: str = "cpu") -> Iterator[Group]:
     goals = dict.fromkeys(kahan, OPTION_GOAL)
     ours = _sngd(kahan_sum=True)
     narrow: dict[str, Any] = {"dtype": torch.bfloat16, "goals": goals, "overwritten": True}
-    yield Group("SNGD Kahan", ours, {}, kahan, **narrow)
+    yield Group("SNGD Kahan", ours, {BARE: _bare_kahan}, kahan, **narrow)
     if case in MODELS and compiles(device):
         yield Group("SNGD Kahan compiled", _compiled(kahan_sum=True), {"SNGD Kahan": ours}, kahan, **narrow)
     for name, step in (("layer", _bare_layer), ("sign", _bare_sign), ("row", _bare_row), ("col", _bare_col)):
@@ -381,6 +381,22 @@ def _bare_decay(params: list[Tensor], lr: float) -> Call:
     def step() -> None:
         sums = torch._foreach_add(_grads(params), params, alpha=_DECAY)
         torch._foreach_add_(params, sums, alpha=-lr / _norm(list(sums)))
+
+    return step
+
+
+def _bare_kahan(params: list[Tensor], lr: float) -> Call:
+    dropped = [torch.zeros_like(p) for p in params]
+
+    @torch.no_grad()
+    def step() -> None:
+        grads = [g.float() for g in _grads(params)]
+        news = [k.float() for k in dropped]
+        torch._foreach_add_(news, grads, alpha=-lr / _norm(grads))
+        torch._foreach_add_(news, [p.float() for p in params])
+        torch._foreach_copy_(params, news)
+        torch._foreach_sub_(news, [p.float() for p in params])
+        torch._foreach_copy_(dropped, news)
 
     return step
 

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sngd.norms.global_norm import ROOM, has_room, host_may_read, norm_here
+from sngd.norms.global_norm import ROOM, at_least_float32, has_room, host_may_read, norm_here
 from sngd.optim.fused import fused_is_right, fused_sngd
+from sngd.optim.kahan import kahan_add_
 from sngd.optim.options import averages, coupled_decay
 from sngd.optim.part import LEAST_FACTOR, coefficient, left_by_decay
 from sngd.optim.pieces import long_ones
@@ -18,6 +19,7 @@ from sngd.sharding import are_plain
 
 _DTYPE = attrgetter("dtype")
 _MOST = {dtype: torch.finfo(dtype).max for dtype in ROOM}
+_NARROW = torch.float16, torch.bfloat16
 
 
 class _Bare(NamedTuple):
@@ -30,6 +32,7 @@ class _Bare(NamedTuple):
     params: list[Tensor]
     vectors: list[Tensor]
     buffers: list[Tensor]
+    dropped: list[Tensor]
     shapes: list[torch.Size]
 
 
@@ -46,8 +49,8 @@ class BareStep(NamedTuple):
 def bare_step(groups: Sequence[dict[str, Any]], state: Mapping[Tensor, dict[str, Any]]) -> BareStep | None:
     """Take the step of all param groups, if all is usual and no option asks for more than this function does.
 
-    It knows the l2 norm, ``max_scale``, weight decay and momentum. It changes weights and buffers as ``SNGD.step``
-    otherwise does, bit for bit. Compiled steps do not come here.
+    It knows the l2 norm, ``max_scale``, weight decay and momentum, and on the CPU Kahan summation without the last two.
+    It changes weights and buffers as ``SNGD.step`` otherwise does, bit for bit. Compiled steps do not come here.
 
     Args:
         groups, state: the optimizer's.
@@ -86,7 +89,7 @@ def _moved(parts: Sequence[_Bare], norm: Tensor) -> bool:
     for part in parts:
         c = _coefficient(norm, part.group)
         factor = c.item() * float(part.group["lr"])
-        if not LEAST_FACTOR < factor <= _MOST[part.params[0].dtype]:
+        if not LEAST_FACTOR < factor <= _MOST[at_least_float32(part.params[0].dtype)]:
             return False
         moves.append((part, c, factor))
     for move in moves:
@@ -108,13 +111,16 @@ def _is_known(group: dict[str, Any]) -> bool:
 def _bare(
     group: dict[str, Any], params: list[Tensor], grads: list[Tensor], state: Mapping[Tensor, dict[str, Any]]
 ) -> _Bare | None:
-    """The group's tensors, if they are usual, of one dtype that is not converted, and with options short ones."""
-    dtype, decay, momentum = params[0].dtype, group["weight_decay"], group["momentum"]
-    buffers: list[Any] = [state[p].get("momentum_buffer") for p in params] if momentum else []
-    shapes = shapes_if_usual(params, grads, buffers) if dtype in ROOM else None
-    if shapes is None or {*map(_DTYPE, grads)} != {dtype}:
+    """The group's tensors, if they are usual, of one dtype that the step knows, and with options short ones."""
+    dtype, decay, momentum, on_cpu = params[0].dtype, group["weight_decay"], group["momentum"], params[0].is_cpu
+    kahan = dtype in _NARROW and group["kahan_sum"] and on_cpu and not (decay or momentum)
+    if not (kahan or dtype in ROOM):
         return None
-    on_cpu = params[0].is_cpu
+    buffers: list[Any] = [state[p].get("momentum_buffer") for p in params] if momentum else []
+    dropped: list[Any] = [state[p].get("kahan_buffer") for p in params] if kahan else []
+    shapes = shapes_if_usual(params, grads, buffers, dropped)
+    if shapes is None or {*map(_DTYPE, [*grads, *dropped])} != {dtype}:
+        return None
     if (decay or momentum) and on_cpu and long_ones([params]):
         return None  # which are quicker in pieces
     if (momentum or not on_cpu) and (group["fused"] is False or not fused_is_right(params, grads, buffers)):
@@ -124,14 +130,20 @@ def _bare(
         vectors = list(torch._foreach_add(vectors, params, alpha=coupled))
     if averages(group):
         vectors = list(torch._foreach_lerp(buffers, vectors, 1 - momentum))
-    return _Bare(group, params, vectors, buffers, shapes)
+    return _Bare(group, params, vectors, buffers, dropped, shapes)
 
 
 def _move(part: _Bare, c: Tensor, factor: float) -> None:
-    """Decoupled weight decay, then w ← w − α c v, or with momentum of normalized gradients u ← βu + c v, w ← w − αu."""
+    """Decoupled weight decay, then w ← w − α c v, or with momentum of normalized gradients u ← βu + c v, w ← w − αu.
+
+    With Kahan summation w is rounded, and what that drops is kept.
+    """
     group = part.group
     if group["weight_decay"] and group["decoupled_weight_decay"]:
         torch._foreach_mul_(part.params, 1 - group["lr"] * group["weight_decay"])
+    if part.dropped:
+        kahan_add_(part.params, part.vectors, part.dropped, -factor)
+        return
     if not part.buffers:
         torch._foreach_add_(part.params, part.vectors, alpha=-factor)
         return

@@ -1,6 +1,9 @@
 """Kahan summation: the part of a step that float16 or bfloat16 weights lose to rounding is added to the next step."""
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from math import inf
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,31 +44,71 @@ def foreach_kahan_sub_(params: list[Tensor], steps: list[Tensor], dropped: list[
 def kahan_add_(params: list[Tensor], vectors: list[Tensor], dropped: list[Tensor], alpha: float) -> None:
     """``single_tensor_kahan_sub_`` with the step −alpha · vector, for lists of tensors on the CPU.
 
-    All float32 numbers on the way lie in two rows of memory, those of one batch of tensors after another. Finding new
-    places for each batch would take the system longer than the arithmetic takes.
+    The numbers on the way are float32, and those of one batch of tensors after another lie in the same memory.
     """
     batches = list(in_batches(params, vectors, dropped))
-    longest = max(sum(map(Tensor.numel, batch.lists[0])) for batch in batches)
-    rows = torch.empty(2, longest, dtype=torch.float32, device="cpu")
-    for batch in batches:
-        ws, vs, ks = batch.lists
-        (total, totals), (other, others) = (_laid_out(row, ws) for row in rows)
-        torch._foreach_copy_(totals, ks)
-        torch._foreach_copy_(others, vs)
-        total.add_(other, alpha=alpha)
-        torch._foreach_copy_(others, ws)
-        total.add_(other)
-        torch._foreach_copy_(ws, totals)
-        torch._foreach_copy_(others, ws)
-        total.sub_(other)
-        torch._foreach_copy_(ks, totals)
+    with _room(tuple(tuple(w.shape for w in batch.lists[0]) for batch in batches)) as places:
+        for batch, (new, other) in zip(batches, places, strict=True):
+            ws, vs, ks = batch.lists
+            torch._foreach_copy_(new.tensors, ks)
+            torch._foreach_copy_(other.tensors, vs)
+            new.row.add_(other.row, alpha=alpha)
+            torch._foreach_copy_(other.tensors, ws)
+            new.row.add_(other.row)
+            torch._foreach_copy_(ws, new.tensors)
+            torch._foreach_copy_(other.tensors, ws)
+            new.row.sub_(other.row)
+            torch._foreach_copy_(ks, new.tensors)
 
 
-def _laid_out(row: Tensor, like: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The beginning of ``row``, and in it one tensor after another with the shapes of ``like``."""
-    lengths = [t.numel() for t in like]
-    whole = row[: sum(lengths)]
-    return whole, [part.view(t.shape) for part, t in zip(whole.split(lengths), like, strict=True)]
+class _Place(NamedTuple):
+    """Float32 tensors, one after another in memory, and the row of all their entries."""
+
+    row: Tensor
+    tensors: list[Tensor]
+
+
+class _Room(NamedTuple):
+    """Two rows of memory, and in them two places for the tensors of each batch."""
+
+    rows: Tensor
+    places: list[tuple[_Place, _Place]]
+
+
+_Shapes = tuple[tuple[torch.Size, ...], ...]  # of the tensors of each batch
+
+# Rooms that no step is using now. To make one takes longer than the arithmetic of a small network.
+_rooms: dict[_Shapes, list[_Room]] = {}
+_MOST_ROOMS = 16
+_LONGEST_KEPT = 2**19  # entries of a row; only a batch of one weight that cannot be cut needs more
+
+
+@contextmanager
+def _room(shapes: _Shapes) -> Iterator[list[tuple[_Place, _Place]]]:
+    """Two places for the tensors of each batch, in memory that all batches share and no other thread uses meanwhile."""
+    try:
+        room = _rooms[shapes].pop()
+    except (KeyError, IndexError):
+        room = _new_room(shapes)
+    yield room.places
+    if room.rows.shape[1] > _LONGEST_KEPT:
+        return
+    if shapes not in _rooms and len(_rooms) >= _MOST_ROOMS:
+        _rooms.clear()
+    _rooms.setdefault(shapes, []).append(room)
+
+
+def _new_room(shapes: _Shapes) -> _Room:
+    longest = max(sum(shape.numel() for shape in some) for some in shapes)
+    with torch.inference_mode(False):  # whose tensors could not be used outside
+        rows = torch.empty(2, longest, dtype=torch.float32, device="cpu")
+        return _Room(rows, [(_place(rows[0], some), _place(rows[1], some)) for some in shapes])
+
+
+def _place(row: Tensor, shapes: Sequence[torch.Size]) -> _Place:
+    lengths = [shape.numel() for shape in shapes]
+    row = row[: sum(lengths)]
+    return _Place(row, [part.view(shape) for part, shape in zip(row.split(lengths), shapes, strict=True)])
 
 
 def _rounded(new: Tensor, dtype: torch.dtype) -> Tensor:
