@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "results" / "bench.json"
 ENGINE = ROOT / "results" / "engine.json"
 SINCE = ROOT / "results" / "since.json"
+SECOND = {file: file.with_stem(file.stem + "-second") for file in (RESULTS, ENGINE, SINCE)}  # of a second processor
 STEPS_ON_A_GPU = ROOT / "results" / "bench-gpu.json"
 GAINS_ON_A_GPU = ROOT / "results" / "gpu.json"
 STEPS_OF_160_PASSES = 160 * 50_000 / 128  # over CIFAR-10
@@ -49,11 +50,13 @@ def filled(page: str, found: Found) -> str:
 
 
 def machine(found: Found) -> str:
-    at = found["step"]["environment"]
+    at, second = found["step"]["environment"], _read(SECOND[RESULTS])["step"]["environment"]
     threads = f"{at['threads']} thread" + "s" * (at["threads"] > 1)
     return (
-        f"The numbers on this page are from {at['processor']}, {at['cores']} cores, {threads}, "
-        f"torch {at['torch']}, Python {at['python']}."
+        f"The numbers on this page are from {at['processor']} with {at['instructions']}, {at['cores']} cores, "
+        f"{threads},\ntorch {at['torch']}, Python {at['python']}, at commit {at['commit'][:7]}. "
+        f"What is named second is from a second processor,\nalso {second['processor']} with {second['cores']} cores, "
+        f"at commit {second['commit'][:7]}."
     )
 
 
@@ -85,15 +88,17 @@ def _models(found: Found, wanted: Callable[[Found], bool]) -> str:
 
 
 def train(found: Found) -> str:
-    rows = [[row["case"], row["work"], row["against"], _ratio(row)] for row in found["train"]["comparisons"]]
-    return _table(["problem", "work", "against", "ratio"], rows)
+    second = _by_what(_read(SECOND[RESULTS]))
+    rows = [[*_what(row), _ratio(row), _ratio(second[_what(row)])] for row in found["train"]["comparisons"]]
+    return _table(["problem", "work", "against", "ratio", "second"], rows)
 
 
 def engine(_found: Found) -> str:
     """What compiled steps gain and cost, and the share of evaluation: `benchmarks/engine.py`."""
     head = ["problem", "step", "channels last", "compiled", "compiling", "pays after", "evaluation"]
     head += ["of all samples", "and ‖∇F‖"]
-    return _table(head, [_pass(case) for case in _read(ENGINE)["cases"]])
+    files = ("", ENGINE), ("second", SECOND[ENGINE])
+    return _table(["", *head], [[which, *_pass(case)] for which, file in files for case in _read(file)["cases"]])
 
 
 def _pass(case: Found) -> list[str]:
@@ -112,35 +117,56 @@ def _pass(case: Found) -> list[str]:
 
 def since(_found: Found) -> str:
     """Whole commands against an earlier version: `benchmarks/since.py`."""
-    head = ["what", "before", "now", "ratio", "goal", "result"]
-    return _table(head, [_command(case) for case in _read(SINCE)["cases"]])
+    head = ["what", "goal", "before", "now", "ratio", "result", "second: ratio", "result"]
+    pairs = zip(_read(SINCE)["cases"], _read(SECOND[SINCE])["cases"], strict=True)
+    return _table(head, [_command(case, second) for case, second in pairs])
 
 
-def _command(case: Found) -> list[str]:
+def _command(case: Found, second: Found) -> list[str]:
+    if case["command"] != second["command"]:
+        raise ValueError(f"{case['command']} and {second['command']} must be the same command")
+    took = [f"{case[name]:.3g} s" for name in ("seconds_before", "seconds")]
+    return [case["case"], f"≤ {case['goal']:g}", *took, *_of_wall_times(case), *_of_wall_times(second)]
+
+
+def _of_wall_times(case: Found) -> list[str]:
+    """The median ratio with its range, and whether it meets the goal."""
     wall = median(case["wall"])
-    return [
-        case["case"],
-        *(f"{case[name]:.3g} s" for name in ("seconds_before", "seconds")),
-        f"{wall:.2f} ({min(case['wall']):.2f}–{max(case['wall']):.2f})" if len(case["wall"]) > 1 else f"{wall:.2f}",
-        f"≤ {case['goal']:g}",
-        "met" if wall <= case["goal"] else "missed",
-    ]
+    ratio = f"{wall:.2f} ({min(case['wall']):.2f}–{max(case['wall']):.2f})" if len(case["wall"]) > 1 else f"{wall:.2f}"
+    return [ratio, "met" if wall <= case["goal"] else "missed"]
 
 
 _GOALS = ["weights or problem", "work", "against", "ratio", "goal", "result"]
 
 
 def goals(found: Found) -> str:
-    """Every comparison that has a goal."""
-    return _table(_GOALS, _with_goals(found))
+    """Every comparison that has a goal, on both processors."""
+    second = _by_what(_read(SECOND[RESULTS]))
+    rows = [
+        [*shown, _ratio(second[_what(row)]), second[_what(row)]["verdict"]]
+        for shown, row in zip(_with_goals(found), _that_have_goals(found), strict=True)
+    ]
+    return _table([*_GOALS, "second: ratio", "result"], rows)
 
 
 def _with_goals(found: Found) -> list[list[str]]:
     rows = []
-    for row in (row for part in found.values() for row in part["comparisons"] if "goal" in row):
+    for row in _that_have_goals(found):
         case = MODELS.get(row["case"], row["case"])
         rows.append([case, row["work"], row["against"], _ratio(row), f"≤ {row['goal']:g}", row["verdict"]])
     return rows
+
+
+def _that_have_goals(found: Found) -> list[Found]:
+    return [row for part in found.values() for row in part["comparisons"] if "goal" in row]
+
+
+def _by_what(found: Found) -> dict[tuple[str, ...], Found]:
+    return {_what(row): row for part in found.values() for row in part["comparisons"]}
+
+
+def _what(row: Found) -> tuple[str, ...]:
+    return row["case"], row["work"], row["against"]
 
 
 def gpu_machine(_found: Found) -> str:

@@ -32,13 +32,19 @@ def test_evaluation_takes_the_share_of_a_run_that_is_said():
     sentence = r"In a run of (\d+) passes, the\s+default, both together are at most (\d+) %"
     epochs, percent = re.search(sentence, PAGE).groups()
     assert (float(epochs), f"on {CURVE_SAMPLES:,} training" in PAGE) == (RunConfig.epochs, True)
-    cases = json.loads(performance.ENGINE.read_text())["cases"]
+    cases, second = (
+        json.loads(file.read_text())["cases"] for file in (performance.ENGINE, performance.SECOND[performance.ENGINE])
+    )
     assert max(case["share_of_evaluation"] for case in cases) <= int(percent) / 100
-    above = [(case["problem"], case["batch_size"]) for case in cases if case["share_of_evaluation"] > 0.05]
+    above = [
+        (case["problem"], case["batch_size"]) for case in second if case["share_of_evaluation"] > int(percent) / 100
+    ]
     assert above == [("mnist-mlp", 128)]
-    assert "The goal was 5 %; MNIST with batch size 128 misses it by little," in PAGE
-    assert min(case["share_on_all"] / (1 - case["share_on_all"]) for case in cases) >= 0.25
-    assert min(case["share_on_all_with_gradient_norm"] for case in cases[2:]) >= 0.45  # of images
+    assert "On the second processor MNIST with batch size\n128 misses it by little." in PAGE
+    cases += second
+    assert min(case["share_on_all"] / (1 - case["share_on_all"]) for case in cases) >= 0.2
+    of_images = [case for case in cases if case["problem"].startswith("cifar10")]
+    assert min(case["share_on_all_with_gradient_norm"] for case in of_images) >= 0.45
 
 
 def test_the_picture_is_that_of_the_committed_measurements():
