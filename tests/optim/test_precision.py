@@ -12,6 +12,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from sngd import SNGD, Perturbed
+from sngd.norms.global_norm import global_norm
 from sngd.optim import kahan, pieces
 from sngd.optim import sngd as implementations
 from sngd.optim.kahan import foreach_kahan_sub_, kahan_add_, rounded_by_sums, single_tensor_kahan_sub_
@@ -115,6 +116,17 @@ def test_so_they_do_for_many_weights_in_batches(seed, dtype, entries, longest):
         assert (k.double().abs() <= 0.5 * resolution * w.double().abs().clamp(min=torch.finfo(dtype).tiny)).all()
 
 
+@pytest.mark.parametrize("dtype", HALVES, ids=str)
+@pytest.mark.parametrize("equal", [False, True])
+@pytest.mark.parametrize("sizes", [[1, 0, 9000, 131_072, 600_000, 7], [10_000] * 120], ids=["different", "alike"])
+def test_a_norm_of_many_narrow_entries_is_exact(sizes, equal, dtype):
+    """One sum in float32 would be wrong by up to 7e-5 for 100,000 equal entries."""
+    tensors = [torch.full((n,), 0.1) if equal else torch.randn(n, generator=generator(n)) for n in sizes]
+    tensors = [t.to(dtype) for t in tensors]
+    exact = torch.cat(tensors).double().norm()
+    assert global_norm(tensors).item() == pytest.approx(exact.item(), rel=1e-6)
+
+
 @given(seed=st.integers(0, 10_000), dtype=st.sampled_from(HALVES))
 def test_rounding_by_sums_finds_the_nearest_number(seed, dtype):
     """Also of float16's subnormal numbers; see the docstring for the others."""
@@ -137,31 +149,41 @@ def test_rounding_by_sums_keeps_what_is_too_large_or_not_finite():
 def test_long_weights_are_never_converted_as_a_whole(foreach, monkeypatch):
     """The loop gets them in pieces, and ``kahan_add_`` cuts them itself."""
     monkeypatch.setattr(pieces, "_LENGTH", 1000)
-    monkeypatch.setattr(kahan, "_rooms", {})
+    scratch = kahan._Scratch()
+    monkeypatch.setattr(kahan, "_scratch", scratch)
     w = nn.Parameter(torch.ones(5000, dtype=torch.bfloat16))
     w.grad = torch.ones_like(w)
     sizes = []
     name = "_single_tensor_sngd" if foreach is False else "_foreach_sngd"
     step = getattr(implementations, name)
     monkeypatch.setattr(implementations, name, lambda **a: sizes.append(len(a["params"][0])) or step(**a))
-    monkeypatch.setattr(torch, "empty", lambda *size, **_: sizes.append(size) or torch.zeros(*size))
     SNGD([w], kahan_sum=True, foreach=foreach).step()
-    assert sizes == ([1000] * 5 if foreach is False else [5000, (2, 1000)])
+    assert sizes == ([1000] * 5 if foreach is False else [5000])
+    assert {*scratch._known} == (set() if foreach is False else {((1000,),)})
 
 
-def test_rooms_are_used_again_and_few_are_kept(monkeypatch):
-    monkeypatch.setattr(kahan, "_rooms", {})
+def test_memory_is_used_again_and_little_is_kept(monkeypatch):
+    scratch = kahan._Scratch()
+    monkeypatch.setattr(kahan, "_scratch", scratch)
     for size in range(1, 100):
         for _ in range(3):
-            ws = [torch.ones(size, dtype=torch.bfloat16) for _ in range(3)]
-            kahan_add_(ws[:1], ws[1:2], ws[2:], 0.1)
-        assert [*map(len, kahan._rooms.values())] == [1] * len(kahan._rooms)
-    assert len(kahan._rooms) <= 16
-    monkeypatch.setattr(kahan, "_LONGEST_KEPT", 99)
-    kept = len(kahan._rooms)
-    long = [torch.ones(100, dtype=torch.bfloat16) for _ in range(3)]
-    kahan_add_(long[:1], long[1:2], long[2:], 0.1)
-    assert len(kahan._rooms) == kept
+            added([torch.ones(size)] * size)
+    (rows,) = {place.row.untyped_storage().data_ptr() for places in scratch._known.values() for place in places}
+    assert rows == scratch._rows.data_ptr()
+    assert scratch._tensors == 99 * 100 / 2 == sum(map(len, scratch._known))
+    added([torch.ones(1)] * 3000)
+    added([torch.ones(2)] * 3000)  # more than may be kept: the first ones go
+    assert scratch._tensors == 3000 == sum(map(len, scratch._known))
+    added([torch.ones(1)] * 8193)
+    added([torch.ones(1, 2**20).expand(2, -1).contiguous().mT])  # cannot be cut, and has its own memory
+    assert scratch._tensors == 3000
+    assert scratch._rows.numel() == 2 * 2**19
+
+
+def added(ws):
+    lists = [[w.bfloat16() for w in ws] for _ in range(3)]
+    kahan_add_(*lists, 0.25)
+    assert all(w.eq(2.25).all() for w in lists[0])
 
 
 def test_steps_of_several_threads_at_once_are_the_steps_alone():
@@ -181,7 +203,7 @@ def test_steps_of_several_threads_at_once_are_the_steps_alone():
 
 
 def test_a_step_in_inference_mode_leaves_others_as_they_are(monkeypatch):
-    monkeypatch.setattr(kahan, "_rooms", {})
+    monkeypatch.setattr(kahan, "_scratch", kahan._Scratch())
     w, v, k = torch.tensor([[1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [0.0, 0.0, 0.0]], dtype=torch.bfloat16).clone()
     with torch.inference_mode():
         kahan_add_([w], [v], [k], -0.5)

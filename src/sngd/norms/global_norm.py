@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
+from itertools import accumulate, groupby
 from operator import attrgetter
 from types import MappingProxyType
 from typing import NamedTuple
@@ -237,22 +238,27 @@ def _norms(
         return torch._foreach_norm(merged(made), 2, dtype)
     if compiling:  # it makes code for single norms, and calls the list kernel
         return [norm_of_one(t, dtype) for t in made]
-    # tensors of 16 bits are converted before they are summed, and then as exact as float32
-    small, short, long = _by_length(tuple(shapes or [t.shape for t in made]), max(made[0].itemsize, 4))
+    if made[0].dtype != dtype and made[0].is_floating_point():
+        return _norms_of_converted(tensors, dtype)
+    small, short, long = _by_length(tuple(shapes or [t.shape for t in made]), made[0].itemsize)
     if len(short) == len(made):
-        return _single_sums(made, dtype)
+        return torch._foreach_norm(made, 2, dtype)
     lists: tuple[list[Tensor], list[Tensor | Unmade]] = [made[i] for i in short], [tensors[i] for i in long]
     if small:
         together = torch.cat([made[i] for i in small])
-        (lists[1] if is_long(together.numel(), max(together.itemsize, 4)) else lists[0]).append(together)
-    return [*_single_sums(lists[0], dtype), *[norm_by_rows(t, dtype) for t in lists[1]]]
+        (lists[1] if is_long(together.numel(), together.itemsize) else lists[0]).append(together)
+    norms = list(torch._foreach_norm(lists[0], 2, dtype)) if lists[0] else []
+    return norms + [norm_by_rows(t, dtype) for t in lists[1]]
 
 
-def _single_sums(tensors: list[Tensor], dtype: torch.dtype) -> tuple[Tensor, ...] | list[Tensor]:
-    """Each tensor's norm as one sum on the CPU. A norm that converts as it sums takes longer than the two alone."""
-    if not tensors or tensors[0].dtype == dtype:
-        return torch._foreach_norm(tensors, 2, dtype) if tensors else []
-    return [torch.linalg.vector_norm(t.to(dtype)) for t in tensors]
+def _norms_of_converted(tensors: Sequence[Tensor | Unmade], dtype: torch.dtype) -> list[Tensor]:
+    """``_norms`` on the CPU of tensors of another dtype. As each conversion is a call of its own, they are joined."""
+    made = [t for t in tensors if isinstance(t, Tensor) and t.numel() <= _PIECE]
+    others = [t for t in tensors if not isinstance(t, Tensor) or t.numel() > _PIECE]
+    ends = accumulate(map(Tensor.numel, made))
+    batches = groupby(zip(ends, made, strict=True), key=lambda end_of: end_of[0] // _PIECE)
+    joined = [_flatten_dense_tensors([t for _, t in batch]) for _, batch in batches]
+    return [norm_by_rows(t, dtype) for t in (*joined, *others)]
 
 
 def merged(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -1,7 +1,7 @@
 """Kahan summation: the part of a step that float16 or bfloat16 weights lose to rounding is added to the next step."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Sequence
 from math import inf
 from typing import NamedTuple
 
@@ -46,19 +46,18 @@ def kahan_add_(params: list[Tensor], vectors: list[Tensor], dropped: list[Tensor
 
     The numbers on the way are float32, and those of one batch of tensors after another lie in the same memory.
     """
-    batches = list(in_batches(params, vectors, dropped))
-    with _room(tuple(tuple(w.shape for w in batch.lists[0]) for batch in batches)) as places:
-        for batch, (new, other) in zip(batches, places, strict=True):
-            ws, vs, ks = batch.lists
-            torch._foreach_copy_(new.tensors, ks)
-            torch._foreach_copy_(other.tensors, vs)
-            new.row.add_(other.row, alpha=alpha)
-            torch._foreach_copy_(other.tensors, ws)
-            new.row.add_(other.row)
-            torch._foreach_copy_(ws, new.tensors)
-            torch._foreach_copy_(other.tensors, ws)
-            new.row.sub_(other.row)
-            torch._foreach_copy_(ks, new.tensors)
+    for batch in in_batches(params, vectors, dropped):
+        ws, vs, ks = batch.lists
+        new, other = _scratch.places(tuple(w.shape for w in ws))
+        torch._foreach_copy_(new.tensors, ks)
+        torch._foreach_copy_(other.tensors, vs)
+        new.row.add_(other.row, alpha=alpha)
+        torch._foreach_copy_(other.tensors, ws)
+        new.row.add_(other.row)
+        torch._foreach_copy_(ws, new.tensors)
+        torch._foreach_copy_(other.tensors, ws)
+        new.row.sub_(other.row)
+        torch._foreach_copy_(ks, new.tensors)
 
 
 class _Place(NamedTuple):
@@ -68,46 +67,55 @@ class _Place(NamedTuple):
     tensors: list[Tensor]
 
 
-class _Room(NamedTuple):
-    """Two rows of memory, and in them two places for the tensors of each batch."""
-
-    rows: Tensor
-    places: list[tuple[_Place, _Place]]
+_Places = tuple[_Place, _Place]
 
 
-_Shapes = tuple[tuple[torch.Size, ...], ...]  # of the tensors of each batch
+class _Scratch(threading.local):
+    """Two rows of memory for each thread, and where tensors of certain shapes lie in them.
 
-# Rooms that no step is using now. To make one takes longer than the arithmetic of a small network.
-_rooms: dict[_Shapes, list[_Room]] = {}
-_MOST_ROOMS = 16
-_LONGEST_KEPT = 2**19  # entries of a row; only a batch of one weight that cannot be cut needs more
+    To find new memory, and to lay tensors out in it, takes longer than the arithmetic of a small network.
+    """
+
+    LENGTH = 2**19  # entries of a row, which hold every batch but one of a single weight that cannot be cut
+    MOST_TENSORS = 8192  # that are laid out at a time, of all shapes together
+
+    def __init__(self) -> None:
+        self._rows: Tensor | None = None
+        self._known: dict[tuple[torch.Size, ...], _Places] = {}
+        self._tensors = 0
+
+    def places(self, shapes: tuple[torch.Size, ...]) -> _Places:
+        """Two places for tensors of these shapes. What lies there is overwritten by the next use."""
+        found = self._known.get(shapes)
+        if found is None:
+            found = self._laid_out(shapes)
+        return found
+
+    def _laid_out(self, shapes: tuple[torch.Size, ...]) -> _Places:
+        entries = sum(shape.numel() for shape in shapes)
+        with torch.inference_mode(False):  # whose tensors could not be used outside
+            if entries > self.LENGTH or len(shapes) > self.MOST_TENSORS:
+                return _places_in(torch.empty(2, entries, dtype=torch.float32, device="cpu"), shapes)
+            if self._rows is None:
+                self._rows = torch.empty(2, self.LENGTH, dtype=torch.float32, device="cpu")
+            found = _places_in(self._rows, shapes)
+        if self._tensors + len(shapes) > self.MOST_TENSORS:
+            self._known, self._tensors = {}, 0
+        self._known[shapes] = found
+        self._tensors += len(shapes)
+        return found
 
 
-@contextmanager
-def _room(shapes: _Shapes) -> Iterator[list[tuple[_Place, _Place]]]:
-    """Two places for the tensors of each batch, in memory that all batches share and no other thread uses meanwhile."""
-    try:
-        room = _rooms[shapes].pop()
-    except (KeyError, IndexError):
-        room = _new_room(shapes)
-    yield room.places
-    if room.rows.shape[1] > _LONGEST_KEPT:
-        return
-    if shapes not in _rooms and len(_rooms) >= _MOST_ROOMS:
-        _rooms.clear()
-    _rooms.setdefault(shapes, []).append(room)
+_scratch = _Scratch()
 
 
-def _new_room(shapes: _Shapes) -> _Room:
-    longest = max(sum(shape.numel() for shape in some) for some in shapes)
-    with torch.inference_mode(False):  # whose tensors could not be used outside
-        rows = torch.empty(2, longest, dtype=torch.float32, device="cpu")
-        return _Room(rows, [(_place(rows[0], some), _place(rows[1], some)) for some in shapes])
-
-
-def _place(row: Tensor, shapes: Sequence[torch.Size]) -> _Place:
+def _places_in(rows: Tensor, shapes: Sequence[torch.Size]) -> _Places:
     lengths = [shape.numel() for shape in shapes]
-    row = row[: sum(lengths)]
+    new, other = (row[: sum(lengths)] for row in rows)
+    return _place(new, shapes, lengths), _place(other, shapes, lengths)
+
+
+def _place(row: Tensor, shapes: Sequence[torch.Size], lengths: list[int]) -> _Place:
     return _Place(row, [part.view(shape) for part, shape in zip(row.split(lengths), shapes, strict=True)])
 
 
