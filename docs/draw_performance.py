@@ -9,7 +9,7 @@ sees when a page or the picture is not that of the committed measurements.
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import ceil, floor, log10
 from pathlib import Path
 from statistics import median
@@ -54,10 +54,17 @@ def machine(found: Found) -> str:
     threads = f"{at['threads']} thread" + "s" * (at["threads"] > 1)
     return (
         f"The numbers on this page are from {at['processor']} with {at['instructions']}, {at['cores']} cores, "
-        f"{threads},\ntorch {at['torch']}, Python {at['python']}, at commit {at['commit'][:7]}. "
+        f"{threads},\ntorch {at['torch']}, Python {at['python']}, at {_commits(SECOND)}. "
         f"What is named second is from a second processor,\nalso {second['processor']} with {second['cores']} cores, "
-        f"at commit {second['commit'][:7]}."
+        f"at {_commits(SECOND.values())}."
     )
+
+
+def _commits(files: Iterable[Path]) -> str:
+    """Those at which steps and passes, the engine, and whole commands were measured."""
+    measured = map(_read, files)
+    commits = [found.get("step", found)["environment"]["commit"][:7] for found in measured]
+    return "commits {} (steps and passes), {} (engine) and {} (whole\ncommands)".format(*commits)
 
 
 def sizes(found: Found) -> str:

@@ -219,12 +219,9 @@ def taken_bare(params, options):
     return norm is not None
 
 
-@pytest.mark.parametrize("rule", KNOWN)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("capped", [False, True])
-def test_a_bare_step_is_the_general_one_bit_for_bit(rule, dtype, capped, monkeypatch):
+def assert_bare_steps_are_the_general_ones(dtype, options, first, monkeypatch):
+    """Four steps, bit for bit; the first bare one is that of index ``first``."""
     bare, other = weights(dtype), weights(dtype)
-    options = KNOWN[rule] | ({"max_scale": 1e-3} if capped else {})
     optimizers = SNGD(bare, lr=0.1, **options), general(SNGD(other, lr=0.1, **options), monkeypatch)
     taken = []
     monkeypatch.setattr("sngd.optim.sngd.bare_step", lambda *args: taken.append(bare_step(*args)) or taken[-1])
@@ -234,28 +231,24 @@ def test_a_bare_step_is_the_general_one_bit_for_bit(rule, dtype, capped, monkeyp
             optimizer.step()
         assert_same_bits(bare, other)
         assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
-    first = int("momentum" in options)  # the general step makes the buffers
     assert [norm is not None for norm in taken] == [False] * first + [True] * (4 - first)
     for a, b in zip(bare, other, strict=True):
         assert_same_bits(optimizers[0].state[a].values(), optimizers[1].state[b].values())
 
 
+@pytest.mark.parametrize("rule", KNOWN)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("capped", [False, True])
+def test_a_bare_step_is_the_general_one_bit_for_bit(rule, dtype, capped, monkeypatch):
+    options = KNOWN[rule] | ({"max_scale": 1e-3} if capped else {})
+    first = int("momentum" in options)  # the general step makes the buffers
+    assert_bare_steps_are_the_general_ones(dtype, options, first, monkeypatch)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("options", [{}, {"max_scale": 1e-3}], ids=["", "capped"])
 def test_so_it_is_with_kahan_summation(dtype, options, monkeypatch):
-    bare, other = weights(dtype), weights(dtype)
-    optimizers = SNGD(bare, kahan_sum=True, **options), general(SNGD(other, kahan_sum=True, **options), monkeypatch)
-    taken = []
-    monkeypatch.setattr("sngd.optim.sngd.bare_step", lambda *args: taken.append(bare_step(*args)) or taken[-1])
-    for step in range(4):
-        for params, optimizer in zip((bare, other), optimizers, strict=True):
-            with_gradients(params, step)
-            optimizer.step()
-        assert_same_bits(bare, other)
-        assert torch.equal(optimizers[0].last_norm, optimizers[1].last_norm)
-    assert [norm is not None for norm in taken] == [False, True, True, True]  # the general step makes the buffers
-    for a, b in zip(bare, other, strict=True):
-        assert_same_bits(optimizers[0].state[a].values(), optimizers[1].state[b].values())
+    assert_bare_steps_are_the_general_ones(dtype, {"kahan_sum": True, **options}, 1, monkeypatch)
 
 
 @pytest.mark.parametrize("options", [{"momentum": 0.9}, {"weight_decay": 0.1}, {"maximize": True}], ids=str)

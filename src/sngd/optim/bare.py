@@ -19,7 +19,6 @@ from sngd.sharding import are_plain
 
 _DTYPE = attrgetter("dtype")
 _MOST = {dtype: torch.finfo(dtype).max for dtype in ROOM}
-_NARROW = torch.float16, torch.bfloat16
 
 
 class _Bare(NamedTuple):
@@ -113,7 +112,7 @@ def _bare(
 ) -> _Bare | None:
     """The group's tensors, if they are usual, of one dtype that the step knows, and with options short ones."""
     dtype, decay, momentum, on_cpu = params[0].dtype, group["weight_decay"], group["momentum"], params[0].is_cpu
-    kahan = dtype in _NARROW and group["kahan_sum"] and on_cpu and not (decay or momentum)
+    kahan = group["kahan_sum"] and dtype != at_least_float32(dtype) and on_cpu and not (decay or momentum)
     if not (kahan or dtype in ROOM):
         return None
     buffers: list[Any] = [state[p].get("momentum_buffer") for p in params] if momentum else []
