@@ -17,10 +17,14 @@ settings.load_profile("sngd")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def one_thread() -> None:
+def one_thread() -> Iterator[None]:
+    """For torch in this process and in those that tests start, because as many tests run at once as there are cores."""
     import torch  # here, because xdist's first process, which waits for its workers, tests nothing
 
     torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
