@@ -4,6 +4,7 @@ import multiprocessing
 import random
 import time
 from dataclasses import replace
+from math import nan
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from sngd.training.methods import Method, StepRule
 from sngd.training.replicas.stack import Stack
 from sngd.training.replicas.train import train_together
 from sngd.training.run_folder import RunFolder
-from sngd.training.run_state import RunState
+from sngd.training.run_state import RunState, _generator
 
 TOGETHER = [name for name, method in METHODS.items() if type(method) is Method]
 SEEDS = (0, 1, 2)
@@ -97,6 +98,14 @@ def test_parameters_of_the_method_may_differ(tmp_path, plain, method, params):
     assert_equal_to_rounding(alone, together)
 
 
+@pytest.mark.parametrize("method", ["nsgd-momentum", "sngm", "sgd-momentum"])
+def test_one_has_no_momentum_and_others_have(tmp_path, plain, method):
+    configs = differing(config_of(method))
+    configs = [replace(c, params={"momentum": beta}) for c, beta in zip(configs, (0.0, 0.9, 0.5), strict=True)]
+    _, alone, together = alone_and_together(configs, tmp_path, plain)
+    assert_equal_to_rounding(alone, together)
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -168,11 +177,23 @@ def with_hook(setting):
     return optimizer
 
 
+class WithNewTensors(torch.optim.SGD):
+    """Puts other tensors in the place of weights and gradients."""
+
+    def step(self, closure=None):  # noqa: ARG002
+        for param in self.param_groups[0]["params"]:
+            param.data, param.grad = param.data - self.param_groups[0]["lr"] * param.grad, None
+
+
+def with_new_tensors(setting):
+    return WithNewTensors(setting.params, setting.lr)
+
+
 def perturbed_with_hook(setting):
     return Perturbed(with_hook(setting), 0.1, generator=setting.generator("noise"))
 
 
-@pytest.mark.parametrize("build", [some_weights, other_order, with_hook, perturbed_with_hook])
+@pytest.mark.parametrize("build", [some_weights, other_order, with_hook, with_new_tensors, perturbed_with_hook])
 def test_a_step_rule_of_a_user_s(tmp_path, plain, monkeypatch, build):
     method = replace(METHODS["sgd"], name="mine", step_rule=StepRule("mine", build))
     monkeypatch.setitem(METHODS, "mine", method)
@@ -189,6 +210,27 @@ def test_one_that_diverges_leaves_the_others_alone(tmp_path, plain):
     for index in (0, 2):
         assert_equal_to_rounding(alone[index], together[index])
     assert together[1][0]["finished"]
+
+
+def test_the_last_row_of_one_is_of_all_samples_though_another_has_not_ended(tmp_path):
+    """After an estimate that is not finite the next one is an anchor, for which this run has no calls left."""
+    samples, size = 20, 5
+    first = torch.randperm(samples, generator=torch.Generator().manual_seed(0))[:size].tolist()
+    bad = next(index for index in range(samples) if index not in first)  # and not among the samples of other rows
+    x = torch.randn(samples, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    x[bad] = nan
+
+    def problem():
+        return Problem(lambda: nn.Linear(3, 2).double(), nn.functional.cross_entropy, (x, torch.arange(samples) % 2))
+
+    config = config_of("spider-sfo", batch_size=2, epochs=1.25, curve_samples=size, grad_norm=False, weight_decay=0.0)
+    config = replace(config, params={"anchor_batch_size": 8.0, "period": 100.0})
+    places = [torch.randperm(samples, generator=_generator(s, "samples")).tolist().index(bad) for s in range(100)]
+    configs = [replace(config, seed=places.index(place)) for place in (samples - 1, 12)]
+    rows, alone, together = alone_and_together(configs, tmp_path, problem)
+    assert [row["diverged"] for row in rows] == [True, True]
+    last = [[outcomes[index][1][-1] for index in (0, 1)] for outcomes in (alone, together)]
+    assert str(last[0]) == str(last[1])  # nan is no number that equals another
 
 
 @pytest.mark.slow

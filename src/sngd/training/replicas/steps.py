@@ -36,6 +36,7 @@ class Rule:
     def __init__(self, optimizers: Sequence[Optimizer], layout: Layout, weights: Tensor, gradient: Tensor) -> None:
         self.optimizers, self.layout, self.weights, self.gradient = optimizers, layout, weights, gradient
         self.groups = [optimizer.param_groups[0] for optimizer in optimizers]
+        self._places = [[(param, param.data, param.grad) for param in _params(own)] for own in optimizers]
         self.matrices: list[Tensor] = []
         self._columns: dict[str, Tensor] = {}
 
@@ -43,6 +44,11 @@ class Rule:
         """Let ``rows`` take a step. Others may change too; see ``Stack``."""
         for row in rows:
             self.optimizers[row].step()
+            for param, weight, gradient in self._places[row]:  # which a user's optimizer may have replaced
+                if param.data_ptr() != weight.data_ptr():
+                    param.data = weight.copy_(param.data)
+                if param.grad is not gradient:
+                    param.grad = gradient
 
     def options_changed(self) -> None:
         """The optimizers' options are other ones than at the last step."""
@@ -105,9 +111,18 @@ class _Stacked(Rule):
         """Make the optimizers' buffers views of rows; they have none before their first step."""
         for name, matrix in zip(self.buffers, self.matrices, strict=True):
             for row, optimizer in enumerate(self.optimizers):
-                for param, view in zip(_params(optimizer), self.layout.views(matrix[row]), strict=True):
-                    optimizer.state[param][name] = view
+                if self.keeps_buffers(self.groups[row]):
+                    for param, view in zip(_params(optimizer), self.layout.views(matrix[row]), strict=True):
+                        optimizer.state[param][name] = view
         self._adopted = True
+
+    def keeps_buffers(self, group: dict[str, Any]) -> bool:
+        """Whether a row of these options has buffers of its own. One without still takes part in the arithmetic."""
+        return bool(group["momentum"])
+
+    def options_changed(self) -> None:
+        super().options_changed()
+        self._adopted = False
 
     def step_all(self, rows: Sequence[int]) -> None:
         """Let all rows take a step, of which only those of ``rows`` count."""
@@ -129,7 +144,7 @@ class NormalizedRule(_Stacked):
 
     def step_all(self, rows: Sequence[int]) -> None:
         group = self.groups[0]
-        decoupled, mean = group["decoupled_weight_decay"], averages(group)
+        decoupled, mean = group["decoupled_weight_decay"], any(map(averages, self.groups))
         vectors = self.gradient if decoupled else self.decayed()
         if mean:
             vectors = self.matrices[0].lerp(vectors, self.column("1 − β", lambda group: 1 - group["momentum"]))
@@ -171,6 +186,9 @@ class AdamRule(_Stacked):
     @property
     def buffers(self) -> tuple[str, ...]:
         return "exp_avg", "exp_avg_sq"
+
+    def keeps_buffers(self, group: dict[str, Any]) -> bool:  # noqa: ARG002
+        return True
 
     def step_all(self, rows: Sequence[int]) -> None:
         for row in rows:

@@ -124,7 +124,9 @@ class _Together:
         self._settle()
         level = len({self.open[index].state.loop.oracle_calls for index in turn}) == 1
         if stack.in_step and level:
-            rows = self._measured(stack, due)
+            finished = [index for index in due if self.open[index].state.finished]
+            others = [index for index in due if index not in finished]  # which may be measured on fewer samples
+            rows = self._measured(stack, finished) | self._measured(stack, others)
         else:
             rows = {index: self.open[index].state.evaluate() for index in due}
         for index, own in rows.items():
@@ -133,7 +135,9 @@ class _Together:
                 self.rows[index] = own[-1]
 
     def _measured(self, stack: Stack, due: Sequence[int]) -> dict[int, list[Row]]:
-        """``RunState.evaluate`` of several runs."""
+        """``RunState.evaluate`` of runs that have all finished, or all not."""
+        if not due:
+            return {}
         first = self.open[due[0]].state
         measure = partial(stack.measure, first.row_samples, grad_norm=bool(first.config.grad_norm))
         measured = measure()
