@@ -65,6 +65,24 @@ class WithItem(nn.Linear):
         return super().forward(x) * (2.0 if self.weight.sum().item() > 0 else 1.0)
 
 
+class WithUnused(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+        self.other = nn.Linear(2, 2)
+
+
+def with_hook_on_a_gradient():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softplus())
+    model[0].weight.register_hook(lambda gradient: gradient.clamp(-100, 100))
+    return model
+
+
+def with_hook_on_a_sum_of_gradients():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softplus())
+    model[0].bias.register_post_accumulate_grad_hook(lambda param: param.grad.clamp_(-100, 100))
+    return model
+
+
 REASONS = {
     "changes buffers while it trains": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
     "draws random numbers while it trains": lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.01)),
@@ -75,6 +93,9 @@ REASONS = {
     "buffers that depend on the seed": WithBuffer,
     "torch.func.vmap cannot batch its model or loss": WithItem,
     "torch.func.vmap cannot batch its model": OtherwiseInEval,
+    "its loss does not depend on some of its weights": WithUnused,
+    "some of its weights have hooks": with_hook_on_a_gradient,
+    "weights have hooks": with_hook_on_a_sum_of_gradients,
 }
 
 
@@ -89,6 +110,11 @@ def test_a_loss_that_cannot_be_batched(recwarn):
 
     assert "vmap cannot batch" in reason_against(CONFIG, problem_of(lambda: nn.Linear(4, 3), loss))
     assert not recwarn.list
+
+
+def test_samples_that_vary_by_no_generator_of_the_run():
+    problem = problem_of(lambda: nn.Linear(4, 3), augment=lambda inputs, _: inputs + torch.randn_like(inputs))
+    assert "augment draws from torch's global random numbers" in reason_against(CONFIG, problem)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from sngd.problems import Problem
 from sngd.problems.problem import Samples
 from sngd.training.config import RunConfig
 from sngd.training.methods import BUILT_IN, Method, find_method
+from sngd.training.replicas.layers import without_hooks
 from sngd.training.replicas.layout import apart
 from sngd.training.replicas.losses import Batch, Losses
 
@@ -49,8 +50,10 @@ def limit(config: RunConfig, problem: Problem) -> Limit:
 def reason_against(config: RunConfig, problem: Problem) -> str | None:
     """Why runs of this kind cannot be replicas, as the end of a sentence; None if they can.
 
-    Two models with different weights are tried on a few samples, together and one after the other. So this finds
-    whatever makes a difference, also in a model or a loss of the user's own.
+    Two models with different weights are tried on a few samples, together and one after the other. So this finds most
+    of what makes a difference, also in a model or a loss of the user's own. It does not find what only other seeds or
+    other samples show, such as a model that chooses its activation at random when it is built, or an ``augment``
+    whose results differ in shape.
     """
     if config.precision != "float32":
         return f"its products are rounded to {config.precision}"
@@ -85,15 +88,21 @@ def _reason_in_trial(problem: Problem) -> str | None:
         return "its weights are not all float32 or all float64"
     if not apart(params):
         return "some of its weights share memory, or do not lie in one piece"
+    if not all(map(without_hooks, params)):
+        return "some of its weights have hooks"
     if _differ(*models):
         return "its models have buffers that depend on the seed"
-    batches = [_batch(problem, seed) for seed in (0, 1)]
     before, chance = _seeded(problem, 0), torch.get_rng_state()
+    batches = [_batch(problem, seed) for seed in (0, 1)]
+    if not torch.equal(chance, torch.get_rng_state()):
+        return "its augment draws from torch's global random numbers"
     alone = [_alone(problem, model, batch) for model, batch in zip(models, batches, strict=True)]
     if _differ(models[0], before):
         return "its model changes buffers while it trains, as BatchNorm does"
     if not torch.equal(chance, torch.get_rng_state()):
         return "its model draws random numbers while it trains, as dropout does"
+    if alone[0] is None or alone[1] is None:
+        return "its loss does not depend on some of its weights"  # to which weight decay is then not applied
     losses = Losses(problem, models[0])
     weights = losses.layout.matrix([list(model.parameters()) for model in models])
     together = torch.zeros_like(weights)
@@ -130,10 +139,11 @@ def _differ(one: nn.Module, other: nn.Module) -> bool:
     return not all(torch.equal(own, theirs) for own, theirs in pairs)
 
 
-def _alone(problem: Problem, model: nn.Module, batch: Samples) -> list[Tensor]:
-    """The gradient of one model's loss, by parameter."""
+def _alone(problem: Problem, model: nn.Module, batch: Samples) -> list[Tensor] | None:
+    """The gradient of one model's loss, by parameter; None if it does not depend on one of them."""
     gradients = torch.autograd.grad(problem.mean_loss(model, batch), list(model.parameters()), allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for p, g in zip(model.parameters(), gradients, strict=True)]
+    found = [gradient for gradient in gradients if gradient is not None]
+    return found if len(found) == len(gradients) else None
 
 
 def most_replicas(config: RunConfig, problem: Problem) -> int:

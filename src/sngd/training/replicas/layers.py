@@ -139,9 +139,13 @@ def _is_plain(module: nn.Module) -> bool:
 
 def _is_usual(param: Tensor) -> bool:
     """Whether it is trained, in numbers that are not short, and no function of a user's looks at its gradient."""
-    hooks = ("_backward_hooks", "_post_accumulate_grad_hooks")
     usual = param.requires_grad and param.dtype in (torch.float32, torch.float64) and param.numel() > 0
-    return usual and not any(getattr(param, name) for name in hooks)
+    return usual and without_hooks(param)
+
+
+def without_hooks(param: Tensor) -> bool:
+    """Whether no function of a user's looks at its gradient."""
+    return not (param._backward_hooks or param._post_accumulate_grad_hooks)
 
 
 def _are_known(samples: tuple[object, object] | None) -> bool:
