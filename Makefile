@@ -22,7 +22,7 @@ demo: .venv/.lab
 reproduce: .venv/.lab
 	$(BIN)/sngd reproduce all --profile $(PROFILE) --out $(RESULTS)
 
-# In a minute and a half: what to run before each commit.
+# In one and a half to four minutes: what to run before each commit.
 check: lint types
 	$(BIN)/pytest -m "not slow"
 

@@ -240,11 +240,12 @@ def readme(found: Found) -> str:
     with_goal = [case for case in MODELS if "goal" in _row(found, case, "SNGD", "bare calls")]
     bare, clip = ([_row(found, case, "SNGD", against) for case in with_goal] for against in ("bare calls", CLIP))
     loops = [row for row in found["train"]["comparisons"] if row["against"] == "DataLoader loop"]
+    parts = " and ".join(f"{case['samples']:,}" for case in found["train"]["cases"].values() if case["evaluates"])
     return (
         f"An `SNGD` step takes {_named(bare)} times as long as torch's bare functions\n"
         f"that compute the same step without any check (the norms, their norm, and one addition), and {_named(clip)}\n"
-        f"of the time of `clip_grad_norm_` and `SGD(foreach=True)`. A pass of `sngd train` takes {_named(loops)}\n"
-        "of the time of a `DataLoader` loop."
+        f"of the time of `clip_grad_norm_` and `SGD(foreach=True)`. `sngd train` takes {_named(loops)}\n"
+        f"of the time of a `DataLoader` loop: a pass over MNIST, and {parts} samples of CIFAR-10 with an evaluation."
     )
 
 

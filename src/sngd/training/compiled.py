@@ -83,8 +83,8 @@ def _compiled_loss(threads: int) -> Callable[..., Tensor]:
     return torch.compile(copy, dynamic=False, options=options)
 
 
-# Floating-point operations of a run's layers. Compiling ResNet8's step took as long as it saved in 4e13 of them,
-# ResNet20's in 2.3e14 (results/engine.json).
+# Floating-point operations of a run's layers. When it was chosen, compiling ResNet8's step took as long as it saved in
+# 4e13 of them, ResNet20's in 2.3e14. The gain is a few percent, so later measurements differ (results/engine*.json).
 _ENOUGH = 1e15
 _CONVOLUTIONS = nn.Conv1d, nn.Conv2d, nn.Conv3d
 
