@@ -43,12 +43,22 @@ class Rule:
     def step(self, rows: Sequence[int]) -> None:
         """Let ``rows`` take a step. Others may change too; see ``Stack``."""
         for row in rows:
-            self.optimizers[row].step()
-            for param, weight, gradient in self._places[row]:  # which a user's optimizer may have replaced
-                if param.data_ptr() != weight.data_ptr():
-                    param.data = weight.copy_(param.data)
-                if param.grad is not gradient:
-                    param.grad = gradient
+            if type(self.optimizers[row]) is SNGD:
+                self.optimizers[row].step()
+            else:
+                self._step_with_care(row)
+
+    def _step_with_care(self, row: int) -> None:
+        """A user's optimizer may keep gradients, set them to None, or put new tensors in the place of weights."""
+        for param, _, gradient in self._places[row]:
+            param.grad = None if gradient is None else gradient.clone()
+        self.optimizers[row].step()
+        for param, weight, gradient in self._places[row]:
+            if param.data_ptr() != weight.data_ptr():
+                param.data = weight.copy_(param.data)
+            if param.grad is not None and gradient is not None:
+                gradient.copy_(param.grad)
+            param.grad = gradient
 
     def options_changed(self) -> None:
         """The optimizers' options are other ones than at the last step."""
@@ -241,17 +251,24 @@ def rule_of(optimizers: Sequence[Optimizer], layout: Layout, weights: Tensor, gr
 
 
 def _kind_of(optimizers: Sequence[Optimizer], layout: Layout, weights: Tensor) -> type[Rule]:
-    first = optimizers[0]
     if not all(_moves_all(optimizer, layout.views(row)) for optimizer, row in zip(optimizers, weights, strict=True)):
         return Rule
-    if isinstance(first, Perturbed):
+    if len({type(optimizer) for optimizer in optimizers}) > 1:
+        return Rule
+    if isinstance(optimizers[0], Perturbed):
         return PerturbedRule
-    group, *others = first.param_groups
-    if others or any(group.get(name) for name in _UNKNOWN):
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    if len(groups) > len(optimizers) or any(group.get(name) for group in groups for name in _UNKNOWN):
         return Rule
-    if isinstance(first, SNGD) and not isinstance(find_norm(group["norm"]), L2):
+    if isinstance(optimizers[0], SNGD) and not _is_one_rule(groups):
         return Rule
-    return _RULES.get(type(first), Rule)
+    return _RULES.get(type(optimizers[0]), Rule)
+
+
+def _is_one_rule(groups: Sequence[dict[str, Any]]) -> bool:
+    """Whether SNGD's steps with these options differ in numbers alone, and are in the ℓ2 norm."""
+    in_l2 = all(isinstance(find_norm(group["norm"]), L2) for group in groups)
+    return in_l2 and len({(group["normalize"], group["decoupled_weight_decay"]) for group in groups}) == 1
 
 
 def _moves_all(optimizer: Optimizer, views: Sequence[Tensor]) -> bool:
