@@ -76,6 +76,17 @@ def sizes(found: Found) -> str:
     return _table(["weights", "tensors", "entries", "SNGD's step", "bare calls"], rows)
 
 
+def rounds(found: Found) -> str:
+    """The least and the largest number of rounds of each model's steps, and that of each problem's passes."""
+    counts = []
+    for measured in (found, _read(SECOND[RESULTS])):
+        steps = [measured["step"]["cases"][case]["rounds"].values() for case in MODELS]
+        passes = [case["rounds"] for case in measured["train"]["cases"].values()]
+        counts.append([*(f"{min(some):,}–{max(some):,}" for some in steps), *map(str, passes)])
+    head = ["", *(f"steps of {title}" for title in MODELS.values()), *found["train"]["cases"]]
+    return _table(head, [["rounds", *counts[0]], ["second", *counts[1]]])
+
+
 def step(found: Found) -> str:
     return _models(found, lambda row: row["same"])
 
@@ -254,6 +265,7 @@ BLOCKS: dict[str, Callable[[Found], str]] = {
     for block in (
         machine,
         sizes,
+        rounds,
         step,
         different,
         train,

@@ -180,7 +180,7 @@ def with_hook(setting):
 class WithNewTensors(torch.optim.SGD):
     """Puts other tensors in the place of weights and gradients."""
 
-    def step(self, closure=None):  # noqa: ARG002
+    def step(self):
         for param in self.param_groups[0]["params"]:
             param.data, param.grad = param.data - self.param_groups[0]["lr"] * param.grad, None
 

@@ -121,14 +121,10 @@ class _Stacked(Rule):
         """Make the optimizers' buffers views of rows; they have none before their first step."""
         for name, matrix in zip(self.buffers, self.matrices, strict=True):
             for row, optimizer in enumerate(self.optimizers):
-                if self.keeps_buffers(self.groups[row]):
+                if self.groups[row].get("momentum") != 0:  # alone, such a run has no buffer; AdamW has no such option
                     for param, view in zip(_params(optimizer), self.layout.views(matrix[row]), strict=True):
                         optimizer.state[param][name] = view
         self._adopted = True
-
-    def keeps_buffers(self, group: dict[str, Any]) -> bool:
-        """Whether a row of these options has buffers of its own. One without still takes part in the arithmetic."""
-        return bool(group["momentum"])
 
     def options_changed(self) -> None:
         super().options_changed()
@@ -196,9 +192,6 @@ class AdamRule(_Stacked):
     @property
     def buffers(self) -> tuple[str, ...]:
         return "exp_avg", "exp_avg_sq"
-
-    def keeps_buffers(self, group: dict[str, Any]) -> bool:  # noqa: ARG002
-        return True
 
     def step_all(self, rows: Sequence[int]) -> None:
         for row in rows:
