@@ -68,9 +68,13 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def as_lines(rows: Iterable[Mapping[str, object]]) -> bytes:
-    """The rows as metrics.jsonl has them; a number that is not finite becomes null, which JSON can say."""
-    finite = ({k: None if isinstance(v, float) and not isfinite(v) else v for k, v in row.items()} for row in rows)
-    return b"".join(json.dumps(row, allow_nan=False).encode() + b"\n" for row in finite)
+    """The rows as metrics.jsonl has them."""
+    return b"".join(json.dumps(finite(row), allow_nan=False).encode() + b"\n" for row in rows)
+
+
+def finite(row: Mapping[str, object]) -> dict[str, object]:
+    """The row with None in the place of numbers that are not finite, which JSON cannot say."""
+    return {key: None if isinstance(value, float) and not isfinite(value) else value for key, value in row.items()}
 
 
 def parse_rows(lines: list[bytes], path: Path) -> list[Row]:

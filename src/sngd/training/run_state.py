@@ -30,7 +30,7 @@ from sngd.training.graphed import GraphedLoss
 from sngd.training.graphed_step import WholeSteps, can_be_whole
 from sngd.training.loop import Composed, step_norm
 from sngd.training.methods import Setting, find_method
-from sngd.training.metrics import Row
+from sngd.training.metrics import Row, finite
 from sngd.training.ranks import ALONE, Forward, Ranks
 from sngd.training.replicas.alike import reason_against_method
 from sngd.training.replicas.layers import layers_of
@@ -312,7 +312,7 @@ class RunState:
         self.evaluations = int(self.loop.oracle_calls / self.problem.n / self.config.eval_every + 1e-9) + 1
         if self.returns_random(cast(Row, row)):
             row["final"] = False
-        return cast(Row, row)
+        return cast(Row, finite(row))
 
     def returns_random(self, row: Row) -> bool:
         """Whether a row of the random iterate follows this one."""
@@ -320,7 +320,8 @@ class RunState:
 
     def random_row(self, measured: Measured) -> Row:
         """The last row, of the random iterate."""
-        return cast(Row, self._row(measured) | {"iterate": "random", "final": True, "diverged": False})
+        row = self._row(measured) | {"iterate": "random", "final": True, "diverged": False}
+        return cast(Row, finite(row))
 
     def _row(self, measured: Measured) -> dict[str, Any]:
         calls = self.loop.oracle_calls
