@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from sngd.problems import Problem
+from sngd.training import RunConfig, train
 from sngd.training import evaluate as module
 from sngd.training.evaluate import evaluate
 
@@ -71,3 +72,41 @@ def test_integers_that_are_no_labels_have_no_accuracy():
 
     problem = Problem(lambda: nn.Linear(2, 1), loss, (x, torch.arange(9)[:, None]))
     assert evaluate(problem, problem.build_model())["train_accuracy"] is None
+
+
+class KeepsPartsFrozen(nn.Sequential):
+    """Its ``train``, which returns nothing, leaves the second layer in eval mode, as frozen normalization is kept."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[1].eval()
+
+
+@pytest.mark.parametrize("kind", [nn.Sequential, KeepsPartsFrozen])
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(4)])
+def test_layers_that_are_in_eval_mode_while_a_model_trains_stay_so(kind, layer):
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    layer.eval()
+
+    def build():
+        model = kind(nn.Linear(4, 4), layer, nn.Linear(4, 2))
+        layer.eval()
+        return model
+
+    model = build()
+    evaluate(Problem(build, nn.functional.cross_entropy, (x, (x[:, 0] > 0).long())), model)
+    assert [module.training for module in model.modules()] == [True, True, False, True]
+
+
+def test_dropout_in_eval_mode_drops_nothing_of_a_run(tmp_path):
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    answers = []
+    for layer in (nn.Dropout(0.5).eval(), nn.Identity()):
+        problem = Problem(
+            lambda layer=layer: nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 2)),
+            nn.functional.cross_entropy,
+            (x, (x[:, 0] > 0).long()),
+        )
+        config = RunConfig("some", "sgd", batch_size=5, epochs=2)
+        answers.append(train(config, tmp_path / type(layer).__name__, problem=lambda problem=problem: problem))
+    assert answers[0]["train_loss"] == answers[1]["train_loss"]

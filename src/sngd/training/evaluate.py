@@ -1,6 +1,7 @@
 """The measurements of a row of metrics: losses, accuracies, and ‖∇F(w)‖, the stationarity gap."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -43,9 +44,7 @@ def evaluate(
         None if the problem does not have it (no test set, targets that are no classes) or if it was not asked for.
         Gradients, random state and training mode are left as they were. Nothing here counts as an oracle call.
     """
-    was_training = model.training
-    model.eval()
-    try:
+    with in_eval_mode(model):
         train_loss, train_accuracy, gradients = _measure(
             problem, model, *problem.train, gradient=grad_norm, ranks=ranks
         )
@@ -54,8 +53,6 @@ def evaluate(
             if problem.test is None
             else _measure(problem, model, *problem.test, gradient=False, ranks=ranks)
         )
-    finally:
-        model.train(was_training)
     losses = {
         "train_loss": train_loss,
         "train_accuracy": train_accuracy,
@@ -63,6 +60,18 @@ def evaluate(
         "test_accuracy": test_accuracy,
     }
     return losses | gradient_norms(gradients if grad_norm else None, norm)
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Afterwards each of its modules is in the mode that it was in: some may be kept in eval mode while it trains."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def gradient_norms(gradients: Sequence[Tensor] | None, norm: Product | None) -> Measured:

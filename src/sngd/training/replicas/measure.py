@@ -8,7 +8,7 @@ from torch import Tensor
 from sngd.norms import Product
 from sngd.problems import Problem
 from sngd.problems.problem import Samples, classifies
-from sngd.training.evaluate import Measured, chunk_size, gradient_norms
+from sngd.training.evaluate import Measured, chunk_size, gradient_norms, in_eval_mode
 from sngd.training.replicas.losses import Batch, Losses
 
 
@@ -17,13 +17,9 @@ def measure(
 ) -> list[Measured]:
     """What ``evaluate`` measures, of each row of ``weights`` (R, width), with the row's norm of ``norms``."""
     gradient = torch.zeros_like(weights) if grad_norm else None
-    was_training = losses.model.training
-    losses.model.eval()
-    try:
+    with in_eval_mode(losses.model):
         train = _measure(losses, weights, problem.train, gradient)
         test = [(None, None)] * len(weights) if problem.test is None else _measure(losses, weights, problem.test, None)
-    finally:
-        losses.model.train(was_training)
     rows: list[Measured] = []
     for row, norm in enumerate(norms):
         names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
