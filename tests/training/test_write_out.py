@@ -62,6 +62,7 @@ def test_some_runs_step_one_operation_after_the_other(perceptron, plain, monkeyp
     assert not is_written_out(perceptron(), track="curvature")
     assert not is_written_out(replace(perceptron(), augment=lambda x, _: x))
     assert not is_written_out(plain())  # whose model is not the package's, so that a user may hold and change it
-    mine = replace(METHODS["sngd"], estimate=METHODS["sngd"].estimate._replace())
-    monkeypatch.setitem(METHODS, "mine", mine)
-    assert not is_written_out(perceptron(), method="mine")
+    for part in ("estimate", "step_rule"):
+        mine = replace(METHODS["sngd"], **{part: getattr(METHODS["sngd"], part)._replace()})
+        monkeypatch.setitem(METHODS, "mine", mine)
+        assert not is_written_out(perceptron(), method="mine")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.optim import optimizer as module_of_optimizer
 from torch.utils.data import TensorDataset
 
 from sngd.problems import Problem, load_problem
@@ -124,17 +125,31 @@ def test_a_run_that_cannot_be_a_replica(settings, reason):
     assert reason in reason_against(replace(CONFIG, **settings), problem_of(lambda: nn.Linear(4, 3)))
 
 
-def test_a_method_with_an_estimator_of_its_own_trains_run_by_run(monkeypatch):
-    """Replicas would replace it by the mean over a batch."""
+@pytest.mark.parametrize(
+    ("part", "reason"), [("estimate", "an estimator of its own"), ("step_rule", "a step rule of its own")]
+)
+def test_a_method_with_a_part_of_its_own_trains_run_by_run(monkeypatch, part, reason):
+    """Replicas would replace the estimator by the mean over a batch, and do what its optimizer does another way."""
     plain = METHODS["sngd"]
-    for name, changed in {
-        "median": replace(plain, name="median", estimate=plain.estimate._replace()),
-        "other-step": replace(plain, name="other-step", step_rule=plain.step_rule._replace()),
-    }.items():
-        monkeypatch.setitem(METHODS, name, changed)
+    monkeypatch.setitem(METHODS, "mine", replace(plain, name="mine", **{part: getattr(plain, part)._replace()}))
+    monkeypatch.setitem(METHODS, "of-known-parts", replace(plain, name="of-known-parts", plan="poly"))
     problem = problem_of(lambda: nn.Linear(4, 3))
-    assert reason_against(replace(CONFIG, method="median"), problem) == "median has an estimator of its own"
-    assert reason_against(replace(CONFIG, method="other-step"), problem) is None
+    assert reason_against(replace(CONFIG, method="mine"), problem) == f"mine has {reason}"
+    assert reason_against(replace(CONFIG, method="of-known-parts"), problem) is None
+
+
+@pytest.mark.parametrize(
+    "register",
+    [module_of_optimizer.register_optimizer_step_pre_hook, module_of_optimizer.register_optimizer_step_post_hook],
+)
+def test_hooks_of_all_optimizers_are_called_for_each_run_by_itself(register):
+    problem = problem_of(lambda: nn.Linear(4, 3))
+    handle = register(lambda *_: None)
+    try:
+        assert "hooks are registered" in reason_against(CONFIG, problem)
+    finally:
+        handle.remove()
+    assert reason_against(CONFIG, problem) is None
 
 
 @pytest.mark.parametrize(

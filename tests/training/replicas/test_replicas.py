@@ -11,10 +11,9 @@ import torch
 from outcomes import assert_bitwise_equal, assert_equal_to_rounding, outcome
 from torch import nn
 
-from sngd.optim import SNGD, Perturbed
 from sngd.problems import Problem, load_problem
 from sngd.training import METHODS, Interrupted, RunConfig, engine, train
-from sngd.training.methods import Method, Parameter, StepRule
+from sngd.training.methods import Method
 from sngd.training.replicas.stack import Stack
 from sngd.training.replicas.train import train_together
 from sngd.training.run_folder import RunFolder
@@ -158,96 +157,6 @@ def test_augmented_and_prepared_inputs(tmp_path):
         configs = differing(config_of(method, epochs=4))
         _, alone, together = alone_and_together(configs, tmp_path / method, lambda: problem)
         assert_equal_to_rounding(alone, together)
-
-
-def some_weights(setting):
-    return torch.optim.SGD(setting.params[:2], setting.lr, momentum=0.9)
-
-
-def other_order(setting):
-    return SNGD(setting.params[::-1], setting.lr, momentum=0.9)
-
-
-def with_hook(setting):
-    def triple(optimizer, *_):
-        optimizer.param_groups[0]["params"][0].grad.mul_(3)
-
-    optimizer = torch.optim.SGD(setting.params, setting.lr)
-    optimizer.register_step_pre_hook(triple)
-    return optimizer
-
-
-class WithNewTensors(torch.optim.SGD):
-    """Puts other tensors in the place of weights and gradients."""
-
-    def step(self):
-        for param in self.param_groups[0]["params"]:
-            param.data, param.grad = param.data - self.param_groups[0]["lr"] * param.grad, None
-
-
-def with_new_tensors(setting):
-    return WithNewTensors(setting.params, setting.lr)
-
-
-class Optimistic(torch.optim.SGD):
-    """w ← w − α(2g − g₀) with the gradient g₀ of the step before, which it keeps and does not copy."""
-
-    @torch.no_grad()
-    def step(self):
-        for param in self.param_groups[0]["params"]:
-            before = self.state[param].get("before", param.grad)
-            param.sub_(2 * param.grad - before, alpha=self.param_groups[0]["lr"])
-            self.state[param]["before"] = param.grad
-
-
-def that_keeps_gradients(setting):
-    return Optimistic(setting.params, setting.lr)
-
-
-def perturbed_with_hook(setting):
-    return Perturbed(with_hook(setting), 0.1, generator=setting.generator("noise"))
-
-
-OF_A_USER_S = [some_weights, other_order, with_hook, with_new_tensors, that_keeps_gradients, perturbed_with_hook]
-
-
-@pytest.mark.parametrize("build", OF_A_USER_S)
-def test_a_step_rule_of_a_user_s(tmp_path, plain, monkeypatch, build):
-    method = replace(METHODS["sgd"], name="mine", step_rule=StepRule("mine", build))
-    monkeypatch.setitem(METHODS, "mine", method)
-    configs = differing(config_of("mine", weight_decay=0.0))
-    _, alone, together = alone_and_together(configs, tmp_path, plain)
-    assert_equal_to_rounding(alone, together)
-
-
-def noisy(optimizer, setting):
-    return Perturbed(optimizer, 0.1, generator=setting.generator("noise"))
-
-
-BY_SWITCH = {  # options, and kinds of optimizers, that a method's parameter may choose
-    "nesterov": lambda s, on: torch.optim.SGD(s.params, s.lr, 0.9, nesterov=on),
-    "dampening": lambda s, on: torch.optim.SGD(s.params, s.lr, 0.9, dampening=on / 2),
-    "normalize": lambda s, on: SNGD(s.params, s.lr, momentum=0.9, normalize="momentum" if on else "gradient"),
-    "decoupled": lambda s, on: SNGD(s.params, s.lr, weight_decay=0.1, decoupled_weight_decay=on),
-    "norm": lambda s, on: SNGD(s.params, s.lr, norm="sign" if on else "l2"),
-    "amsgrad": lambda s, on: torch.optim.AdamW(s.params, s.lr, amsgrad=on),
-    "optimizer": lambda s, on: SNGD(s.params, s.lr) if on else torch.optim.SGD(s.params, s.lr),
-    "param groups": lambda s, on: SNGD([{"params": s.params[:2], "lr": 1}, {"params": s.params[2:]}][: 1 + on], s.lr),
-    "wrapper": lambda s, on: noisy(SNGD(s.params, s.lr), s) if on else SNGD(s.params, s.lr),
-    "wrapped": lambda s, on: noisy(BY_SWITCH["nesterov"](s, on), s),
-}
-
-
-@pytest.mark.parametrize("first", [0.0, 1.0])
-@pytest.mark.parametrize("option", BY_SWITCH)
-def test_runs_of_one_method_may_have_other_options_and_other_optimizers(tmp_path, plain, monkeypatch, option, first):
-    rule = StepRule(
-        "mine", lambda s: BY_SWITCH[option](s, s["switch"] > 0), (Parameter("switch", "s", "on or off", 0.0),)
-    )
-    monkeypatch.setitem(METHODS, "mine", replace(METHODS["sgd"], name="mine", step_rule=rule))
-    configs = [replace(c, params={"switch": first if c.seed else 1 - first}) for c in differing(config_of("mine"))]
-    _, alone, together = alone_and_together(configs, tmp_path, plain)
-    assert_equal_to_rounding(alone, together)
 
 
 def test_one_that_diverges_leaves_the_others_alone(tmp_path, plain):

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sngd.problems import Problem
 from sngd.problems.problem import Samples
@@ -76,6 +77,10 @@ def reason_against_method(name: str) -> str | None:
         return f"{name} has a loop of its own"
     if not any(method.estimate is own.estimate for own in BUILT_IN):
         return f"{name} has an estimator of its own"
+    if not any(method.step_rule is own.step_rule for own in BUILT_IN):
+        return f"{name} has a step rule of its own"
+    if _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
+        return "hooks are registered for the steps of all optimizers"
     return None
 
 

@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from torch.optim import SGD, AdamW, Optimizer
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sngd.norms import L2, find_norm
 from sngd.norms.global_norm import ROOM
@@ -21,7 +20,7 @@ from sngd.training.replicas.layout import Layout
 
 
 class Rule:
-    """Steps by the replicas' own optimizers, one after the other: of any optimizer, and of any norm.
+    """Steps by the replicas' own optimizers, one after the other: in any norm, and with any groups of parameters.
 
     Args:
         optimizers: of all rows.
@@ -36,29 +35,13 @@ class Rule:
     def __init__(self, optimizers: Sequence[Optimizer], layout: Layout, weights: Tensor, gradient: Tensor) -> None:
         self.optimizers, self.layout, self.weights, self.gradient = optimizers, layout, weights, gradient
         self.groups = [optimizer.param_groups[0] for optimizer in optimizers]
-        self._places = [[(param, param.data, param.grad) for param in _params(own)] for own in optimizers]
         self.matrices: list[Tensor] = []
         self._columns: dict[str, Tensor] = {}
 
     def step(self, rows: Sequence[int]) -> None:
         """Let ``rows`` take a step. Others may change too; see ``Stack``."""
         for row in rows:
-            if type(self.optimizers[row]) is SNGD:
-                self.optimizers[row].step()
-            else:
-                self._step_with_care(row)
-
-    def _step_with_care(self, row: int) -> None:
-        """A user's optimizer may keep gradients, set them to None, or put new tensors in the place of weights."""
-        for param, _, gradient in self._places[row]:
-            param.grad = None if gradient is None else gradient.clone()
-        self.optimizers[row].step()
-        for param, weight, gradient in self._places[row]:
-            if param.data_ptr() != weight.data_ptr():
-                param.data = weight.copy_(param.data)
-            if param.grad is not None and gradient is not None:
-                gradient.copy_(param.grad)
-            param.grad = gradient
+            self.optimizers[row].step()
 
     def options_changed(self) -> None:
         """The optimizers' options are other ones than at the last step."""
@@ -239,41 +222,28 @@ class PerturbedRule(Rule):
 
 
 def rule_of(optimizers: Sequence[Optimizer], layout: Layout, weights: Tensor, gradient: Tensor) -> Rule:
-    """The rule of optimizers of one kind; their own steps if there is no quicker one."""
+    """The rule of optimizers that a built-in step rule made; their own steps if there is no quicker one."""
     return _kind_of(optimizers, layout, weights)(optimizers, layout, weights, gradient)
 
 
 def _kind_of(optimizers: Sequence[Optimizer], layout: Layout, weights: Tensor) -> type[Rule]:
+    first = optimizers[0]
+    if isinstance(first, Perturbed):
+        return PerturbedRule
     if not all(_moves_all(optimizer, layout.views(row)) for optimizer, row in zip(optimizers, weights, strict=True)):
         return Rule
-    if len({type(optimizer) for optimizer in optimizers}) > 1:
+    if isinstance(first, SNGD) and not isinstance(find_norm(first.param_groups[0]["norm"]), L2):
         return Rule
-    if isinstance(optimizers[0], Perturbed):
-        return PerturbedRule
-    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
-    if len(groups) > len(optimizers) or any(group.get(name) for group in groups for name in _UNKNOWN):
-        return Rule
-    if isinstance(optimizers[0], SNGD) and not _is_one_rule(groups):
-        return Rule
-    return _RULES.get(type(optimizers[0]), Rule)
-
-
-def _is_one_rule(groups: Sequence[dict[str, Any]]) -> bool:
-    """Whether SNGD's steps with these options differ in numbers alone, and are in the ℓ2 norm."""
-    in_l2 = all(isinstance(find_norm(group["norm"]), L2) for group in groups)
-    return in_l2 and len({(group["normalize"], group["decoupled_weight_decay"]) for group in groups}) == 1
+    return _RULES.get(type(first), Rule)
 
 
 def _moves_all(optimizer: Optimizer, views: Sequence[Tensor]) -> bool:
-    """Whether its parameters are all of a row, in the same order, and its steps call no function of a user's."""
-    hooks = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
-    if any(hooks) or _global_optimizer_pre_hooks or _global_optimizer_post_hooks:
-        return False
-    return [param.data_ptr() for param in _params(optimizer)] == [view.data_ptr() for view in views]
+    """Whether it has one group, of all parameters of a row in their order."""
+    in_order = [param.data_ptr() for param in _params(optimizer)] == [view.data_ptr() for view in views]
+    return in_order and len(optimizer.param_groups) == 1
 
 
 _RULES: dict[type[Optimizer], type[Rule]] = {SGD: GradientRule, SNGD: NormalizedRule, AdamW: AdamRule}
-_UNKNOWN = ("maximize", "nesterov", "dampening", "amsgrad")  # options of torch's that these rules do not have
 
 
 def _params(optimizer: Optimizer) -> list[Tensor]:
