@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
-from sngd.problems import load_problem
+from sngd.problems import Problem, load_problem
 from sngd.training import RunConfig
 from sngd.training.environment import environment
 from sngd.training.replicas.alike import operations
@@ -45,7 +46,21 @@ CASES = [
     Case("imbalanced", "sngd", 128),
     Case("saddle", "sngd", 128),
     *(Case("shakespeare-gpt", "sngd", size) for size in (1, 4, 32)),
+    *(Case("convolutions-8", "sngd", size) for size in (1, 4, 16, 64)),
+    *(Case("convolutions-16", "sngd", size) for size in (1, 4, 16, 64)),
 ]
+
+
+def convolutions(channels: int) -> Problem:
+    """Two layers of convolutions and a linear one, for images of 32 × 32 random pixels."""
+    chance = torch.Generator().manual_seed(0)
+    images = torch.randn(2000, 3, 32, 32, generator=chance), torch.randint(10, (2000,), generator=chance)
+
+    def build() -> nn.Module:
+        first, second = nn.Conv2d(3, channels, 3, padding=1), nn.Conv2d(channels, channels, 3, 2, padding=1)
+        return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), nn.Flatten(), nn.Linear(256 * channels, 10))
+
+    return Problem(build, nn.functional.cross_entropy, images)
 
 
 def main() -> None:
@@ -63,7 +78,8 @@ def main() -> None:
 
 def measure(case: Case) -> dict[str, object]:
     """Operations of a forward pass, microseconds of a step by itself, and ratios by the number of replicas."""
-    problem = load_problem(case.problem)
+    name, _, channels = case.problem.partition("-")
+    problem = convolutions(int(channels)) if name == "convolutions" else load_problem(case.problem)
     config = RunConfig(case.problem, case.method, lr=1e-3, batch_size=case.batch_size, epochs=1e6, threads=1)
     config = config.resolved(problem.n)
     most = max(REPLICAS) if operations(problem, case.batch_size) < 1e9 else 4

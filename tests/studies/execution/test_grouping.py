@@ -38,19 +38,26 @@ def tasks(**counts):
 )
 def test_groups_are_of_equal_sizes_and_as_many_as_processes_or_a_multiple(count, most, jobs, sizes):
     some = tasks(sngd=count)
-    found = in_groups(some, dict.fromkeys(alike(some), most), jobs)
+    found = in_groups(some, dict.fromkeys(alike(some), Limit(most)), jobs)
     assert [len(group) for group in found] == sizes
     assert sorted(index for group in found for index in group) == list(range(count))
 
 
 def test_only_runs_of_a_kind_are_together_and_large_groups_come_first():
     some = tasks(sgd=2, sngd=6)
-    assert in_groups(some, dict.fromkeys(alike(some), 16), 2) == [[2, 4, 6], [3, 5, 7], [0], [1]]
+    assert in_groups(some, dict.fromkeys(alike(some), Limit(16)), 2) == [[2, 4, 6], [3, 5, 7], [0], [1]]
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(9, [5, 4]), (7, [4, 3]), (6, [1] * 6), (3, [1] * 3)])
+def test_where_only_large_groups_gain_there_are_no_small_ones(count, sizes):
+    some = tasks(sngd=count)
+    found = in_groups(some, dict.fromkeys(alike(some), Limit(16, least=4)), 2)
+    assert [len(group) for group in found] == sizes
 
 
 def test_on_an_accelerator_groups_are_as_large_as_they_may_be():
     some = [task._replace(config=replace(task.config, device="cuda")) for task in tasks(sngd=300)]
-    found = in_groups(some, dict.fromkeys(alike(some), 256), 16)
+    found = in_groups(some, dict.fromkeys(alike(some), Limit(256)), 16)
     assert [len(group) for group in found] == [150, 150]
 
 
@@ -58,7 +65,7 @@ def test_the_plan_is_said_with_reasons():
     some = tasks(sgd=2, sngd=6, natasha2=2)
     kinds = list(alike(some))
     limits = {kinds[1]: Limit(16), kinds[0]: Limit(1, "so"), kinds[2]: Limit(1, "so")}
-    found = in_groups(some, {key: v.most for key, v in limits.items()}, 2)
+    found = in_groups(some, limits, 2)
     assert plan_in_words(some, found, limits, 2, 1) == [
         "10 runs: 2 processes, each training 3 or 1 at a time with 1 thread",
         "sgd, natasha2: runs are trained one by one, because so",

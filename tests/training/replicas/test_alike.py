@@ -1,16 +1,18 @@
 """Runs that cannot be replicas are found, and told why; those that gain nothing are left alone."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules import module as torch_modules
 from torch.optim import optimizer as module_of_optimizer
 from torch.utils.data import TensorDataset
 
 from sngd.problems import Problem, load_problem
 from sngd.training import METHODS, RunConfig
-from sngd.training.replicas.alike import Limit, kind, limit, most_replicas, reason_against
+from sngd.training.replicas.alike import Limit, gains_in_evaluation, kind, limit, most_replicas, reason_against
 
 CONFIG = RunConfig("some", "sngd", batch_size=7)
 
@@ -84,6 +86,81 @@ def with_hook_on_a_sum_of_gradients():
     return model
 
 
+class Embedded(nn.Module):
+    """Places of sequences that hold nothing have index 0; the row of weights there is not to be trained."""
+
+    def __init__(self, lookup):
+        super().__init__()
+        self.weight, self.last, self.lookup = nn.Parameter(torch.randn(9, 4)), nn.Linear(4, 3), lookup
+
+    def forward(self, x):
+        return self.last(self.lookup(x.abs().clamp(1, 7).long(), self.weight).mean(1))
+
+
+class WithHookOnItsActivations(nn.Linear):
+    """Outliers among the gradients are clipped; these samples have none."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+
+    def forward(self, x):
+        y = super().forward(x)
+        if y.requires_grad:
+            y.register_hook(lambda gradient: gradient.clamp(-100, 100))
+        return y
+
+
+def with_hook_on_a_module():
+    model = nn.Sequential(nn.Linear(4, 3), nn.Softplus())
+    model[1].register_full_backward_hook(lambda _, into, __: (into[0].clamp(-100, 100),))
+    return model
+
+
+class Counting(nn.Linear):
+    """Its first thirty batches are scaled."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return super().forward(x) * (1.0 if self.calls < 30 else 0.5)
+
+
+class CountingInEval(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("seen", torch.tensor(0))
+
+    def forward(self, x):
+        if not self.training:
+            self.seen += len(x)
+        return super().forward(x)
+
+
+class KeepsMaximum(nn.Linear):
+    """These samples have none that is larger, so that the buffer keeps its number."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+        self.register_buffer("most", torch.tensor(100.0))
+
+    def forward(self, x):
+        self.most = torch.maximum(self.most, x.detach().abs().max())
+        return super().forward(x) / self.most
+
+
+class OtherwiseForMany(nn.Linear):
+    """More than four samples are looked at, which vmap does not allow."""
+
+    def __init__(self):
+        super().__init__(4, 3)
+
+    def forward(self, x):
+        return super().forward(x) * (1.0 if len(x) < 5 or bool(x.isfinite().all()) else 0.5) if self.training else x
+
+
 REASONS = {
     "changes buffers while it trains": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
     "draws random numbers while it trains": lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.01)),
@@ -97,6 +174,14 @@ REASONS = {
     "its loss does not depend on some of its weights": WithUnused,
     "some of its weights have hooks": with_hook_on_a_gradient,
     "weights have hooks": with_hook_on_a_sum_of_gradients,
+    "has embeddings with a padding_idx": lambda: Embedded(partial(nn.functional.embedding, padding_idx=0)),
+    "embeddings with a padding_idx": lambda: Embedded(lambda x, w: torch.embedding(w, x, 0)),
+    "hooks on modules' gradients": with_hook_on_a_module,
+    "registers hooks on tensors": WithHookOnItsActivations,
+    "changes attributes of its own": Counting,
+    "changes buffers while it": CountingInEval,
+    "its model changes buffers while it trains": KeepsMaximum,
+    "cannot batch its model or loss": OtherwiseForMany,
 }
 
 
@@ -116,6 +201,38 @@ def test_a_loss_that_cannot_be_batched(recwarn):
 def test_samples_that_vary_by_no_generator_of_the_run():
     problem = problem_of(lambda: nn.Linear(4, 3), augment=lambda inputs, _: inputs + torch.randn_like(inputs))
     assert "augment draws from torch's global random numbers" in reason_against(CONFIG, problem)
+
+
+def test_samples_that_are_varied_in_place_stay_as_they_are():
+    def augment(inputs, _):
+        inputs.neg_()
+        return inputs
+
+    problem = problem_of(lambda: nn.Linear(4, 3), augment=augment)
+    before = problem.train[0].clone()
+    assert limit(CONFIG, problem) == Limit(16)
+    assert torch.equal(problem.train[0], before)
+
+
+def test_embeddings_without_padding_can():
+    assert reason_against(CONFIG, problem_of(lambda: Embedded(nn.functional.embedding))) is None
+    assert reason_against(CONFIG, problem_of(lambda: Embedded(lambda x, w: torch.embedding(w, x)))) is None
+
+
+@pytest.mark.parametrize("register", [torch_modules.register_module_full_backward_hook])
+def test_hooks_on_the_gradients_of_all_modules(register):
+    handle = register(lambda *_: None)
+    try:
+        assert "hooks on modules' gradients" in reason_against(CONFIG, problem_of(lambda: nn.Linear(4, 3)))
+    finally:
+        handle.remove()
+
+
+def test_a_model_that_cannot_be_counted():
+    scripted = problem_of(lambda: torch.jit.script(nn.Linear(4, 3)))
+    found = limit(CONFIG, scripted)
+    assert found.most == 1
+    assert "cannot batch its model" in found.reason
 
 
 @pytest.mark.parametrize(
@@ -192,9 +309,11 @@ def test_runs_of_a_kind_differ_in_seed_rate_parameters_and_label_alone():
     ]
     assert len({kind(config) for config in same}) == 1
     others = [
-        replace(CONFIG, **{name: value}) for name, value in (("batch_size", 8), ("method", "sgd"), ("plan", "poly"))
+        replace(CONFIG, **{name: value})
+        for name, value in (("batch_size", 8), ("method", "sgd"), ("plan", "poly"), ("params", {"chunk_size": 7.0}))
     ]
-    assert len({kind(config) for config in (*others, CONFIG)}) == 4
+    assert len({kind(config) for config in (*others, CONFIG)}) == 5
+    assert kind(replace(CONFIG, params={"chunk_size": 512.0})) == kind(CONFIG)  # the default
 
 
 @pytest.mark.parametrize(
@@ -218,17 +337,34 @@ def test_a_step_of_much_arithmetic_gains_nothing():
     assert most_replicas(replace(CONFIG, batch_size=30, device="cuda"), problem) == 17
 
 
+def test_convolutions_gain_in_small_steps_of_many_models():
+    def images(channels):
+        problem = problem_of(lambda: nn.Sequential(nn.Conv2d(1, channels, 3), nn.Flatten(), nn.Linear(4 * channels, 3)))
+        return replace(problem, train=(torch.randn(30, 1, 4, 4), problem.train[1]))
+
+    assert limit(CONFIG, images(2)) == Limit(16, least=4)
+    assert most_replicas(replace(CONFIG, batch_size=30), images(4000)) == 1
+    assert most_replicas(replace(CONFIG, batch_size=30, device="cuda"), images(4000)) > 1
+
+
 def test_replicas_fit_into_memory():
     problem = problem_of(lambda: nn.Sequential(nn.Linear(4, 3_000_000), nn.Linear(3_000_000, 3)))
     assert most_replicas(replace(CONFIG, batch_size=1), problem) == 5
+
+
+def test_only_small_evaluations_gain_through_vmap():
+    small = problem_of(lambda: nn.Linear(4, 3))
+    assert gains_in_evaluation(small)
+    assert not gains_in_evaluation(problem_of(lambda: nn.Sequential(nn.Linear(4, 90_000), nn.Linear(90_000, 3))))
 
 
 def test_a_limit_of_one_says_why():
     problem = problem_of(lambda: nn.Linear(4, 3))
     assert limit(CONFIG, problem) == Limit(16)
     assert limit(CONFIG, problem_of(REASONS["some of its weights are not trained"])).reason.endswith("are not trained")
-    read_later = replace(problem, train=TensorDataset(*problem.train))
-    assert limit(CONFIG, read_later) == Limit(1, "its samples are read when they are needed")
+    for part in ("train", "test"):
+        read_later = replace(problem, **{part: TensorDataset(*problem.train)})
+        assert limit(CONFIG, read_later) == Limit(1, "its samples are read when they are needed")
     assert "so much arithmetic" in limit(RunConfig("some", "sngd", batch_size=30), problem_of(Wide)).reason
 
 

@@ -85,12 +85,11 @@ def test_single_precision_too(tmp_path, method):
         ("spider-sfo", "period"),
         ("scsg", "anchor_batch_size"),
         ("noisy-gd", "std"),
-        ("gd", "chunk_size"),
     ],
 )
 def test_parameters_of_the_method_may_differ(tmp_path, plain, method, params):
     values = {"momentum": (0.5, 0.9, 0.99), "max_scale": (0.1, 1, 10), "beta2": (0.9, 0.99, 0.999), "period": (2, 3, 5)}
-    values |= {"anchor_batch_size": (7, 20, 31), "std": (0, 0.1, 0.2), "chunk_size": (10, 60, 100)}
+    values |= {"anchor_batch_size": (7, 20, 31), "std": (0, 0.1, 0.2)}
     configs = differing(config_of(method))
     configs = [replace(c, params={params: float(v)}) for c, v in zip(configs, values[params], strict=True)]
     _, alone, together = alone_and_together(configs, tmp_path, plain)
@@ -250,11 +249,47 @@ def test_killed_when_one_run_has_ended_and_others_are_behind(tmp_path, plain, mo
     kill_and_resume(configs, tmp_path / "sgd", plain, monkeypatch, kills=13)
 
 
-def test_runs_that_measure_differently_are_not_trained_as_one(tmp_path, plain):
+def test_runs_that_were_begun_with_other_measurements_keep_them(tmp_path, plain):
+    """As runs of an early version, which had other defaults."""
     configs = differing(config_of("sngd"))
-    configs[1] = replace(configs[1], curve_samples=10)
-    with pytest.raises(ValueError, match="curve_samples and grad_norm of runs trained as one must be the same"):
+    for how in ("alone", "together"):
+        for index, begun in ((1, {"curve_samples": 10, "grad_norm": True}), (2, {"eval_samples": 20})):
+            with pytest.raises(Interrupted):
+                train(
+                    replace(configs[index], **begun),
+                    tmp_path / how / str(index),
+                    problem=plain,
+                    should_stop=lambda: True,
+                )
+    places = [folders(tmp_path / how, configs) for how in ("alone", "together")]
+    for config, folder in zip(configs, places[0], strict=True):
+        train(config, folder, problem=plain, resume=True)
+    train_together(configs, places[1], plain, resume=True)
+    assert_equal_to_rounding(*([outcome(folder) for folder in some] for some in places))
+
+
+def test_runs_of_two_kinds_are_not_trained_as_one(tmp_path, plain):
+    configs = differing(config_of("gd"))
+    configs[1] = replace(configs[1], params={"chunk_size": 7.0})
+    with pytest.raises(ValueError, match="must differ in seed, lr, params other than chunk_size, and label alone"):
         train_together(configs, folders(tmp_path, configs), plain)
+
+
+def test_many_samples_are_evaluated_run_by_run_unless_passes_are_written_out(tmp_path, plain, monkeypatch):
+    """Through vmap that would take longer."""
+    monkeypatch.setattr("sngd.training.replicas.stack.gains_in_evaluation", lambda _: False)
+    measure, measured = Stack.measure, []
+    monkeypatch.setattr(Stack, "measure", lambda *given, **how: measured.append(1) or measure(*given, **how))
+    train_together(differing(config_of("sngd")), folders(tmp_path / "written out", SEEDS), plain)
+    assert measured
+    measured.clear()
+    inputs = plain().train[0].shape[1]
+    normalized = replace(
+        plain(), build_model=lambda: nn.Sequential(nn.LayerNorm(inputs), plain().build_model()).double()
+    )
+    _, alone, together = alone_and_together(differing(config_of("sngd")), tmp_path, lambda: normalized)
+    assert_equal_to_rounding(alone, together)
+    assert not measured
 
 
 def kill_and_resume(configs, path, problem, monkeypatch, kills):

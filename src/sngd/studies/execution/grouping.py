@@ -16,7 +16,7 @@ def alike(tasks: Sequence[Task]) -> dict[Hashable, list[int]]:
     return kinds
 
 
-def in_groups(tasks: Sequence[Task], most: Mapping[Hashable, int], jobs: int) -> list[list[int]]:
+def in_groups(tasks: Sequence[Task], limits: Mapping[Hashable, Limit], jobs: int) -> list[list[int]]:
     """The indices of the tasks that are trained as one, of equal sizes up to one; larger groups come first.
 
     On the CPU there are enough groups for all processes. On an accelerator, which the processes share, they are as
@@ -24,15 +24,18 @@ def in_groups(tasks: Sequence[Task], most: Mapping[Hashable, int], jobs: int) ->
     interruption the same runs are trained together.
 
     Args:
-        most: the largest group by kind; 1 for a kind that is not there.
+        limits: the sizes of groups by kind; a kind that is not there has none. Runs too few for the least size are
+            trained one by one.
         jobs: number of processes.
     """
     found = []
     for key, indices in alike(tasks).items():
-        least = -(-len(indices) // most.get(key, 1))
+        limit = limits.get(key, Limit(1))
+        number = -(-len(indices) // limit.most)
         if torch.device(tasks[indices[0]].config.device).type == "cpu":
-            least = -(-least // jobs) * jobs
-        number = min(len(indices), least)
+            number = -(-number // jobs) * jobs
+        if -(-len(indices) // number) < limit.least:
+            number = len(indices)
         found += [indices[start::number] for start in range(number)]
     return sorted(found, key=len, reverse=True)
 

@@ -87,7 +87,7 @@ def _grouped(workers: Workers, tasks: Sequence[Task], execution: Execution, jobs
         if answers is None:
             raise Interrupted(f"stopped with {len(ended)} of {len(tasks)} runs finished; the same command goes on")
         limits = dict(zip(open_kinds, answers, strict=True))
-    found = in_groups(tasks, {key: limit.most for key, limit in limits.items()}, jobs)
+    found = in_groups(tasks, limits, jobs)
     if len(ended) < len(tasks):
         for line in plan_in_words(tasks, found, limits, jobs, threads):
             execution.on_plan(line)

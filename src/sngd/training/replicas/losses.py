@@ -57,6 +57,11 @@ class Losses:
         self._layers = layers_of(model, problem)
         self._batched = {shared: vmap(self._one, (0, *[None if shared else 0] * 2)) for shared in (True, False)}
 
+    @property
+    def written_out(self) -> bool:
+        """Whether passes do without ``torch.func.vmap``."""
+        return self._layers is not None
+
     def gradient(
         self, weights: Pieces, batch: Batch, into: Pieces, chunk_size: int | None = None
     ) -> Callable[[], Tensor]:

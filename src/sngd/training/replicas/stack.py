@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from sngd.problems import Problem
 from sngd.training.evaluate import Measured
 from sngd.training.loop import Composed
+from sngd.training.replicas.alike import gains_in_evaluation
 from sngd.training.replicas.estimates import estimates_of
 from sngd.training.replicas.losses import Batch, Losses
 from sngd.training.replicas.measure import measure
@@ -89,6 +91,11 @@ class Stack:
     def in_step(self) -> bool:
         """Whether all runs have spent as many oracle calls after as many steps."""
         return self.estimates.in_step
+
+    @cached_property
+    def gains_in_evaluation(self) -> bool:
+        """Whether ``measure`` takes less time than to measure one run after the other."""
+        return self._losses.written_out or gains_in_evaluation(self.problem)
 
     def measure(self, samples: Problem, *, grad_norm: bool) -> list[Measured]:
         """What ``sngd.training.evaluate`` measures on these samples, of every run."""

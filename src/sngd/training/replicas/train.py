@@ -13,6 +13,7 @@ from sngd.training.config import RunConfig
 from sngd.training.engine import OpenRun, opened
 from sngd.training.metrics import Row
 from sngd.training.ranks import ALONE
+from sngd.training.replicas.alike import kind
 from sngd.training.replicas.stack import Stack
 from sngd.training.run_state import Progress, RunState
 
@@ -35,8 +36,7 @@ def train_together(
     one that was begun by itself can go on here; it then ends with numbers equal up to rounding.
 
     Args:
-        configs: settings of runs that can be replicas, see ``sngd.training.replicas.alike``. Those that have begun must
-            have been begun with the same ``curve_samples`` and ``grad_norm``.
+        configs: settings of runs that can be replicas, of one kind: see ``sngd.training.replicas.alike``.
         folders: one for each run, as for ``sngd.training.train``.
         problem: loads the problem, the same for all; called if a run has not ended.
         resume, overwrite, tensorboard: as for ``sngd.training.train``.
@@ -47,8 +47,11 @@ def train_together(
         The last row of each run.
 
     Raises:
+        ValueError: the runs are not of one kind.
         ValueError, BrokenRun, Interrupted: as ``sngd.training.train``, of the first run that raises.
     """
+    if len(set(map(kind, configs))) > 1:
+        raise ValueError("runs trained as one must differ in seed, lr, params other than chunk_size, and label alone")
     how = {"resume": resume, "overwrite": overwrite}
     observers = ["tensorboard"] * tensorboard
     with ExitStack() as kept:
@@ -75,9 +78,6 @@ class _Together:
 
     def __init__(self, found: Sequence[OpenRun | Row], stand_in: Callable[[int], RunState]) -> None:
         self.open = {index: run for index, run in enumerate(found) if isinstance(run, OpenRun)}
-        measured = {(run.state.config.curve_samples, run.state.config.grad_norm) for run in self.open.values()}
-        if len(measured) > 1:
-            raise ValueError(f"curve_samples and grad_norm of runs trained as one must be the same, got {measured}")
         self.rows = {index: row for index, row in enumerate(found) if not isinstance(row, OpenRun)}
         self.saved = dict.fromkeys(self.open, -inf)
         self.stand_in = stand_in
@@ -123,10 +123,9 @@ class _Together:
         stack = self._stack_after(steps - 1)
         self._settle()
         level = len({self.open[index].state.loop.oracle_calls for index in turn}) == 1
-        if stack.in_step and level:
-            finished = [index for index in due if self.open[index].state.finished]
-            others = [index for index in due if index not in finished]  # which may be measured on fewer samples
-            rows = self._measured(stack, finished) | self._measured(stack, others)
+        if stack.in_step and level and stack.gains_in_evaluation:
+            parts = [self._measured(stack, part) for part in self._measured_alike(due)]
+            rows = {index: own for part in parts for index, own in part.items()}
         else:
             rows = {index: self.open[index].state.evaluate() for index in due}
         for index, own in rows.items():
@@ -134,10 +133,16 @@ class _Together:
             if own[-1]["final"]:
                 self.rows[index] = own[-1]
 
+    def _measured_alike(self, due: Sequence[int]) -> list[list[int]]:
+        """Runs whose rows are of the same samples, with gradients or without. An early version had other defaults."""
+        found: dict[tuple[int, bool], list[int]] = {}
+        for index in due:
+            run = self.open[index].state
+            found.setdefault((run.row_samples.n, bool(run.config.grad_norm)), []).append(index)
+        return list(found.values())
+
     def _measured(self, stack: Stack, due: Sequence[int]) -> dict[int, list[Row]]:
-        """``RunState.evaluate`` of runs that have all finished, or all not."""
-        if not due:
-            return {}
+        """``RunState.evaluate`` of runs that are measured alike."""
         first = self.open[due[0]].state
         measure = partial(stack.measure, first.row_samples, grad_norm=bool(first.config.grad_norm))
         measured = measure()

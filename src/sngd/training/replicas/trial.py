@@ -1,35 +1,61 @@
 """A trial of a problem: whether its models come out alike when they are batched as replicas."""
 
+from collections.abc import Callable, Mapping, Sequence
+from types import NoneType
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules  # whose private names are listed in tests/test_architecture.py
+from torch.overrides import TorchFunctionMode
 
 from sngd.problems import Problem
 from sngd.problems.problem import Samples
+from sngd.training.evaluate import in_eval_mode
 from sngd.training.replicas.layers import without_hooks
 from sngd.training.replicas.layout import apart
 from sngd.training.replicas.losses import Batch, Losses
 
-_SAMPLES = 3
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-9}  # relative, of a gradient
+_GLOBAL_HOOKS = torch_modules._global_backward_hooks, torch_modules._global_backward_pre_hooks
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative, of a gradient
 
 
-def reason_in_trial(problem: Problem) -> str | None:
-    """Why runs on this problem cannot be replicas, as the end of a sentence; None if they can.
+def reason_in_trial(problem: Problem, size: int) -> str | None:
+    """Why runs on this problem with batches of ``size`` samples cannot be replicas; None if they can.
 
-    Two models with different weights are tried on a few samples, together and one after the other. So this finds most
-    of what makes a difference, also in a model or a loss of the user's own. It does not find what only other seeds or
-    other samples show, such as a model that chooses its activation at random when it is built, or an ``augment``
-    whose results differ in shape.
+    Two models with different weights are tried on a batch, together and one after the other. So this finds most of what
+    makes a difference, also in a model or a loss of the user's own. It does not find what only other seeds or other
+    samples show, such as a model that chooses its activation at random when it is built, or an ``augment`` whose
+    results differ in shape.
+
+    Returns:
+        The end of a sentence.
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            return _reason(problem)
+            return _reason_of_weights(problem) or _reason_of_passes(problem, size)
         except Exception as error:  # a user's model may raise anything, and vmap has many reasons
-            first_line = str(error).strip().partition("\n")[0]
-            return f"torch.func.vmap cannot batch its model or loss ({first_line or type(error).__name__})"
+            return not_batched(error)
 
 
-def _reason(problem: Problem) -> str | None:
+def not_batched(error: Exception) -> str:
+    """The end of a sentence that says so."""
+    first_line = str(error).strip().partition("\n")[0]
+    return f"torch.func.vmap cannot batch its model or loss ({first_line or type(error).__name__})"
+
+
+def seeded(problem: Problem, seed: int) -> nn.Module:
+    """A new model, of which torch's global random numbers are drawn with this seed."""
+    torch.manual_seed(seed)
+    return problem.build_model()
+
+
+def a_batch(problem: Problem, size: int, seed: int = 0) -> Samples:
+    """The first samples, or the last ones if the seed is not 0, as a step would see them."""
+    inputs, targets = (part[-size:] if seed else part[:size] for part in problem.train)
+    return problem.augmented((inputs.clone(), targets.clone()), torch.Generator().manual_seed(seed))
+
+
+def _reason_of_weights(problem: Problem) -> str | None:
     models = [seeded(problem, seed) for seed in (0, 1)]
     params = list(models[0].parameters())
     if not all(param.requires_grad for param in params):
@@ -40,32 +66,56 @@ def _reason(problem: Problem) -> str | None:
         return "some of its weights share memory, or do not lie in one piece"
     if not all(map(without_hooks, params)):
         return "some of its weights have hooks"
-    if _differ(*models):
+    if any(_GLOBAL_HOOKS) or any(map(_looks_at_gradients, models[0].modules())):
+        return "hooks on modules' gradients are registered"
+    if not all(map(torch.equal, models[0].buffers(), models[1].buffers())):
         return "its models have buffers that depend on the seed"
-    before, chance = seeded(problem, 0), torch.get_rng_state()
-    batches = [a_batch(problem, seed) for seed in (0, 1)]
+    return None
+
+
+def _reason_of_passes(problem: Problem, size: int) -> str | None:
+    models, chance = [seeded(problem, seed) for seed in (0, 1)], torch.get_rng_state()
+    batches = [a_batch(problem, size, seed) for seed in (0, 1)]
     if not torch.equal(chance, torch.get_rng_state()):
         return "its augment draws from torch's global random numbers"
-    alone = [_alone(problem, model, batch) for model, batch in zip(models, batches, strict=True)]
-    if _differ(models[0], before):
+    buffers, attributes = _state_of_buffers(models[0]), _attributes(models[0])
+    with (watch := _Watch()):
+        gradients = [_gradient(problem, model, batch) for model, batch in zip(models, batches, strict=True)]
+    if watch.reason:
+        return watch.reason
+    if _state_of_buffers(models[0]) != buffers:
         return "its model changes buffers while it trains, as BatchNorm does"
     if not torch.equal(chance, torch.get_rng_state()):
         return "its model draws random numbers while it trains, as dropout does"
-    if alone[0] is None or alone[1] is None:
+    if gradients[0] is None or gradients[1] is None:
         return "its loss does not depend on some of its weights"  # to which weight decay is then not applied
+    evaluated = torch.stack([_evaluated(problem, model, batches[0]) for model in models])
+    if _state_of_buffers(models[0]) != buffers:
+        return "its model changes buffers while it is evaluated"
+    if _attributes(models[0]) != attributes:
+        return "its model changes attributes of its own, as a count of batches"
     losses = Losses(problem, models[0])
-    weights = losses.layout.matrix([list(model.parameters()) for model in models])
-    together = torch.zeros_like(weights)
-    inputs, targets = zip(*batches, strict=True)
-    pieces = losses.layout.pieces(weights)
-    losses.gradient(pieces, Batch(torch.stack(inputs), torch.stack(targets)), losses.layout.pieces(together))
-    for model in models:
-        model.eval()
-    evaluated, _ = losses.losses(pieces, Batch(*batches[0], shared=True))
-    expected = torch.stack([problem.mean_loss(model, batches[0]).detach() for model in models])
-    if not (_alike(together, losses.layout.matrix(alone)) and _alike(evaluated, expected)):
+    alone, weights = losses.layout.matrix(gradients), losses.layout.matrix([list(m.parameters()) for m in models])
+    pieces, together = losses.layout.pieces(weights), torch.zeros_like(weights)
+    inputs, targets = (torch.stack(part) for part in zip(*batches, strict=True))
+    losses.gradient(pieces, Batch(inputs, targets), losses.layout.pieces(together))
+    with in_eval_mode(models[0]):
+        in_one, _ = losses.losses(pieces, Batch(*batches[0], shared=True))
+    if not (_alike(together, alone) and _alike(in_one, evaluated)):
         return "its losses or gradients come out differently when models are batched"
     return None
+
+
+def _gradient(problem: Problem, model: nn.Module, batch: Samples) -> list[Tensor] | None:
+    """Of one model's loss, by parameter; None if it does not depend on one of them."""
+    gradients = torch.autograd.grad(problem.mean_loss(model, batch), list(model.parameters()), allow_unused=True)
+    found = [gradient for gradient in gradients if gradient is not None]
+    return found if len(found) == len(gradients) else None
+
+
+def _evaluated(problem: Problem, model: nn.Module, batch: Samples) -> Tensor:
+    with in_eval_mode(model), torch.no_grad():
+        return problem.mean_loss(model, batch)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
@@ -74,25 +124,46 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return bool(error <= _TOLERANCE[one.dtype] * torch.linalg.vector_norm(other))
 
 
-def seeded(problem: Problem, seed: int) -> nn.Module:
-    """A new model, of which torch's global random numbers are drawn with this seed."""
-    torch.manual_seed(seed)
-    return problem.build_model()
+def _state_of_buffers(model: nn.Module) -> list[tuple[int, int]]:
+    """Other ones if a buffer is written, or another tensor takes its place, even if all numbers are the same."""
+    return [(id(buffer), buffer._version) for buffer in model.buffers()]
 
 
-def a_batch(problem: Problem, seed: int) -> Samples:
-    """A few of the first samples, or of the last ones if the seed is not 0, as a step would see them."""
-    inputs, targets = (part[-_SAMPLES:] if seed else part[:_SAMPLES] for part in problem.train)
-    return problem.augmented((inputs, targets), torch.Generator().manual_seed(seed))
+def _attributes(model: nn.Module) -> str:
+    """The numbers, words and switches among the attributes of its modules, as text."""
+    plain = (bool, int, float, str, NoneType)
+    return repr([{k: v for k, v in vars(module).items() if isinstance(v, plain)} for module in model.modules()])
 
 
-def _differ(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.buffers(), other.buffers(), strict=True)
-    return not all(torch.equal(own, theirs) for own, theirs in pairs)
+def _looks_at_gradients(module: nn.Module) -> bool:
+    """Whether a function of a user's looks at the gradients of its inputs or outputs."""
+    return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
-def _alone(problem: Problem, model: nn.Module, batch: Samples) -> list[Tensor] | None:
-    """The gradient of one model's loss, by parameter; None if it does not depend on one of them."""
-    gradients = torch.autograd.grad(problem.mean_loss(model, batch), list(model.parameters()), allow_unused=True)
-    found = [gradient for gradient in gradients if gradient is not None]
-    return found if len(found) == len(gradients) else None
+class _Watch(TorchFunctionMode):
+    """Sees calls inside it that torch.func.vmap leaves out, or does in another way, without an error.
+
+    It calls no hooks of activations, which in it do not require gradients. An embedding's padding_idx is heeded in the
+    first model alone.
+
+    Attributes:
+        reason: what was seen, as the end of a sentence.
+    """
+
+    reason: str | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: object,
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        kwargs = kwargs or {}
+        if func in (Tensor.register_hook, Tensor.register_post_accumulate_grad_hook):
+            self.reason = "its model registers hooks on tensors"
+        if func in (nn.functional.embedding, torch.embedding):
+            padding = kwargs.get("padding_idx", args[2] if len(args) > 2 else None)
+            if padding is not None and not (func is torch.embedding and padding == -1):  # its word for none
+                self.reason = "it has embeddings with a padding_idx"
+        return func(*args, **kwargs)
