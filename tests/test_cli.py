@@ -370,6 +370,8 @@ def test_a_loss_that_is_not_finite_from_the_start_is_no_matter_of_the_lr(sngd, t
         ),
         (["compare", "digits-mlp", "--tune-epochs", "1"], "--tune-epochs is the budget of the search that --tune or "),
         (["compare", "digits-mlp", "--tune", "--tune-epochs", "0"], "--tune-epochs must be a finite number greater "),
+        (["compare", "digits-mlp", "--grid", "0.1,.1"], "grid must hold different learning rates, got [0.1, 0.1]"),
+        (["compare", "digits-mlp", "--ray-cpus", "1"], "--ray-cpus and --ray-gpus are shares of a cluster: give --ray"),
         (["report", "nowhere"], "nowhere: no such folder"),
     ],
 )

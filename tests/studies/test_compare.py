@@ -35,6 +35,19 @@ def done(monkeypatch):
     return done
 
 
+@pytest.mark.parametrize(
+    ("seeds", "grid", "message"),
+    [
+        ([4, 4], None, r"seeds must be different, got \[4, 4\]"),
+        ([0], [0.1, 0.2, 0.1], r"grid must hold different learning rates, got \[0.1, 0.2, 0.1\]"),
+    ],
+)
+def test_no_run_is_asked_for_twice(done, tmp_path, seeds, grid, message):
+    with pytest.raises(ValueError, match=message):
+        compare(parse_arms("sgd", RunConfig("digits-mlp", "")), seeds, tmp_path, grid=grid)
+    assert not done
+
+
 def test_trials_of_learning_rates_measure_losses_alone_and_go_on_as_they_were_begun(done, tmp_path):
     arms = parse_arms("sgd,sngd", RunConfig("digits-mlp", "", epochs=4, track="noise"))
 

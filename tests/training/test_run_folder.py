@@ -12,6 +12,7 @@ import sys
 import pytest
 import torch
 
+from sngd.training import RunConfig
 from sngd.training.run_folder import BrokenRun, RunFolder, replace_file
 
 ROW = {"step": 1, "train_loss": 0.5}
@@ -25,7 +26,7 @@ STATE = {
 def begun(path):
     folder = RunFolder(path / "run")
     folder.path.mkdir()
-    folder.begin({"problem": "p"})
+    folder.begin(RunConfig("p", "sgd").to_json())
     return folder
 
 
@@ -51,6 +52,9 @@ def test_a_run_has_ended_when_its_checkpoint_says_so_or_its_rows_alone(tmp_path)
     assert not folder.has_ended()
     folder.save_checkpoint({**STATE, "finished": True})
     assert folder.has_ended()
+    (folder.path / "metrics.jsonl").write_text("")
+    with pytest.raises(BrokenRun, match="has 0 complete rows, the checkpoint knows 1"):
+        folder.has_ended()
 
 
 def test_a_view_is_saved_without_the_tensor_that_it_is_a_part_of(tmp_path):

@@ -78,4 +78,5 @@ def main() -> None:
 def _reason(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return " ".join(str(error).split())
+    lines = [str(error), *getattr(error, "__notes__", [])]
+    return ", ".join(" ".join(line.split()) for line in lines)

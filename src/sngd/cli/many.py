@@ -30,7 +30,9 @@ def execution_here_or_on_ray(
             metavar="ADDRESS", help="Do the runs on a Ray cluster: HOST:PORT, or 'auto' for this machine's own."
         ),
     ] = None,
-    ray_cpus: Annotated[float, typer.Option(help="With --ray: CPUs of a run.")] = RayCluster.cpus,
+    ray_cpus: Annotated[
+        float | None, typer.Option(help=f"With --ray: CPUs of a run. (default: {RayCluster.cpus:g})")
+    ] = None,
     ray_gpus: Annotated[
         float | None, typer.Option(help="With --ray: GPUs of a run, may be a fraction. (default: 1 on cuda, else 0)")
     ] = None,
@@ -41,7 +43,10 @@ def execution_here_or_on_ray(
     ] = False,
 ) -> Execution:
     """For ``made_from_options``."""
-    cluster = None if ray is None else RayCluster(ray, ray_cpus, ray_gpus)
+    if ray is None and (ray_cpus, ray_gpus) != (None, None):
+        raise ValueError("--ray-cpus and --ray-gpus are shares of a cluster: give --ray too")
+    cpus = RayCluster.cpus if ray_cpus is None else ray_cpus
+    cluster = None if ray is None else RayCluster(ray, cpus, ray_gpus)
     return Execution(jobs=jobs, replicas=replicas, ray=cluster, data=data, overwrite=overwrite, tensorboard=tensorboard)
 
 

@@ -100,6 +100,10 @@ def compare(
     """
     if not seeds:
         raise ValueError("seeds must hold at least one seed, got none")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be different, got {list(seeds)}")
+    if grid and len(set(grid)) < len(grid):
+        raise ValueError(f"grid must hold different learning rates, got {list(grid)}")
 
     def do(title: str, tasks: Sequence[Task], lock: FolderLock) -> list[float | None]:
         lock.check()

@@ -4,7 +4,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -182,9 +182,9 @@ class RunFolder:
         """Whether the run has ended, by its checkpoint; by its last row if its weights were not kept.
 
         Raises:
-            BrokenRun: see ``load_checkpoint``.
+            BrokenRun: files are damaged, see ``set_aside_if_broken``.
         """
-        checkpoint = self.load_checkpoint()
+        checkpoint = self._check()
         return self.final_rows() > 0 if checkpoint is None else checkpoint["finished"]
 
     def save_checkpoint(self, state: dict[str, Any]) -> None:
@@ -266,16 +266,18 @@ class RunFolder:
         self.path.rename(aside)
         return f"{str(error).removesuffix(_ADVICE)}; set aside as {aside.name}, the run is done anew"
 
-    def _check(self) -> None:
+    def _check(self) -> Checkpoint | None:
+        """The checkpoint, if there is one; BrokenRun if it, the settings or the rows are damaged."""
         checkpoint = self.load_checkpoint()
         if not self.exists():
             if checkpoint is not None:  # which no run has before its config
                 raise BrokenRun(f"{self.path}: has a checkpoint and no config.json")
-            return
+            return None
         self.read_config()
         known = self._known_lines(checkpoint["rows"] if checkpoint is not None else self.final_rows())
         with _broken():
             parse_rows(known, self._metrics)
+        return checkpoint
 
 
 def _whole(value: object) -> object:
@@ -283,6 +285,19 @@ def _whole(value: object) -> object:
     if isinstance(value, Tensor) and value.layout == torch.strided and value.untyped_storage().nbytes() > value.nbytes:
         return value.clone()
     return value
+
+
+@contextmanager
+def naming_runs(folders: Sequence[Path]) -> Iterator[None]:
+    """An error gets a note with the folder of the run, or of the runs that are trained as one, unless it names one."""
+    try:
+        yield
+    except Exception as error:
+        told = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        if not any(str(folder) in told for folder in folders):
+            one = "in the run" if len(folders) == 1 else "in one of the runs"
+            error.add_note(f"{one} {', '.join(map(str, folders))}")
+        raise
 
 
 def is_set_aside(path: Path) -> bool:

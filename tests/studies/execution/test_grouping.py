@@ -5,13 +5,15 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from sngd.studies.execution.execution import Execution
 from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.parallel import run_all
 from sngd.studies.execution.task import Task
-from sngd.training import RunConfig
+from sngd.training import Interrupted, RunConfig, train
 from sngd.training.replicas.alike import Limit
+from sngd.training.run_folder import RunFolder
 
 
 def tasks(**counts):
@@ -66,18 +68,28 @@ def test_the_plan_is_said_with_reasons():
     kinds = list(alike(some))
     limits = {kinds[1]: Limit(16), kinds[0]: Limit(1, "so"), kinds[2]: Limit(1, "so")}
     found = in_groups(some, limits, 2)
-    assert plan_in_words(some, found, limits, 2, 1) == [
+    assert plan_in_words(some, found, limits, 2, {1}) == [
         "10 runs: 2 processes, each training 3 or 1 at a time with 1 thread",
         "sgd, natasha2: runs are trained one by one, because so",
+    ]
+
+
+def test_the_plan_is_of_the_runs_that_have_not_ended():
+    some = tasks(sgd=2, sngd=6)
+    kinds = list(alike(some))
+    limits = {kinds[0]: Limit(1, "so"), kinds[1]: Limit(16)}
+    found = in_groups(some, limits, 2)
+    assert plan_in_words(some, found, limits, 2, {1, 2}, ended={0, 1, 3}) == [
+        "5 of 8 runs: 2 processes, each training 3 or 2 at a time with 2 or 1 threads",
     ]
 
 
 def test_the_plan_says_that_runs_trained_as_one_are_not_compiled():
     some = [task._replace(config=replace(task.config, compile=True)) for task in tasks(sgd=2)]
     (kind,) = alike(some)
-    said = plan_in_words(some, [[0, 1]], {kind: Limit(16)}, 1, 1)
+    said = plan_in_words(some, [[0, 1]], {kind: Limit(16)}, 1, {1})
     assert said[1:] == ["steps of runs that are trained as one are not compiled; --replicas 1 trains each by itself"]
-    assert len(plan_in_words(some, [[0], [1]], {kind: Limit(1)}, 1, 1)) == 1
+    assert len(plan_in_words(some, [[0], [1]], {kind: Limit(1)}, 1, {1})) == 1
 
 
 @pytest.mark.slow
@@ -121,3 +133,35 @@ def test_a_damaged_run_is_set_aside_and_done_anew_beside_the_others(tmp_path):
     assert (again[0], again[2]) == (rows[0], rows[2])
     assert {**again[1], "seconds": 0} == {**rows[1], "seconds": 0}
     assert "set aside as 1.broken-1" in told[0]
+
+
+@pytest.mark.slow
+def test_lost_rows_of_runs_that_had_ended_are_done_anew_as_one_again(tmp_path):
+    config = RunConfig("digits-mlp", "sngd", epochs=1, eval_every=1)
+    some = [Task(replace(config, seed=seed), tmp_path / str(seed)) for seed in range(3)]
+    rows, told, said = run_all(some, Execution(jobs=1)), [], []
+    before = [RunFolder(task.folder).load_checkpoint()["model"] for task in some]
+    for task in some:
+        metrics = task.folder / "metrics.jsonl"
+        metrics.write_text("".join(metrics.read_text().splitlines(keepends=True)[:-1]))
+    again = run_all(some, Execution(jobs=1, on_warning=told.append, on_plan=said.append))
+    assert [{**row, "seconds": 0} for row in again] == [{**row, "seconds": 0} for row in rows]
+    for task, model in zip(some, before, strict=True):
+        after = RunFolder(task.folder).load_checkpoint()["model"]
+        assert all(torch.equal(after[name], model[name]) for name in model)
+    assert len(told) == 3
+    assert "each training 3 at a time" in said[0]
+
+
+@pytest.mark.slow
+def test_the_threads_that_are_said_are_those_of_the_runs(tmp_path):
+    config, said = RunConfig("digits-mlp", "sngd", epochs=1, eval_every=1, threads=3), []
+    new = [Task(replace(config, seed=seed), tmp_path / "new" / str(seed)) for seed in range(2)]
+    run_all(new, Execution(jobs=2, on_plan=said.append))
+    with pytest.raises(Interrupted):
+        train(config, tmp_path / "begun" / "0", should_stop=lambda: True)
+    run_all([Task(replace(config, threads=None), tmp_path / "begun" / "0")], Execution(jobs=2, on_plan=said.append))
+    assert said == [
+        "2 runs: 2 processes, each training 1 at a time with 3 threads",
+        "1 run: 1 process, each training 1 at a time with 3 threads",
+    ]

@@ -49,6 +49,26 @@ def test_asked_to_stop_nothing_is_left_half_done(tmp_path):
             run_all(tasks(tmp_path), Execution(jobs=1, replicas=replicas, should_stop=lambda: True))
     rows = run_all(tasks(tmp_path), Execution(jobs=1))
     assert all(row["final"] for row in rows)
+    with pytest.raises(Interrupted, match="stopped with 3 of 3 runs finished"):
+        run_all(tasks(tmp_path), Execution(jobs=1, should_stop=lambda: True))
+    with pytest.raises(Interrupted, match="stopped with 3 of 4 runs finished"):
+        run_all(tasks(tmp_path, count=4), Execution(jobs=1, should_stop=lambda: True))
+
+
+@pytest.mark.slow
+def test_an_error_names_the_run(tmp_path):
+    config = RunConfig("digits-mlp", "nsgd-momentum", plan="agnostic", epochs=1, eval_every=1)
+    params = [{"momentum": beta} for beta in (0.9, 0.0, 0.5)]  # the plan sets the second one's, which has no buffer
+    some = [Task(replace(config, params=own), tmp_path / str(place)) for place, own in enumerate(params)]
+    for replicas in (None, 1):
+        with pytest.raises(ValueError, match="momentum above 0") as caught:
+            run_all(some, Execution(jobs=1, replicas=replicas))
+        assert caught.value.__notes__ == [f"in the run {tmp_path / '1'}"]
+
+
+def test_each_run_has_a_folder_of_its_own(tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path / '1'}: two runs are to be trained in this folder"):
+        run_all([*tasks(tmp_path), *tasks(tmp_path)[1:]], Execution(jobs=1))
 
 
 @pytest.mark.slow

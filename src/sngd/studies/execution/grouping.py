@@ -1,6 +1,6 @@
 """Which runs of a study are trained as one in a process, and what is said of it."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 
 import torch
 
@@ -45,22 +45,37 @@ def plan_in_words(
     groups: Sequence[Sequence[int]],
     limits: Mapping[Hashable, Limit],
     jobs: int,
-    threads: int,
+    threads: Collection[int],
+    ended: Collection[int] = (),
 ) -> list[str]:
-    """A line on how many runs are done at a time, and one for each reason why runs are not trained as one."""
-    sizes = sorted({len(group) for group in groups}, reverse=True)
+    """A line on how many runs are done at a time, and one for each reason why runs are not trained as one.
+
+    Args:
+        tasks, groups: see ``in_groups``.
+        limits: by kind.
+        jobs: number of processes.
+        threads: numbers of CPU threads that runs take.
+        ended: the tasks that have ended, by index, of which nothing is said.
+    """
+    left = [rest for group in groups if (rest := [index for index in group if index not in ended])]
+    sizes = {len(group) for group in left}
+    runs = f"{len(tasks) - len(ended)} of {len(tasks)} runs" if ended else _count(len(tasks), "run")
     lines = [
-        f"{_count(len(tasks), 'run')}: {_count(min(jobs, len(groups)), 'process', 'processes')}, each training "
-        f"{' or '.join(map(str, sizes))} at a time with {_count(threads, 'thread')}"
+        f"{runs}: {_count(min(jobs, len(left)), 'process', 'processes')}, each training "
+        f"{_either(sizes)} at a time with {_either(threads)} {'thread' if max(threads) == 1 else 'threads'}"
     ]
     arms: dict[str, list[str]] = {}
     for key, indices in alike(tasks).items():
-        if key in limits and (reason := limits[key].reason):
+        if key in limits and not set(indices) <= set(ended) and (reason := limits[key].reason):
             arms.setdefault(reason, []).append(str(tasks[indices[0]].config.label or tasks[indices[0]].config.method))
-    if any(len(group) > 1 and tasks[group[0]].config.compile for group in groups):
+    if any(len(group) > 1 and tasks[group[0]].config.compile for group in left):
         lines.append("steps of runs that are trained as one are not compiled; --replicas 1 trains each by itself")
     return lines + [f"{', '.join(labels)}: runs are trained one by one, because {why}" for why, labels in arms.items()]
 
 
 def _count(number: int, one: str, many: str = "") -> str:
     return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _either(numbers: Collection[int]) -> str:
+    return " or ".join(map(str, sorted(numbers, reverse=True)))

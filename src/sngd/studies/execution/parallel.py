@@ -1,7 +1,8 @@
 """Do many runs in parallel processes; each can be killed at any moment and resumed."""
 
 import os
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from functools import partial
@@ -11,13 +12,12 @@ import torch
 from sngd.studies.execution.execution import Execution, OnProgress
 from sngd.studies.execution.grouping import alike, in_groups, plan_in_words
 from sngd.studies.execution.ray_runs import run_on_ray
-from sngd.studies.execution.task import Task, check_there, do_tasks, examine, finished
+from sngd.studies.execution.task import Task, check_there, do_tasks, examine, finished, has_ended, stopped, threads_of
 from sngd.studies.execution.workers import POLL_SECONDS, Workers, can_fork, raise_first_error, this_worker
 from sngd.training import Interrupted, Progress, RunConfig
 from sngd.training.folder_lock import make_folder
 from sngd.training.metrics import Row
 from sngd.training.replicas.alike import Limit
-from sngd.training.run_folder import RunFolder
 
 
 def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: str = "runs") -> list[Row]:
@@ -27,7 +27,7 @@ def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: st
     run is done again. A folder with a run of other settings is an error.
 
     Args:
-        tasks: the runs; folders must differ.
+        tasks: the runs, each in a folder of its own.
         execution: how they are done.
         title: what ``execution.begin`` is told of them.
 
@@ -35,9 +35,13 @@ def run_all(tasks: Sequence[Task], execution: Execution = Execution(), title: st
         The last row of each task, in order.
 
     Raises:
-        ValueError: what the first task that failed raised; the others stop too.
+        ValueError: two tasks have one folder; or what the first task that failed raised, with a note of its folder; the
+            others stop too.
         Interrupted: ``execution.should_stop`` said so, or a worker process was killed.
     """
+    folder, times = Counter(task.folder for task in tasks).most_common(1)[0] if tasks else (None, 0)
+    if times > 1:
+        raise ValueError(f"{folder}: two runs are to be trained in this folder")
     for task in tasks:  # made here, because a worker would recreate a folder that somebody deletes meanwhile
         make_folder(task.folder.parent)
     on_progress = execution.begin(title, [task.config for task in tasks])
@@ -51,54 +55,50 @@ def _run_here(tasks: Sequence[Task], execution: Execution, on_progress: OnProgre
     jobs = min(execution.jobs or cores, max(1, len(tasks)))
     threads = max(1, cores // jobs)
     futures: dict[Future[list[Row]], list[int]] = {}
-    ended: set[int] = set()
+    told: set[int] = set()  # that they have ended
 
     def tell(done: set[Future[list[Row]]]) -> None:
         while not workers.messages.empty():
             index, news = workers.messages.get()
             if isinstance(news, str):
                 execution.on_warning(news)
-            elif index not in ended:
+            elif index not in told:
                 on_progress(index, news)
         for future in done:
             if not future.cancelled() and not future.exception():
                 for index, row in zip(futures[future], future.result(), strict=True):
-                    ended.add(index)
+                    told.add(index)
                     on_progress(index, finished(row))
 
+    ended = {index for index, task in enumerate(tasks) if has_ended(task, execution)}
     with Workers(jobs, threads, forked=all(can_fork(task.config.device) for task in tasks)) as workers:
-        for group in _grouped(workers, tasks, execution, jobs, threads):
+        for group in _grouped(workers, tasks, ended, execution, jobs, threads):
             own = {index: tasks[index] for index in group}
             futures[workers.submit(_work, own, execution.portable())] = group
         pending = workers.follow(futures, execution.should_stop, tell)
     tell(pending)  # those that ended while the others were stopping
-    return _results(futures, tasks)
+    return _results(futures, tasks, ended, execution)
 
 
-def _grouped(workers: Workers, tasks: Sequence[Task], execution: Execution, jobs: int, threads: int) -> list[list[int]]:
+def _grouped(
+    workers: Workers, tasks: Sequence[Task], ended: Collection[int], execution: Execution, jobs: int, threads: int
+) -> list[list[int]]:
     """The tasks that a worker trains as one, by index. Says what is done, unless all runs have ended."""
     kinds = alike(tasks)
-    ended = {index for index, task in enumerate(tasks) if _has_ended(task, execution)}
-    open_kinds = {key: indices for key, indices in kinds.items() if len(indices) > 1 and not ended.issuperset(indices)}
+    open_kinds = {key: indices for key, indices in kinds.items() if len(indices) > 1 and not set(indices) <= set(ended)}
     limits: dict[Hashable, Limit] = {}
     if open_kinds and execution.replicas != 1:
         configs = [tasks[indices[0]].config for indices in open_kinds.values()]
         answers = _examined(workers, configs, execution, jobs)
         if answers is None:
-            raise Interrupted(f"stopped with {len(ended)} of {len(tasks)} runs finished; the same command goes on")
+            raise stopped(tasks, ended, execution)
         limits = dict(zip(open_kinds, answers, strict=True))
     found = in_groups(tasks, limits, jobs)
     if len(ended) < len(tasks):
-        for line in plan_in_words(tasks, found, limits, jobs, threads):
+        counts = {threads_of(task, execution, threads) for index, task in enumerate(tasks) if index not in ended}
+        for line in plan_in_words(tasks, found, limits, jobs, counts, ended):
             execution.on_plan(line)
     return found
-
-
-def _has_ended(task: Task, execution: Execution) -> bool:
-    try:
-        return not execution.overwrite and RunFolder(task.folder).has_ended()
-    except ValueError:  # damaged files; the worker says more of them
-        return False
 
 
 def _examined(workers: Workers, configs: Sequence[RunConfig], execution: Execution, jobs: int) -> list[Limit] | None:
@@ -113,12 +113,17 @@ def _examined(workers: Workers, configs: Sequence[RunConfig], execution: Executi
     return next(iter(done)).result()
 
 
-def _results(futures: Mapping[Future[list[Row]], Sequence[int]], tasks: Sequence[Task]) -> list[Row]:
+def _results(
+    futures: Mapping[Future[list[Row]], Sequence[int]],
+    tasks: Sequence[Task],
+    ended: Collection[int],
+    execution: Execution,
+) -> list[Row]:
     raise_first_error(futures)
-    ended = [future for future in futures if not future.cancelled() and not future.exception()]
-    rows = {i: row for future in ended for i, row in zip(futures[future], future.result(), strict=True)}
+    done = [future for future in futures if not future.cancelled() and not future.exception()]
+    rows = {i: row for future in done for i, row in zip(futures[future], future.result(), strict=True)}
     if len(rows) < len(tasks):
-        raise Interrupted(f"stopped with {len(rows)} of {len(tasks)} runs finished; the same command goes on")
+        raise stopped(tasks, {*ended, *rows}, execution)
     return [rows[index] for index in range(len(tasks))]
 
 

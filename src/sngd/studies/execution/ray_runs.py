@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sngd.studies.execution.execution import Execution, OnProgress, RayCluster
-from sngd.studies.execution.task import Task, check_there, do_task, finished
+from sngd.studies.execution.task import Task, check_there, do_task, finished, stopped
 from sngd.training import Interrupted, Progress
 from sngd.training.metrics import Row
 from sngd.training.run_folder import RunFolder
@@ -165,9 +165,7 @@ class _Batch:
         if self.error is not None:
             raise self.error
         if len(self.rows) < len(self.tasks):
-            raise Interrupted(
-                f"stopped with {len(self.rows)} of {len(self.tasks)} runs finished; the same command goes on"
-            )
+            raise stopped(self.tasks, self.rows, self.execution)
         return [self.rows[index] for index in range(len(self.tasks))]
 
     def _read(self, stopping: bool) -> None:

@@ -1,7 +1,7 @@
 """A task of a study, that is one run to do, and how a worker does it in any process and on any machine."""
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -10,11 +10,11 @@ import torch
 
 from sngd.problems import Problem, load_problem
 from sngd.studies.execution.execution import Execution
-from sngd.training import Progress, RunConfig, train
+from sngd.training import Interrupted, Progress, RunConfig, train
 from sngd.training.metrics import Row
 from sngd.training.replicas.alike import Limit, limit
 from sngd.training.replicas.train import train_together
-from sngd.training.run_folder import BrokenRun, RunFolder
+from sngd.training.run_folder import BrokenRun, RunFolder, naming_runs
 
 
 class Task(NamedTuple):
@@ -38,11 +38,12 @@ def do_task(task: Task, execution: Execution, threads: int, on_progress: Callabl
     torch.set_num_threads(threads)
     if not execution.overwrite and (warning := RunFolder(task.folder).set_aside_if_broken()):
         execution.on_warning(warning)
-    try:
-        return _train(task, execution, on_progress)
-    except BrokenRun as error:  # the files are undamaged, but of another run
-        execution.on_warning(RunFolder(task.folder).set_aside(error))
-        return _train(task, execution, on_progress)
+    with naming_runs([task.folder]):
+        try:
+            return _train(task, execution, on_progress)
+        except BrokenRun as error:  # the files are undamaged, but of another run
+            execution.on_warning(RunFolder(task.folder).set_aside(error))
+            return _train(task, execution, on_progress)
 
 
 def do_tasks(
@@ -52,7 +53,8 @@ def do_tasks(
     if len(tasks) > 1:
         torch.set_num_threads(threads)
         try:
-            return _train_together(tasks, execution, on_progress)
+            with naming_runs([task.folder for task in tasks]):
+                return _train_together(tasks, execution, on_progress)
         except BrokenRun:
             pass  # each run by itself finds out whether it is meant
     return [do_task(task, execution, threads, partial(on_progress, place)) for place, task in enumerate(tasks)]
@@ -98,6 +100,29 @@ def _train(task: Task, execution: Execution, on_progress: Callable[[Progress], N
         on_warning=execution.on_warning,
         should_stop=execution.should_stop,
     )
+
+
+def has_ended(task: Task, execution: Execution) -> bool:
+    """Whether the run is not repeated."""
+    try:
+        return not execution.overwrite and RunFolder(task.folder).has_ended()
+    except ValueError:  # damaged files, of which more is said when the run is done anew
+        return False
+
+
+def stopped(tasks: Sequence[Task], ended: Collection[int], execution: Execution) -> Interrupted:
+    """What is raised when these runs were asked to stop; ``ended`` are known to have ended, by index."""
+    count = sum(index in ended or has_ended(task, execution) for index, task in enumerate(tasks))
+    return Interrupted(f"stopped with {count} of {len(tasks)} runs finished; the same command goes on")
+
+
+def threads_of(task: Task, execution: Execution, share: int) -> int:
+    """CPU threads that the run takes: as it was begun, as its settings say, or its share of the cores."""
+    try:
+        begun = None if execution.overwrite else RunFolder(task.folder).read_config().get("threads")
+    except (OSError, ValueError):
+        begun = None
+    return begun or task.config.threads or share
 
 
 def check_there(task: Task) -> None:

@@ -15,6 +15,7 @@ from sngd.training.metrics import Row
 from sngd.training.ranks import ALONE
 from sngd.training.replicas.alike import kind
 from sngd.training.replicas.stack import Stack
+from sngd.training.run_folder import naming_runs
 from sngd.training.run_state import Progress, RunState
 
 
@@ -57,7 +58,8 @@ def train_together(
     with ExitStack() as kept:
         found = []
         for config, folder in zip(configs, folders, strict=True):
-            found.append(kept.enter_context(opened(config, folder, problem, ALONE, observers, **how)))
+            with naming_runs([folder]):
+                found.append(kept.enter_context(opened(config, folder, problem, ALONE, observers, **how)))
             if isinstance(run := found[-1], OpenRun):  # which draws nothing more from what the next one seeds anew
                 run.state.chance = run.state.global_chance()
         return _Together(found, partial(_stand_in, configs, problem)).train(on_progress, should_stop)
