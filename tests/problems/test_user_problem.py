@@ -77,6 +77,17 @@ def test_inputs_are_augmented_then_prepared(write: Write) -> None:
     assert load_problem(f"{path}:make").train[0].dtype == torch.uint8
 
 
+def test_an_augmentation_in_place_leaves_the_samples_as_they_are(write: Write) -> None:
+    path = write("""
+        def augment(inputs, generator):
+            return inputs.neg_()
+
+        def make():
+            return Problem(lambda: nn.Linear(3, 3), loss, (torch.ones(5, 3), torch.arange(5) % 3), augment=augment)
+    """)
+    assert (load_problem(f"{path}:make").train[0] == 1).all()
+
+
 def test_targets_that_follow_from_augmented_inputs(write: Write) -> None:
     path = write(
         """

@@ -134,7 +134,7 @@ def _try(problem: Problem) -> None:
 
 
 def _try_samples(problem: Problem, model: nn.Module, field: str, samples: Samples) -> None:
-    inputs, targets = materialized(tuple(part[:2] for part in samples))
+    inputs, targets = (part.clone() for part in materialized(tuple(part[:2] for part in samples)))
     if problem.augment is not None and field == "train":
         count, varied = len(inputs), problem.augmented((inputs, targets), torch.Generator().manual_seed(0))
         if len(varied) != len(_PARTS):
