@@ -88,6 +88,16 @@ def test_an_augmentation_in_place_leaves_the_samples_as_they_are(write: Write) -
     assert (load_problem(f"{path}:make").train[0] == 1).all()
 
 
+def test_a_layer_that_models_share_stays_in_training_mode(write: Write) -> None:
+    path = write("""
+        shared = nn.Dropout(0.5)
+
+        def make():
+            return Problem(lambda: nn.Sequential(build_model(), shared), loss, (x, y))
+    """)
+    assert all(module.training for module in load_problem(f"{path}:make").build_model().modules())
+
+
 def test_targets_that_follow_from_augmented_inputs(write: Write) -> None:
     path = write(
         """

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from sngd.problems.columns import materialized
+from sngd.problems.eval_mode import in_eval_mode
 from sngd.problems.problem import Problem, Samples, share_not_finite
 
 _REQUIRED = ("build_model", "loss", "train")
@@ -127,10 +128,10 @@ def _try(problem: Problem) -> None:
         raise TypeError(f"build_model must return an nn.Module, got a value of type {type(model).__name__}")
     if build_model() is model:
         raise ValueError("build_model must build a new model at each call, got the same one twice")
-    model.eval()  # dropout would make the loss random, and batch normalization may not train on so few samples
-    _try_samples(problem, model, "train", problem.train)
-    if problem.test is not None:
-        _try_samples(problem, model, "test", problem.test)
+    with in_eval_mode(model):  # dropout would make the loss random, and few samples may be too few to normalize
+        _try_samples(problem, model, "train", problem.train)
+        if problem.test is not None:
+            _try_samples(problem, model, "test", problem.test)
 
 
 def _try_samples(problem: Problem, model: nn.Module, field: str, samples: Samples) -> None:

@@ -33,6 +33,7 @@ from sngd.norms import Product
 from sngd.problems import Problem, load_problem
 from sngd.problems.analytic import Analytic
 from sngd.problems.columns import materialized
+from sngd.problems.eval_mode import in_eval_mode
 from sngd.problems.registry import ANALYTIC
 from sngd.stages import StagePlan
 from sngd.studies.runs import Run, Study, read_study, value
@@ -466,8 +467,8 @@ def _same_function(load: Callable[[], Problem]) -> Assumption:
         model = problem.build_model()
         batch = materialized((problem.train[0][:64], problem.train[1][:64]))
         training = problem.mean_loss(model, batch)
-        model.eval()
-        evaluation = problem.mean_loss(model, batch)
+        with in_eval_mode(model):
+            evaluation = problem.mean_loss(model, batch)
     if not torch.equal(training, evaluation):
         detail = "the model differs between training and evaluation (dropout, BatchNorm): steps are about another F"
         return Assumption("objective", "violated", detail)

@@ -1,7 +1,6 @@
 """The measurements of a row of metrics: losses, accuracies, and ‖∇F(w)‖, the stationarity gap."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 from sngd.norms import Product
 from sngd.norms.global_norm import global_norm
 from sngd.problems import Problem
+from sngd.problems.eval_mode import in_eval_mode
 from sngd.problems.problem import classifies
 from sngd.training.ranks import ALONE, Ranks
 
@@ -60,18 +60,6 @@ def evaluate(
         "test_accuracy": test_accuracy,
     }
     return losses | gradient_norms(gradients if grad_norm else None, norm)
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Afterwards each of its modules is in the mode that it was in: some may be kept in eval mode while it trains."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def gradient_norms(gradients: Sequence[Tensor] | None, norm: Product | None) -> Measured:

@@ -214,6 +214,13 @@ def test_samples_that_are_varied_in_place_stay_as_they_are():
     assert torch.equal(problem.train[0], before)
 
 
+def test_a_layer_that_models_share_stays_as_it_is():
+    shared = nn.Softplus()
+    assert limit(CONFIG, problem_of(lambda: nn.Sequential(nn.Linear(4, 3), shared))) == Limit(16)
+    assert shared.training
+    assert not shared._forward_hooks
+
+
 def test_embeddings_without_padding_can():
     assert reason_against(CONFIG, problem_of(lambda: Embedded(nn.functional.embedding))) is None
     assert reason_against(CONFIG, problem_of(lambda: Embedded(lambda x, w: torch.embedding(w, x)))) is None

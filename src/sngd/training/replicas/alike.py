@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from sngd.problems import Problem
+from sngd.problems.eval_mode import in_eval_mode
 from sngd.training.config import RunConfig
 from sngd.training.evaluate import chunk_size
 from sngd.training.methods import BUILT_IN, CHUNK, Method, find_method
@@ -142,9 +143,12 @@ def operations(problem: Problem, batch: int) -> float:
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = seeded(problem, 0)
-        model.eval()  # which need not return the model, if it has a ``train`` of its own
-        for module in model.modules():
-            module.register_forward_hook(count)
         inputs, _ = a_batch(problem, _FEW)
-        problem.outputs(model, inputs)
+        hooks = [module.register_forward_hook(count) for module in model.modules()]
+        try:
+            with in_eval_mode(model):
+                problem.outputs(model, inputs)
+        finally:  # modules may belong to other models too
+            for hook in hooks:
+                hook.remove()
     return total / len(inputs) * batch

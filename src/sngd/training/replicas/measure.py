@@ -7,8 +7,9 @@ from torch import Tensor
 
 from sngd.norms import Product
 from sngd.problems import Problem
+from sngd.problems.eval_mode import in_eval_mode
 from sngd.problems.problem import Samples, classifies
-from sngd.training.evaluate import Measured, chunk_size, gradient_norms, in_eval_mode
+from sngd.training.evaluate import Measured, chunk_size, gradient_norms
 from sngd.training.replicas.losses import Batch, Losses
 
 

@@ -9,8 +9,8 @@ from torch.nn.modules import module as torch_modules  # whose private names are 
 from torch.overrides import TorchFunctionMode
 
 from sngd.problems import Problem
+from sngd.problems.eval_mode import in_eval_mode
 from sngd.problems.problem import Samples
-from sngd.training.evaluate import in_eval_mode
 from sngd.training.replicas.layers import without_hooks
 from sngd.training.replicas.layout import apart
 from sngd.training.replicas.losses import Batch, Losses
