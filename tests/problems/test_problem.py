@@ -37,6 +37,16 @@ def test_the_loss_of_prepared_inputs() -> None:
     torch.testing.assert_close(found, expected)
 
 
+@pytest.mark.parametrize("part", [slice(None), slice(1, 3)])
+def test_an_augmentation_in_place_does_not_reach_the_stored_samples(part) -> None:
+    problem = Problem(**GOOD | {"train": (torch.ones(4, 3), LABELS)}, augment=lambda x, _: x.neg_())
+    inputs, targets = problem.train
+    varied, same = problem.augmented((inputs[part], targets[part]), torch.Generator())
+    assert (varied == -1).all()
+    assert (inputs == 1).all()
+    assert torch.equal(same, targets[part])
+
+
 def test_a_loss_may_be_a_module() -> None:
     assert Problem(**{**GOOD, "loss": nn.CrossEntropyLoss()}).n == 4
 

@@ -88,6 +88,20 @@ def test_an_augmentation_in_place_leaves_the_samples_as_they_are(write: Write) -
     assert (load_problem(f"{path}:make").train[0] == 1).all()
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "build_model, loss, (x, y), prepare=lambda x: x.div_(2)",
+        "lambda: nn.Sequential(nn.ReLU(inplace=True), build_model()), loss, (x, y)",
+        "build_model, lambda outputs, targets: loss(outputs, targets.clamp_(0)), (x, y)",
+    ],
+)
+def test_samples_are_not_to_be_changed_in_place(write: Write, arguments: str) -> None:
+    path = write(f"def make(): return Problem({arguments})")
+    with pytest.raises(ValueError, match="must not change train's samples in place: work on a copy"):
+        load_problem(f"{path}:make")
+
+
 def test_a_layer_that_models_share_stays_in_training_mode(write: Write) -> None:
     path = write("""
         shared = nn.Dropout(0.5)

@@ -110,3 +110,30 @@ def test_dropout_in_eval_mode_drops_nothing_of_a_run(tmp_path):
         config = RunConfig("some", "sgd", batch_size=5, epochs=2)
         answers.append(train(config, tmp_path / type(layer).__name__, problem=lambda problem=problem: problem))
     assert answers[0]["train_loss"] == answers[1]["train_loss"]
+
+
+class MergesInEval(nn.Linear):
+    """Its weights are the sum of two: added in eval mode, and taken apart again in training mode."""
+
+    def __init__(self):
+        super().__init__(4, 2)
+        self.low, self.merged = nn.Parameter(torch.ones(2, 4)), False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.weight.data += -self.low.data if mode else self.low.data
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return super().forward(x) if self.merged else super().forward(x) + x @ self.low.T
+
+
+def test_what_a_model_does_for_eval_mode_is_undone():
+    x = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+    model = MergesInEval()
+    before = model.weight.detach().clone()
+    evaluate(Problem(MergesInEval, nn.functional.cross_entropy, (x, (x[:, 0] > 0).long())), model)
+    assert not model.merged
+    torch.testing.assert_close(model.weight.detach(), before)

@@ -116,9 +116,13 @@ class Problem:
         """Training samples as `augment` varies them; without it, as they are."""
         if self.augment is None:
             return cast(Samples, samples)
-        if isinstance(samples[0], Column):
+        inputs = samples[0]
+        if isinstance(inputs, Column):
             raise ValueError("augment varies mini-batches of a Dataset, and all its samples were asked for at once")
-        return _with_targets(self.augment(samples[0], generator), samples)
+        if isinstance(stored := self.train[0], Tensor):
+            shared = inputs.untyped_storage().data_ptr() == stored.untyped_storage().data_ptr()
+            inputs = inputs.clone() if shared else inputs  # `augment` may work in place
+        return _with_targets(self.augment(inputs, generator), samples)
 
     def drawn(self, shape: torch.Size, generator: torch.Generator) -> Tensor | None:
         """The random numbers of `augmented` for inputs of this shape; None if there are none.

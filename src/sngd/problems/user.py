@@ -135,7 +135,7 @@ def _try(problem: Problem) -> None:
 
 
 def _try_samples(problem: Problem, model: nn.Module, field: str, samples: Samples) -> None:
-    inputs, targets = (part.clone() for part in materialized(tuple(part[:2] for part in samples)))
+    inputs, targets = materialized(tuple(part[:2] for part in samples))
     if problem.augment is not None and field == "train":
         count, varied = len(inputs), problem.augmented((inputs, targets), torch.Generator().manual_seed(0))
         if len(varied) != len(_PARTS):
@@ -144,10 +144,14 @@ def _try_samples(problem: Problem, model: nn.Module, field: str, samples: Sample
 
     def loss_of(times: int) -> Tensor:
         """The loss of the samples, `times` times each."""
-        batch = torch.cat([inputs] * times)
+        given, labels = torch.cat([inputs] * times), torch.cat([targets] * times)
+        prepared = given
         if problem.prepare is not None:
-            batch = _tried("prepare", problem.prepare(batch), len(batch), "inputs")
-        return problem.loss(model(batch), torch.cat([targets] * times))
+            prepared = _tried("prepare", problem.prepare(given), len(given), "inputs")
+        loss = problem.loss(model(prepared), labels)
+        if given._version or labels._version:  # an evaluation gives the stored ones
+            raise ValueError(f"prepare, the model and loss must not change {field}'s samples in place: work on a copy")
+        return loss
 
     loss = loss_of(1)
     _check_loss(loss, model)

@@ -1,8 +1,10 @@
 """Runs that cannot be replicas are found, and told why; those that gain nothing are left alone."""
 
+import random
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -161,6 +163,28 @@ class OtherwiseForMany(nn.Linear):
         return super().forward(x) * (1.0 if len(x) < 5 or bool(x.isfinite().all()) else 0.5) if self.training else x
 
 
+class DropsItsLayer(nn.Linear):
+    """In one of a thousand batches."""
+
+    def __init__(self, chance):
+        super().__init__(4, 3)
+        self.chance = chance
+
+    def forward(self, x):
+        return super().forward(x) * (self.chance() < 0.999)
+
+
+class OtherGradientInEval(nn.Linear):
+    def __init__(self):
+        super().__init__(4, 3)
+
+    def forward(self, x):
+        if self.training:
+            return super().forward(x)
+        scale = self.weight.square().sum()
+        return super().forward(x) * (scale / scale.detach() if scale.requires_grad else 1)
+
+
 REASONS = {
     "changes buffers while it trains": lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)),
     "draws random numbers while it trains": lambda: nn.Sequential(nn.Linear(4, 3), nn.Dropout(0.01)),
@@ -181,6 +205,9 @@ REASONS = {
     "changes attributes of its own": Counting,
     "changes buffers while it": CountingInEval,
     "its model changes buffers while it trains": KeepsMaximum,
+    "its model draws random numbers": lambda: DropsItsLayer(random.random),
+    "model draws random numbers": lambda: DropsItsLayer(np.random.random),
+    "its losses or gradients come out differently": OtherGradientInEval,
     "cannot batch its model or loss": OtherwiseForMany,
 }
 
@@ -198,9 +225,10 @@ def test_a_loss_that_cannot_be_batched(recwarn):
     assert not recwarn.list
 
 
-def test_samples_that_vary_by_no_generator_of_the_run():
-    problem = problem_of(lambda: nn.Linear(4, 3), augment=lambda inputs, _: inputs + torch.randn_like(inputs))
-    assert "augment draws from torch's global random numbers" in reason_against(CONFIG, problem)
+@pytest.mark.parametrize("noise", [torch.randn_like, lambda _: random.random(), lambda _: np.random.random()])  # noqa: NPY002
+def test_samples_that_vary_by_no_generator_of_the_run(noise):
+    problem = problem_of(lambda: nn.Linear(4, 3), augment=lambda inputs, _: inputs + noise(inputs))
+    assert "augment draws from global random numbers" in reason_against(CONFIG, problem)
 
 
 def test_samples_that_are_varied_in_place_stay_as_they_are():

@@ -14,6 +14,7 @@ from torch import nn
 from sngd.problems import Problem, load_problem
 from sngd.training import METHODS, Interrupted, RunConfig, engine, train
 from sngd.training.methods import Method
+from sngd.training.replicas.alike import reason_against
 from sngd.training.replicas.stack import Stack
 from sngd.training.replicas.train import train_together
 from sngd.training.run_folder import RunFolder
@@ -156,6 +157,30 @@ def test_augmented_and_prepared_inputs(tmp_path):
         configs = differing(config_of(method, epochs=4))
         _, alone, together = alone_and_together(configs, tmp_path / method, lambda: problem)
         assert_equal_to_rounding(alone, together)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("grad_norm", [True, False])
+def test_attention_in_eval_mode_has_gradients_too(tmp_path, grad_norm):
+    """Where torch's attention thinks that no gradient is wanted, it takes a way that has none."""
+
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+            self.last = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.last(self.layer(x).mean(1))
+
+    chance = torch.Generator().manual_seed(0)
+    samples = torch.randn(60, 5, 4, generator=chance, dtype=torch.float64), torch.randint(3, (60,), generator=chance)
+    problem = Problem(lambda: Attending().double(), nn.functional.cross_entropy, samples)
+    config = config_of("sngd", epochs=2, grad_norm=grad_norm)
+    assert reason_against(config, problem) is None
+    _, alone, together = alone_and_together(differing(config), tmp_path, lambda: problem)
+    assert_equal_to_rounding(alone, together)
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_one_that_diverges_leaves_the_others_alone(tmp_path, plain):

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -121,6 +122,7 @@ def this_worker() -> Worker:
 
 
 def _start_worker(worker: Worker) -> None:
+    warnings.filterwarnings("ignore", "There is a performance drop because")  # of an operation that vmap does in a loop
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # in case the server was started by other code
     _this.append(worker)
     os.environ.clear()  # the server may have been started with others

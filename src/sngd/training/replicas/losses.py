@@ -4,11 +4,13 @@ The sum of the losses is differentiated. The loss of a replica depends on its ow
 sum with respect to these weights is the gradient of the replica's own loss.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.backends import mha
 from torch.func import functional_call, vmap
 
 from sngd.problems import Problem
@@ -93,11 +95,11 @@ class Losses:
 
         ``into`` gets or, with ``add``, adds the gradients of these losses.
         """
-        inputs, targets, shared = batch
+        inputs, targets, _ = batch
         if self._layers is not None:
             return self._layers.add_gradient(weights, inputs, targets, into, share=share, add=add)
         pieces = [piece.detach().requires_grad_() for piece in weights]
-        losses, outputs = self._batched[shared](dict(zip(self._names, pieces, strict=True)), inputs, targets)
+        losses, outputs = self._vmapped(pieces, batch)
         found = torch.autograd.grad((losses * share).sum(), pieces, allow_unused=True)
         for total, piece, gradient in zip(into, pieces, found, strict=True):
             new = torch.zeros_like(piece) if gradient is None else gradient
@@ -108,10 +110,15 @@ class Losses:
     @torch.no_grad()
     def losses(self, weights: Pieces, batch: Batch) -> tuple[Tensor, Tensor]:
         """Mean losses, (R,), and the models' outputs, (R, b, …)."""
-        inputs, targets, shared = batch
+        inputs, targets, _ = batch
         if self._layers is not None:
             return self._layers.losses(weights, inputs, targets)
-        return self._batched[shared](dict(zip(self._names, weights, strict=True)), inputs, targets)
+        return self._vmapped(weights, batch)
+
+    def _vmapped(self, weights: Pieces, batch: Batch) -> tuple[Tensor, Tensor]:
+        inputs, targets, shared = batch
+        with _attention_by_parts():
+            return self._batched[shared](dict(zip(self._names, weights, strict=True)), inputs, targets)
 
     def _one(self, weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss and the outputs of one replica."""
@@ -119,3 +126,14 @@ class Losses:
             inputs = self.problem.prepare(inputs)
         outputs = functional_call(self.model, weights, (inputs,))
         return self.problem.loss(outputs, targets), outputs
+
+
+@contextmanager
+def _attention_by_parts() -> Iterator[None]:
+    """In eval mode torch's attention has a quicker way without a gradient, and takes it in vmap where one is wanted."""
+    enabled = mha.get_fastpath_enabled()
+    mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        mha.set_fastpath_enabled(enabled)

@@ -1,8 +1,10 @@
 """A trial of a problem: whether its models come out alike when they are batched as replicas."""
 
+import random
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_modules  # whose private names are listed in tests/test_architecture.py
@@ -16,7 +18,8 @@ from sngd.training.replicas.layout import apart
 from sngd.training.replicas.losses import Batch, Losses
 
 _GLOBAL_HOOKS = torch_modules._global_backward_hooks, torch_modules._global_backward_pre_hooks
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative, of a gradient
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # relative, of losses and gradients
+_DIFFERENT = "its losses or gradients come out differently when models are batched"
 
 
 def reason_in_trial(problem: Problem, size: int) -> str | None:
@@ -24,8 +27,8 @@ def reason_in_trial(problem: Problem, size: int) -> str | None:
 
     Two models with different weights are tried on a batch, together and one after the other. So this finds most of what
     makes a difference, also in a model or a loss of the user's own. It does not find what only other seeds or other
-    samples show, such as a model that chooses its activation at random when it is built, or an ``augment`` whose
-    results differ in shape.
+    samples show, such as a model that chooses its activation at random when it is built, an ``augment`` whose results
+    differ in shape, or an embedding in scripted code whose ``padding_idx`` these samples do not have.
 
     Returns:
         The end of a sentence.
@@ -74,54 +77,69 @@ def _reason_of_weights(problem: Problem) -> str | None:
 
 
 def _reason_of_passes(problem: Problem, size: int) -> str | None:
-    models, chance = [seeded(problem, seed) for seed in (0, 1)], torch.get_rng_state()
+    models, chance = [seeded(problem, seed) for seed in (0, 1)], _chance()
     batches = [a_batch(problem, size, seed) for seed in (0, 1)]
-    if not torch.equal(chance, torch.get_rng_state()):
-        return "its augment draws from torch's global random numbers"
+    if _chance() != chance:
+        return "its augment draws from global random numbers"
     buffers, attributes = _state_of_buffers(models[0]), _attributes(models[0])
     with (watch := _Watch()):
-        gradients = [_gradient(problem, model, batch) for model, batch in zip(models, batches, strict=True)]
+        tried = [_losses_and_gradients(problem, model, batch) for model, batch in zip(models, batches, strict=True)]
     if watch.reason:
         return watch.reason
     if _state_of_buffers(models[0]) != buffers:
         return "its model changes buffers while it trains, as BatchNorm does"
-    if not torch.equal(chance, torch.get_rng_state()):
+    if _chance() != chance:
         return "its model draws random numbers while it trains, as dropout does"
-    if gradients[0] is None or gradients[1] is None:
+    if any(gradient is None for _, gradients in tried for gradient in gradients):
         return "its loss does not depend on some of its weights"  # to which weight decay is then not applied
-    evaluated = torch.stack([_evaluated(problem, model, batches[0]) for model in models])
+    with in_eval_mode(models[0]), in_eval_mode(models[1]):
+        evaluated = [_losses_and_gradients(problem, model, batches[0]) for model in models]
     if _state_of_buffers(models[0]) != buffers:
         return "its model changes buffers while it is evaluated"
     if _attributes(models[0]) != attributes:
         return "its model changes attributes of its own, as a count of batches"
-    losses = Losses(problem, models[0])
-    alone, weights = losses.layout.matrix(gradients), losses.layout.matrix([list(m.parameters()) for m in models])
-    pieces, together = losses.layout.pieces(weights), torch.zeros_like(weights)
     inputs, targets = (torch.stack(part) for part in zip(*batches, strict=True))
-    losses.gradient(pieces, Batch(inputs, targets), losses.layout.pieces(together))
+    if not _come_out_alike(problem, models, Batch(inputs, targets), tried):
+        return _DIFFERENT
     with in_eval_mode(models[0]):
-        in_one, _ = losses.losses(pieces, Batch(*batches[0], shared=True))
-    if not (_alike(together, alone) and _alike(in_one, evaluated)):
-        return "its losses or gradients come out differently when models are batched"
-    return None
+        return None if _come_out_alike(problem, models, Batch(*batches[0], shared=True), evaluated) else _DIFFERENT
 
 
-def _gradient(problem: Problem, model: nn.Module, batch: Samples) -> list[Tensor] | None:
-    """Of one model's loss, by parameter; None if it does not depend on one of them."""
-    gradients = torch.autograd.grad(problem.mean_loss(model, batch), list(model.parameters()), allow_unused=True)
-    found = [gradient for gradient in gradients if gradient is not None]
-    return found if len(found) == len(gradients) else None
+def _losses_and_gradients(problem: Problem, model: nn.Module, batch: Samples) -> tuple[Tensor, Sequence[Tensor | None]]:
+    """The loss of one model and its gradient by parameter, None if it does not depend on one of them."""
+    loss = problem.mean_loss(model, batch)
+    return loss.detach(), torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
 
 
-def _evaluated(problem: Problem, model: nn.Module, batch: Samples) -> Tensor:
-    with in_eval_mode(model), torch.no_grad():
-        return problem.mean_loss(model, batch)
+def _come_out_alike(
+    problem: Problem, models: Sequence[nn.Module], batch: Batch, alone: Sequence[tuple[Tensor, Sequence[Tensor | None]]]
+) -> bool:
+    """Whether the batched models have the losses and gradients that they have one by one."""
+    losses = Losses(problem, models[0])
+    layout, params = losses.layout, [list(model.parameters()) for model in models]
+    pieces, together = layout.pieces(layout.matrix(params)), layout.matrix([None] * len(models))
+    beside_gradients = losses.gradient(pieces, batch, layout.pieces(together))()
+    by_themselves, _ = losses.losses(pieces, batch)
+    expected = torch.stack([loss for loss, _ in alone])
+    gradients = layout.matrix([_filled(own, like) for (_, own), like in zip(alone, params, strict=True)])
+    return _alike(beside_gradients, expected) and _alike(by_themselves, expected) and _alike(together, gradients)
+
+
+def _filled(gradients: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros in the place of None."""
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(gradients, like, strict=True)]
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
     """Whether they are equal up to rounding."""
     error = torch.linalg.vector_norm(one - other)
     return bool(error <= _TOLERANCE[one.dtype] * torch.linalg.vector_norm(other))
+
+
+def _chance() -> object:
+    """The states of all global generators of random numbers on the CPU."""
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    return torch.get_rng_state().tolist(), random.getstate(), repr(of_numpy), of_numpy["state"]["key"].tolist()
 
 
 def _state_of_buffers(model: nn.Module) -> list[tuple[int, int]]:
