@@ -93,6 +93,7 @@ def test_an_augmentation_in_place_leaves_the_samples_as_they_are(write: Write) -
     [
         "build_model, loss, (x, y), prepare=lambda x: x.div_(2)",
         "lambda: nn.Sequential(nn.ReLU(inplace=True), build_model()), loss, (x, y)",
+        "lambda: nn.Sequential(nn.Dropout(0.5, inplace=True), build_model()), loss, (x, y)",
         "build_model, lambda outputs, targets: loss(outputs, targets.clamp_(0)), (x, y)",
     ],
 )

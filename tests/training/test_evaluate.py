@@ -137,3 +137,37 @@ def test_what_a_model_does_for_eval_mode_is_undone():
     evaluate(Problem(MergesInEval, nn.functional.cross_entropy, (x, (x[:, 0] > 0).long())), model)
     assert not model.merged
     torch.testing.assert_close(model.weight.detach(), before)
+
+
+class Padded(nn.Module):
+    """Attention to sequences that are padded with zeros, the mean over all places."""
+
+    def __init__(self):
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.tokens, self.encoder, self.last = nn.Embedding(9, 8), nn.TransformerEncoder(layer, 1), nn.Linear(8, 2)
+
+    def forward(self, x):
+        return self.last(self.encoder(self.tokens(x), src_key_padding_mask=x == 0).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_attention_is_the_same_function_with_a_gradient_and_without():
+    """Torch's quicker way without a gradient gives zeros at padded places."""
+    torch.manual_seed(0)
+    model, x = Padded().double(), torch.randint(1, 9, (20, 6))
+    x[:, 4:] = 0
+    samples = x, x[:, 0] % 2
+    problem = Problem(Padded, nn.functional.cross_entropy, samples, samples)
+    found = [evaluate(problem, model, grad_norm=grad_norm) for grad_norm in (True, False)]
+    losses = [row[name] for row in found for name in ("train_loss", "test_loss")]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-12)
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_frozen_script_has_no_mode():
+    frozen = torch.jit.freeze(torch.jit.script(nn.Linear(4, 3).eval()))
+    model = nn.Sequential(frozen, nn.Dropout(0.5), nn.Linear(3, 2))
+    evaluate(Problem(lambda: model, nn.functional.cross_entropy, (torch.ones(5, 4), torch.ones(5).long())), model)
+    assert model[1].training

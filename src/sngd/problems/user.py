@@ -15,16 +15,17 @@ The file can import the modules in its folder.
 The problem is tried on two samples, in eval mode. The loss must be a real number that depends on the model's weights.
 It must be the *mean* over the batch, because a sum would make learning rates depend on the batch size. Numbers that are
 not finite are allowed, because a model may handle missing values. But if all inputs or all targets are not finite and
-the loss is not finite either, the problem is refused.
+the loss is not finite either, the problem is refused. So is one that changes samples in place, also in training mode.
 """
 
+import copy
 import hashlib
 import importlib.util
 import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from math import isclose
 from pathlib import Path
@@ -132,6 +133,7 @@ def _try(problem: Problem) -> None:
         _try_samples(problem, model, "train", problem.train)
         if problem.test is not None:
             _try_samples(problem, model, "test", problem.test)
+    _try_training_mode(problem, model)
 
 
 def _try_samples(problem: Problem, model: nn.Module, field: str, samples: Samples) -> None:
@@ -149,8 +151,7 @@ def _try_samples(problem: Problem, model: nn.Module, field: str, samples: Sample
         if problem.prepare is not None:
             prepared = _tried("prepare", problem.prepare(given), len(given), "inputs")
         loss = problem.loss(model(prepared), labels)
-        if given._version or labels._version:  # an evaluation gives the stored ones
-            raise ValueError(f"prepare, the model and loss must not change {field}'s samples in place: work on a copy")
+        _check_unchanged(given, labels, field)
         return loss
 
     loss = loss_of(1)
@@ -161,6 +162,20 @@ def _try_samples(problem: Problem, model: nn.Module, field: str, samples: Sample
                 raise ValueError(f"loss is {loss.item()}: none of the numbers in {field}'s {part} is finite")
     if len(samples[0]) > 1:  # of one sample, the sum is the mean
         _check_mean(loss_of)
+
+
+def _try_training_mode(problem: Problem, model: nn.Module) -> None:
+    """ValueError if samples are changed in place: full gradients are of the stored ones."""
+    inputs, targets = (part.clone() for part in materialized(tuple(part[:2] for part in problem.train)))
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), suppress(Exception):  # two may be too few to normalize
+        problem.mean_loss(copy.deepcopy(model), (inputs, targets))
+    _check_unchanged(inputs, targets, "train")
+
+
+def _check_unchanged(inputs: Tensor, targets: Tensor, field: str) -> None:
+    """ValueError if copies of samples were changed in place."""
+    if inputs._version or targets._version:
+        raise ValueError(f"prepare, the model and loss must not change {field}'s samples in place: work on a copy")
 
 
 def _check_loss(loss: object, model: nn.Module) -> None:

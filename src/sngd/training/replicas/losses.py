@@ -4,13 +4,11 @@ The sum of the losses is differentiated. The loss of a replica depends on its ow
 sum with respect to these weights is the gradient of the replica's own loss.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.backends import mha
 from torch.func import functional_call, vmap
 
 from sngd.problems import Problem
@@ -117,8 +115,7 @@ class Losses:
 
     def _vmapped(self, weights: Pieces, batch: Batch) -> tuple[Tensor, Tensor]:
         inputs, targets, shared = batch
-        with _attention_by_parts():
-            return self._batched[shared](dict(zip(self._names, weights, strict=True)), inputs, targets)
+        return self._batched[shared](dict(zip(self._names, weights, strict=True)), inputs, targets)
 
     def _one(self, weights: dict[str, Tensor], inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """The mean loss and the outputs of one replica."""
@@ -126,14 +123,3 @@ class Losses:
             inputs = self.problem.prepare(inputs)
         outputs = functional_call(self.model, weights, (inputs,))
         return self.problem.loss(outputs, targets), outputs
-
-
-@contextmanager
-def _attention_by_parts() -> Iterator[None]:
-    """In eval mode torch's attention has a quicker way without a gradient, and takes it in vmap where one is wanted."""
-    enabled = mha.get_fastpath_enabled()
-    mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        mha.set_fastpath_enabled(enabled)
