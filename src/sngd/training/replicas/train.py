@@ -1,7 +1,7 @@
 """Train several runs as one, each in its own folder."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from math import inf
@@ -137,10 +137,11 @@ class _Together:
 
     def _measured_alike(self, due: Sequence[int]) -> list[list[int]]:
         """Runs whose rows are of the same samples, with gradients or without. An early version had other defaults."""
-        found: dict[tuple[int, bool], list[int]] = {}
+        found: dict[Hashable, list[int]] = {}
         for index in due:
             run = self.open[index].state
-            found.setdefault((run.row_samples.n, bool(run.config.grad_norm)), []).append(index)
+            measured = run.finished, run.config.eval_samples, run.config.curve_samples, run.config.grad_norm
+            found.setdefault(measured, []).append(index)
         return list(found.values())
 
     def _measured(self, stack: Stack, due: Sequence[int]) -> dict[int, list[Row]]:
