@@ -292,7 +292,7 @@ def naming_runs(folders: Sequence[Path]) -> Iterator[None]:
     """An error gets a note with the folder of the run, or of the runs that are trained as one, unless it names one."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # of any kind: it gets a note and goes on
         told = "\n".join([str(error), *getattr(error, "__notes__", [])])
         if not any(str(folder) in told for folder in folders):
             one = "in the run" if len(folders) == 1 else "in one of the runs"

@@ -225,7 +225,11 @@ def test_a_loss_that_cannot_be_batched(recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("noise", [torch.randn_like, lambda _: random.random(), lambda _: np.random.random()])  # noqa: NPY002
+# Models may draw from numpy's global generator, which its authors advise against
+@pytest.mark.parametrize(
+    "noise",
+    [torch.randn_like, lambda _: random.random(), lambda _: np.random.random()],  # noqa: NPY002
+)
 def test_samples_that_vary_by_no_generator_of_the_run(noise):
     problem = problem_of(lambda: nn.Linear(4, 3), augment=lambda inputs, _: inputs + noise(inputs))
     assert "augment draws from global random numbers" in reason_against(CONFIG, problem)

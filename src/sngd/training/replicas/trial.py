@@ -138,7 +138,7 @@ def _alike(one: Tensor, other: Tensor) -> bool:
 
 def _chance() -> object:
     """The states of all global generators of random numbers on the CPU."""
-    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002
+    of_numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the global generator is asked about
     return torch.get_rng_state().tolist(), random.getstate(), repr(of_numpy), of_numpy["state"]["key"].tolist()
 
 
